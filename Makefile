@@ -1,0 +1,36 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(BIN)/.installed  ## Make the environment in .venv
+
+$(BIN)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install  ## Distil the quickstart student on generated images, about 10 minutes on two CPU cores
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
+
+test: install  ## Run the test suite
+	$(BIN)/python -m pytest
+
+slow: install  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+quality: install  ## Check style, imports between rooms, and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+style: install  ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: help install demo test slow quality style

@@ -1,0 +1,39 @@
+"""Distillation of detection transformers with `transformers.Trainer`."""
+
+from .adapters import ADAPTERS, DetectorAdapter
+from .config import DistillationConfig
+from .distiller import Distiller
+from .evaluation import CocoBoxMetric
+from .methods import (
+    KDDETR,
+    METHODS,
+    DETRDistill,
+    DETRDistillConfig,
+    DistillationMethod,
+    KDDETRConfig,
+)
+from .outputs import DetectorOutput, ObjectQueries, Predictions
+from .teacher import Teacher
+from .trainer import DistillationTrainer
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ADAPTERS",
+    "KDDETR",
+    "METHODS",
+    "CocoBoxMetric",
+    "DETRDistill",
+    "DETRDistillConfig",
+    "DetectorAdapter",
+    "DetectorOutput",
+    "DistillationConfig",
+    "DistillationMethod",
+    "DistillationTrainer",
+    "Distiller",
+    "KDDETRConfig",
+    "ObjectQueries",
+    "Predictions",
+    "Teacher",
+]

@@ -1,0 +1,43 @@
+"""One adapter per detector family. To add a family: one file and one line of [`ADAPTERS`]."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..outputs import DetectorSpec
+from .base import DetectorAdapter
+from .deformable_detr import DeformableDetrAdapter
+from .detr import DetrAdapter, TableTransformerAdapter
+from .rt_detr import RTDetrAdapter
+
+
+ADAPTERS: dict[str, type[DetectorAdapter]] = {
+    "detr": DetrAdapter,
+    "table-transformer": TableTransformerAdapter,
+    "deformable_detr": DeformableDetrAdapter,
+    "rt_detr": RTDetrAdapter,
+}
+
+
+def _adapter_class(config: PreTrainedConfig) -> type[DetectorAdapter]:
+    if config.model_type not in ADAPTERS:
+        known = ", ".join(sorted(ADAPTERS))
+        raise ValueError(f"No adapter for model type {config.model_type!r}: choose a model of one of {known}.")
+    return ADAPTERS[config.model_type]
+
+
+def adapter_for(model: PreTrainedModel) -> DetectorAdapter:
+    """The adapter of a detector.
+
+    Raises:
+        ValueError: the model's family is not supported.
+    """
+    return _adapter_class(model.config)(model)
+
+
+def spec_for(config: PreTrainedConfig) -> DetectorSpec:
+    """What methods need to know of a detector, from its config alone."""
+    return _adapter_class(config).spec_of(config)
+
+
+__all__ = ["ADAPTERS", "DetectorAdapter", "adapter_for", "spec_for"]

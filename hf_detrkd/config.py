@@ -1,0 +1,94 @@
+"""Arguments of a distillation run, on top of `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from .methods import METHODS
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """Arguments common to all methods; a method's own options are in its `config_class`.
+
+    Own fields are in the first lines below. Besides, these defaults of [`~transformers.TrainingArguments`] differ:
+    `metric_for_best_model` is `"map"`, `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach the
+    model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50.
+
+    Raises:
+        ValueError: an unknown method, a method without a teacher, label smoothing, or a dtype that is none.
+    """
+
+    method: str = field(
+        default="none",
+        metadata={"help": f"Distillation method: none (plain training, the control), {', '.join(sorted(METHODS))}."},
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the teacher; needed by every method but none."}
+    )
+    teacher_model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub."}
+    )
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Precision of the teacher: float32, bfloat16 or float16. Default: bfloat16 on CUDA."},
+    )
+    distillation_weight: float = field(
+        default=1.0, metadata={"help": "Multiplies the sum of all distillation losses."}
+    )
+    loss_weights: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON object of weights that replace the method's own, by the beginning of the losses' names, "
+            'for example {"kd_detr_class": 1.0, "kd_detr_box_general": 0}.'
+        },
+    )
+    auxiliary_loss: bool = field(
+        default=True, metadata={"help": "Supervise every decoder layer by the ground truth, not the last alone."}
+    )
+    backbone_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the student's backbone. Default: as everything else."}
+    )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expressions: student parameters whose name matches one are frozen, all others are "
+            "trained, whatever transformers froze. Example: model\\.backbone"
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default="map", metadata={"help": "Metric that chooses the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric should be high."})
+    max_grad_norm: float = field(default=0.1, metadata={"help": "Gradients are clipped to this norm. [DETR: 0.1]"})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must be false: labels have to reach the model."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN and infinity in the logged loss; waits for the device each step."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.loss_weights, str):
+            self.loss_weights = json.loads(self.loss_weights)
+        if self.method != "none" and self.method not in METHODS:
+            raise ValueError(f"method must be none or one of {', '.join(sorted(METHODS))}, got {self.method!r}.")
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor must be 0: detection losses have no smoothed labels.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be false: labels have to reach the model.")
+        if self.teacher_dtype is not None and self.teacher_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, got {self.teacher_dtype!r}.")
+
+    def resolved_teacher_dtype(self) -> torch.dtype:
+        """The teacher's precision on this device."""
+        if self.teacher_dtype is not None:
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.teacher_dtype]
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32

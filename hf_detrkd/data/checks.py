@@ -1,0 +1,191 @@
+"""What is wrong with a data set, said once and before training.
+
+Two kinds of bad input. What no one can repair by guessing (an unknown category, a box with three numbers, a missing
+file) is collected into one [`DatasetError`]. What every labelling tool produces now and then (a box without extent, or
+one that reaches out of its image) is dropped or clipped, and counted in one warning per split.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets.utils import tqdm
+
+from .errors import DatasetError, UnreadableImageError
+from .records import AnnotationTable, ImageRecord, Records
+
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 10
+_THIN = 1e-3
+
+
+class Problems:
+    """Collects what is wrong with one split; only the first ten are written out.
+
+    Args:
+        source (`str`): what the messages call the split, such as the path of its JSON.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.count = 0
+        self.named: list[str] = []
+
+    def add(self, offenders: Iterable[int], describe: Callable[[int], str]) -> None:
+        """Adds one problem for each offender; only those that will be shown are described."""
+        for offender in offenders:
+            self.count += 1
+            if len(self.named) < _NAMED:
+                self.named.append(describe(offender))
+
+    def raise_if_any(self) -> None:
+        """
+        Raises:
+            `DatasetError`: naming the first ten problems and how many there are.
+        """
+        if self.count == 0:
+            return
+        first = "; ".join(self.named)
+        more = f" (the first {_NAMED} of them)" if self.count > _NAMED else ""
+        noun = "problem" if self.count == 1 else "problems"
+        raise DatasetError(f"{self.source} has {self.count} {noun} to correct before training{more}: {first}.")
+
+
+@dataclass
+class RawAnnotations:
+    """Annotations as they were read, one entry of each list per annotation; nothing is known of their types.
+
+    Attributes:
+        image_index (`list[int]`): position of the image, the only column that is already checked.
+        boxes, categories: `bbox` and the source's category id.
+        areas, crowds: `None` where the source has none.
+        describe (`Callable[[int], str]`): what a message calls an annotation, such as `"annotation 17"`.
+    """
+
+    image_index: list[int]
+    boxes: list[Any]
+    categories: list[Any]
+    areas: list[Any]
+    crowds: list[Any]
+    describe: Callable[[int], str]
+
+
+def check_annotations(
+    raw: RawAnnotations, sizes: np.ndarray, class_of: Mapping[int, int], problems: Problems
+) -> AnnotationTable:
+    """Checks every annotation, drops and clips boxes, and sorts the rest by image.
+
+    Args:
+        raw ([`RawAnnotations`])
+        sizes (`numpy.ndarray` of shape `(num_images, 2)`): (width, height) in pixels; 0 where unknown, not clipped.
+        class_of (`Mapping[int, int]`): category id of the source to class index.
+        problems ([`Problems`]): what was found before; what is found here is added.
+
+    Raises:
+        `DatasetError`: if there is any problem.
+    """
+    name = raw.describe
+    values = raw.boxes
+    not_four = [i for i, box in enumerate(values) if not _is_box(box)]
+    problems.add(
+        not_four, lambda i: f"{name(i)} has the box {_short(values[i])}, not four numbers x, y, width, height"
+    )
+    skip = set(not_four)
+    endless = [i for i, box in enumerate(values) if i not in skip and not all(map(math.isfinite, box))]
+    problems.add(endless, lambda i: f"{name(i)} has the box {_short(values[i])}, which is not finite")
+    unknown = [i for i, category in enumerate(raw.categories) if type(category) is not int or category not in class_of]
+    problems.add(unknown, lambda i: f"{name(i)} has the unknown category {_short(raw.categories[i])}")
+    areas = [i for i, area in enumerate(raw.areas) if area is not None and not _is_finite(area)]
+    problems.add(areas, lambda i: f"{name(i)} has the area {_short(raw.areas[i])}, which is not a finite number")
+    crowds = [i for i, crowd in enumerate(raw.crowds) if crowd not in (None, 0, 1)]
+    problems.add(crowds, lambda i: f"{name(i)} has iscrowd {_short(raw.crowds[i])}, which is neither 0 nor 1")
+    problems.raise_if_any()
+
+    image_index = np.array(raw.image_index, dtype=np.int64)
+    boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
+    boxes, keep = _clip(boxes, sizes[image_index], problems.source)
+    area = np.array([math.nan if area is None else area for area in raw.areas], dtype=np.float64)
+    area = np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area)
+    order = np.argsort(image_index, kind="stable")
+    order = order[keep[order]]
+    return AnnotationTable(
+        offsets=np.searchsorted(image_index[order], np.arange(len(sizes) + 1)),
+        boxes=boxes[order],
+        categories=np.array([class_of[category] for category in raw.categories], dtype=np.int64)[order],
+        area=area[order],
+        iscrowd=np.array([bool(crowd) for crowd in raw.crowds], dtype=bool)[order],
+    )
+
+
+def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes `(num_boxes, 4)` inside their images, and which of them are left. Warns once if that changed anything."""
+    limit = np.where(sizes > 0, sizes, np.inf)
+    low = np.where(sizes > 0, 0, -np.inf)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    new_start, new_end = np.clip(start, low, limit), np.clip(end, low, limit)
+    keep = (boxes[:, 2:] > 0).all(1) & (new_end - new_start > _THIN).all(1)
+    moved = (np.abs(new_start - start) > _THIN).any(1) | (np.abs(new_end - end) > _THIN).any(1)
+    dropped, clipped = int((~keep).sum()), int((moved & keep).sum())
+    if dropped or clipped:
+        logger.warning(
+            "%s: of %d boxes, %d without extent inside their image were dropped and %d that reach out of it clipped.",
+            source,
+            len(boxes),
+            dropped,
+            clipped,
+        )
+    changed = np.concatenate([new_start, new_end - new_start], axis=1)
+    return np.where((moved & keep)[:, None], changed, boxes), keep
+
+
+def find_readable_images(records: Records | Sequence[ImageRecord], source: str) -> np.ndarray:
+    """Reads every image once and returns the positions of those that can be decoded, the same in all processes.
+
+    Raises:
+        `DatasetError`: if no image can be read, or if one has another size than annotated.
+    """
+
+    def is_readable(record: ImageRecord) -> bool:
+        try:
+            record.load()
+        except UnreadableImageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(is_readable, records)
+        readable = np.array(list(tqdm(checks, total=len(records), desc=f"Reading the images of {source}")), dtype=bool)
+    bad = np.flatnonzero(~readable)
+    if len(bad) == len(records):
+        raise DatasetError(f"None of the {len(records)} images of {source} can be read.")
+    if len(bad):
+        names = ", ".join(records[int(i)].name for i in bad[:_NAMED])
+        logger.warning("%s: %d images cannot be read and were dropped, among them %s.", source, len(bad), names)
+    return np.flatnonzero(readable)
+
+
+def repeated(values: list[Any]) -> list[int]:
+    """Positions of values that stood in the list before."""
+    first = {value: i for i, value in reversed(list(enumerate(values)))}
+    return [i for i, value in enumerate(values) if first[value] != i]
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list | tuple) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,49 @@
+"""Batches of images of one size, or of several with padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DetectionCollator:
+    """Makes a batch of the items of a [`DetectionDataset`].
+
+    Items with a `pixel_mask` are padded with zeros at the right and at the bottom up to the largest of the batch;
+    boxes stay relative to the image. Items without one have to be of one size.
+
+    Returns:
+        `dict`: `pixel_values` (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`), `pixel_mask`
+        (`torch.LongTensor` of shape `(batch_size, height, width)`, 1 on the image and 0 on padding) if the items have
+        one, and `labels` (`list[dict[str, torch.Tensor]]`).
+
+    Raises:
+        `ValueError`: if images without a `pixel_mask` differ in size.
+    """
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images = [item["pixel_values"] for item in items]
+        labels = [item["labels"] for item in items]
+        if all("pixel_mask" in item for item in items):
+            masks = _stack_padded([item["pixel_mask"] for item in items])
+            return {"pixel_values": _stack_padded(images), "pixel_mask": masks, "labels": labels}
+        sizes = sorted({tuple(image.shape[-2:]) for image in images})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"Images without a `pixel_mask` have to be of one size, but this batch has {sizes}: resize to a fixed "
+                "height and width, or by the shortest edge, which adds the mask."
+            )
+        return {"pixel_values": torch.stack(images), "labels": labels}
+
+
+def _stack_padded(tensors: list[Tensor]) -> Tensor:
+    """Stacks `(..., height, width)` tensors on the smallest canvas of zeros that holds them all."""
+    height = max(tensor.shape[-2] for tensor in tensors)
+    width = max(tensor.shape[-1] for tensor in tensors)
+    batch = tensors[0].new_zeros(len(tensors), *tensors[0].shape[:-2], height, width)
+    for canvas, tensor in zip(batch, tensors, strict=True):
+        canvas[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return batch

@@ -1,0 +1,209 @@
+"""`dataset_name`: one argument for every source of images with boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import datasets as hf_datasets
+
+from .checks import find_readable_images
+from .coco import coco_splits, load_coco
+from .detection import DetectionDataset
+from .errors import DatasetError
+from .rows import load_rows
+from .shapes import SHAPE_CLASSES, SHAPES_SIZES, ShapesRecords
+
+
+EVAL_SPLITS = ("validation", "val", "test")
+
+DatasetName: TypeAlias = str | Path | hf_datasets.Dataset | Mapping[str, hf_datasets.Dataset]
+
+
+@dataclass(frozen=True)
+class DetectionSplits:
+    """The two sets of a training run, with the same classes in the same order.
+
+    Attributes:
+        train ([`DetectionDataset`])
+        eval ([`DetectionDataset`])
+    """
+
+    train: DetectionDataset
+    eval: DetectionDataset
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where splits come from: their names, and how one is loaded, at most so many images of it."""
+
+    name: str
+    splits: list[str]
+    load: Callable[[str, int | None], DetectionDataset]
+
+
+def load_detection_splits(
+    dataset_name: DatasetName,
+    train_split: str = "train",
+    eval_split: str | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    seed: int = 0,
+    skip_unreadable_images: bool = False,
+    shapes_size: tuple[int, int] = (128, 128),
+) -> DetectionSplits:
+    """Loads and checks the training and the evaluation split of a data set. Images are read later, one by one.
+
+    Args:
+        dataset_name (`str`, `Path`, `datasets.Dataset` or `dict[str, datasets.Dataset]`):
+            - `"shapes"`: the generated set, 2000 images to train on and 300 each in `validation` and `test`;
+            - a folder in COCO layout (`annotations/instances_<split>.json`, `<split>/` images);
+            - a folder written by `save_to_disk`, or any other that `datasets.load_dataset` reads;
+            - the id of a data set on the Hub;
+            - a `datasets.DatasetDict` or `datasets.Dataset`; the latter is one split, `train` if it has no name.
+        train_split (`str`, *optional*, defaults to `"train"`)
+        eval_split (`str`, *optional*): by default the first of validation, val and test that exists.
+        max_train_samples (`int`, *optional*): the first so many images. `shapes` generates exactly so many, also more
+            than its default.
+        max_eval_samples (`int`, *optional*): likewise.
+        seed (`int`, *optional*, defaults to 0): of the generated set, and of nothing else: runs with several
+            training seeds see the same images. The augmentation has its own in [`DetectionDataset.with_transform`].
+        skip_unreadable_images (`bool`, *optional*, defaults to `False`): decode every image once now, and drop and
+            count those that cannot be. Every process does so on its own and comes to the same images.
+        shapes_size (`tuple[int, int]`, *optional*, defaults to (128, 128)): (height, width) of the generated images.
+
+    Returns:
+        [`DetectionSplits`]
+
+    Raises:
+        `DatasetError`: if the data set or a split is missing, cannot be used (see `checks.py`), or the two splits
+            differ in their classes.
+
+    Example:
+        ```python
+        >>> splits = load_detection_splits("shapes", max_train_samples=100)
+        >>> transform = DetectionTransform((128, 128), augmentation=AugmentationConfig.flip_only())
+        >>> train = splits.train.with_transform(transform, seed=42)
+        >>> evaluation = splits.eval.with_transform(DetectionTransform((128, 128)))
+        ```
+    """
+    source = _open(dataset_name, seed, shapes_size)
+    train = _load(source, train_split, max_train_samples, skip_unreadable_images)
+    eval_split = eval_split or _default_eval_split(source)
+    evaluation = _load(source, eval_split, max_eval_samples, skip_unreadable_images)
+    if (train.classes, train.category_ids) != (evaluation.classes, evaluation.category_ids):
+        pairs = [set(zip(split.category_ids, split.classes, strict=True)) for split in (train, evaluation)]
+        raise DatasetError(
+            f"The splits {train_split} and {eval_split} of {source.name} have to have the same categories in the same "
+            f"order, but differ in {sorted(pairs[0] ^ pairs[1])[:10] or 'their order'}: give both the same list."
+        )
+    return DetectionSplits(train, evaluation)
+
+
+def load_detection_split(
+    dataset_name: DatasetName,
+    split: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+    skip_unreadable_images: bool = False,
+    shapes_size: tuple[int, int] = (128, 128),
+) -> DetectionDataset:
+    """Loads and checks one split; by default the one to evaluate on. See [`load_detection_splits`]."""
+    source = _open(dataset_name, seed, shapes_size)
+    return _load(source, split or _default_eval_split(source), max_samples, skip_unreadable_images)
+
+
+def _load(source: _Source, split: str, max_samples: int | None, skip_unreadable_images: bool) -> DetectionDataset:
+    if split not in source.splits:
+        raise DatasetError(f"{source.name} has no split {split!r}: choose one of {', '.join(source.splits)}.")
+    if max_samples is not None and max_samples < 1:
+        raise DatasetError(f"The number of images of the split {split!r} has to be positive, but is {max_samples}.")
+    dataset = source.load(split, max_samples)
+    if len(dataset) == 0:
+        raise DatasetError(f"The split {split!r} of {source.name} has no images.")
+    if skip_unreadable_images:
+        dataset = dataset.select(find_readable_images(dataset.records, f"{source.name}, split {split}"))
+    return dataset
+
+
+def _default_eval_split(source: _Source) -> str:
+    for name in EVAL_SPLITS:
+        if name in source.splits:
+            return name
+    raise DatasetError(
+        f"{source.name} has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} to evaluate on: name "
+        f"one of {', '.join(source.splits)}."
+    )
+
+
+def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int]) -> _Source:
+    """Finds out what kind of source a name is, without reading annotations."""
+    if isinstance(dataset_name, hf_datasets.Dataset):
+        return _rows({str(dataset_name.split or "train"): dataset_name}, "the given data set")
+    if isinstance(dataset_name, Mapping):
+        return _rows(dataset_name, "the given data set")
+    if not isinstance(dataset_name, str | Path):
+        raise DatasetError(
+            "A data set is given by its name, folder, or as a `datasets.Dataset` or `DatasetDict`, but this is "
+            f"{type(dataset_name).__name__}: streamed data sets cannot be indexed."
+        )
+    if dataset_name == "shapes":
+        return _shapes(seed, shapes_size)
+    folder = Path(dataset_name)
+    if (folder / "annotations").is_dir():
+        return _coco(folder)
+    return _rows(_load_rows(str(dataset_name)), str(dataset_name))
+
+
+def _shapes(seed: int, image_size: tuple[int, int]) -> _Source:
+    def load(split: str, max_samples: int | None) -> DetectionDataset:
+        records = ShapesRecords(max_samples or SHAPES_SIZES[split], seed, split, image_size)
+        return DetectionDataset(records, SHAPE_CLASSES)
+
+    return _Source("shapes", list(SHAPES_SIZES), load)
+
+
+def _coco(folder: Path) -> _Source:
+    splits = coco_splits(folder)
+    if not splits:
+        raise DatasetError(f"The folder {folder / 'annotations'} has to hold instances_<split>.json, but holds none.")
+
+    def load(split: str, max_samples: int | None) -> DetectionDataset:
+        dataset = load_coco(folder, split)
+        return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+    return _Source(str(folder), splits, load)
+
+
+def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str) -> _Source:
+    for split, rows in splits.items():
+        if not isinstance(rows, hf_datasets.Dataset):
+            raise DatasetError(
+                f"The split {split} of {name} has to be a `datasets.Dataset`, but is {type(rows).__name__}: streamed "
+                "data sets cannot be indexed."
+            )
+
+    def load(split: str, max_samples: int | None) -> DetectionDataset:
+        rows = splits[split]
+        rows = rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
+        return load_rows(rows, f"{name}, split {split}")
+
+    return _Source(name, list(splits), load)
+
+
+def _load_rows(name: str) -> Mapping[str, hf_datasets.Dataset]:
+    """All splits of a folder or of a Hub id."""
+    folder = Path(name)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        loaded = hf_datasets.load_from_disk(name)
+    else:
+        try:
+            loaded = hf_datasets.load_dataset(name)
+        except (hf_datasets.exceptions.FileNotFoundDatasetsError, ConnectionError) as error:
+            raise DatasetError(
+                f"There is no data set {name!r} here or within reach ({error}): give `shapes`, a folder in COCO "
+                "layout (annotations/instances_<split>.json), a folder written by `save_to_disk`, or a Hub id."
+            ) from error
+    return {str(loaded.split or "train"): loaded} if isinstance(loaded, hf_datasets.Dataset) else loaded

@@ -1,0 +1,137 @@
+"""One image and what is annotated on it, before any transform; and lists of those that stay small in memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from .errors import DatasetError
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image that is read when it is asked for, and its checked annotations.
+
+    Attributes:
+        image_id (`int`): unique in its split.
+        name (`str`): file name or description, for error messages.
+        load (`Callable[[], PIL.Image.Image]`): reads the image as RGB, turned as its EXIF orientation says.
+        boxes (`numpy.ndarray` of shape `(num_boxes, 4)`): float64, COCO `(x, y, width, height)` in pixels of the
+            turned image, inside it and never empty.
+        categories (`numpy.ndarray` of shape `(num_boxes,)`): int64 index into the classes of the data set.
+        area (`numpy.ndarray` of shape `(num_boxes,)`): float64, pixels of the original image; the evaluator's size.
+        iscrowd (`numpy.ndarray` of shape `(num_boxes,)`): bool, true for a box around a group of objects.
+        width (`int`, *optional*): pixels, where known without decoding the image.
+        height (`int`, *optional*): pixels.
+    """
+
+    image_id: int
+    name: str
+    load: Callable[[], Image.Image]
+    boxes: np.ndarray
+    categories: np.ndarray
+    area: np.ndarray
+    iscrowd: np.ndarray
+    width: int | None = None
+    height: int | None = None
+
+
+class Records(ABC):
+    """A list of records that are made when they are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """The annotations of a split, sorted by image: those of image `i` are rows `offsets[i]` to `offsets[i + 1]` of the
+    columns, which are those of [`ImageRecord`]. A few arrays, which forked workers share."""
+
+    offsets: np.ndarray
+    boxes: np.ndarray
+    categories: np.ndarray
+    area: np.ndarray
+    iscrowd: np.ndarray
+
+
+class TableRecords(Records):
+    """Records over an annotation table.
+
+    Args:
+        image_ids (`numpy.ndarray` of shape `(num_images,)`)
+        name (`Callable[[int], str]`): what errors call the image at a position.
+        sizes (`numpy.ndarray` of shape `(num_images, 2)`): annotated (width, height) in pixels, 0 where unknown.
+        read (`Callable[[int], PIL.Image.Image]`): reads the image at a position.
+        table ([`AnnotationTable`])
+    """
+
+    def __init__(
+        self,
+        image_ids: np.ndarray,
+        name: Callable[[int], str],
+        sizes: np.ndarray,
+        read: Callable[[int], Image.Image],
+        table: AnnotationTable,
+    ) -> None:
+        self.image_ids, self.name, self.sizes, self.read, self.table = image_ids, name, sizes, read, table
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside a split of {len(self)} images")
+        rows = slice(self.table.offsets[index], self.table.offsets[index + 1])
+        width, height = self.sizes[index].tolist()
+        return ImageRecord(
+            image_id=int(self.image_ids[index]),
+            name=self.name(index),
+            load=partial(self.load, index),
+            boxes=self.table.boxes[rows],
+            categories=self.table.categories[rows],
+            area=self.table.area[rows],
+            iscrowd=self.table.iscrowd[rows],
+            width=width or None,
+            height=height or None,
+        )
+
+    def load(self, index: int) -> Image.Image:
+        """
+        Raises:
+            `UnreadableImageError`: if the image cannot be decoded.
+            `DatasetError`: if it has another size than annotated, which would put its boxes on wrong places.
+        """
+        image = self.read(index)
+        annotated = tuple(self.sizes[index].tolist())
+        if 0 not in annotated and image.size != annotated:
+            raise DatasetError(
+                f"The image {self.name(index)} is {image.width}x{image.height} pixels after its EXIF orientation, "
+                f"but its annotations say {annotated[0]}x{annotated[1]}: correct the annotations or the file."
+            )
+        return image
+
+
+class SelectedRecords(Records):
+    """The records at some positions of others, still lazy."""
+
+    def __init__(self, records: Records | Sequence[ImageRecord], indices: Sequence[int] | np.ndarray) -> None:
+        self.records = records
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        return self.records[int(self.indices[index])]

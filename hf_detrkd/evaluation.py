@@ -1,0 +1,413 @@
+"""COCO box AP of detectors, streaming: inside training, over several processes, and from result files.
+
+The road of a batch: [`detections_from_predictions`] and [`references_from_labels`] bring answers and truth into pixels
+of the original images, [`gatherable`] pads both into tensors that `Trainer` and `accelerate` gather and truncate as
+they are, and [`CocoEvaluator`] hands them to [`CocoBoxMetric`], which keeps them in an Arrow file until it computes.
+Boxes are `(x_min, y_min, x_max, y_max)` in pixels all the way, as the image processors'
+`post_process_object_detection` gives them; only COCO's files and library see `(x, y, width, height)`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import torch.distributed as dist
+from faster_coco_eval.core.coco import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_area, box_convert
+from transformers import EvalPrediction
+
+from .outputs import Predictions
+
+
+MAX_DETECTIONS = 100
+PADDING = -100  # what Trainer and accelerate pad with; the class of a row that is no box
+
+PRECISIONS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+RECALLS = ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
+FIGURES = PRECISIONS + RECALLS  # in the official evaluator's order
+
+
+def detections_from_predictions(
+    predictions: Predictions, sizes: Tensor | Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """The best 100 detections of every image, best first, as the image processors' post-processing finds them.
+
+    With sigmoid heads these are the best pairs of query and class (a query may answer twice), with softmax heads every
+    query's best class. No threshold: average precision needs the weak answers too.
+
+    Args:
+        predictions ([`Predictions`]): answers of the last decoder layer, boxes in [0, 1] of the image.
+        sizes (`torch.Tensor` of shape `(batch_size, 2)`): height and width of the original images, in pixels.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: one per image, on the device of the predictions: `scores` and `labels` of
+        shape `(num_detections,)`, `boxes` of shape `(num_detections, 4)`, corners in pixels. All images have equally
+        many.
+    """
+    scores, num_classes = predictions.scores(), predictions.num_classes
+    sizes = torch.as_tensor(sizes, device=scores.device)
+    if sizes.shape != (len(scores), 2):
+        raise ValueError(f"sizes must be (height, width) of {len(scores)} images, got shape {tuple(sizes.shape)}")
+    if predictions.activation == "softmax":
+        scores, classes = scores.max(-1)
+        scores, rows = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
+        classes = classes.gather(1, rows)
+    else:
+        scores, cells = scores.flatten(1).topk(min(MAX_DETECTIONS, scores[0].numel()))
+        rows, classes = cells // num_classes, cells % num_classes
+    height, width = sizes.unbind(1)
+    boxes = box_convert(predictions.boxes.float(), "cxcywh", "xyxy")
+    boxes = boxes * torch.stack([width, height, width, height], dim=1).to(boxes)[:, None]
+    boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+    return [
+        {"scores": s, "labels": c, "boxes": b}
+        for s, c, b in zip(scores.unbind(), classes.unbind(), boxes, strict=True)
+    ]
+
+
+def references_from_labels(labels: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The truth of every image as the metric takes it, from labels as the collator makes them.
+
+    Args:
+        labels (`list[dict[str, torch.Tensor]]`): one per image, with `image_id` `(1,)`, `class_labels` `(num_boxes,)`,
+            `boxes` `(num_boxes, 4)`, center, width and height in [0, 1] of the image, `orig_size` `(2,)`, height and
+            width in pixels, and where present `area` `(num_boxes,)` in square pixels (default: the boxes' areas),
+            `iscrowd` `(num_boxes,)` (default: 0), and `crowd_boxes`, `crowd_labels`, `crowd_area`: crowd regions, in
+            which a detection may lie without being wrong.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: `image_id` of shape `()`, `boxes` (corners in pixels), `labels`, `area`,
+        `iscrowd`.
+    """
+    return [_reference(label) for label in labels]
+
+
+def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One image: boxes first, crowd regions after them."""
+    height, width = label["orig_size"].unbind()
+    scale = torch.stack([width, height, width, height])
+    boxes, classes = label["boxes"] * scale, label["class_labels"]
+    crowd = label.get("crowd_boxes", boxes[:0]) * scale
+    corners = box_convert(torch.cat([boxes, crowd]), "cxcywh", "xyxy")
+    area = box_area(corners)
+    return {
+        "image_id": label["image_id"].reshape(()),
+        "boxes": corners,
+        "labels": torch.cat([classes, label.get("crowd_labels", classes[:0])]),
+        "area": torch.cat([label.get("area", area[: len(boxes)]), label.get("crowd_area", area[len(boxes) :])]),
+        "iscrowd": torch.cat([label.get("iscrowd", torch.zeros_like(classes)), classes.new_ones(len(crowd))]),
+    }
+
+
+def gatherable(
+    detections: Sequence[Mapping[str, Tensor]], references: Sequence[Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Pads a batch into what `prediction_step` returns as predictions and labels.
+
+    `Trainer` pads the second dimension over processes with -100, concatenates the first and cuts off the images that
+    the sampler repeated: tensors of shape `(batch_size, num_boxes, ...)` go through all of it as they are, on any
+    backend. Lists of dicts would need `eval_use_gather_object`, which `Trainer` forgets after its first evaluation:
+    the second one hangs. Nothing here waits for the device.
+
+    Args:
+        detections (`list[dict[str, torch.Tensor]]`): see [`detections_from_predictions`].
+        references (`list[dict[str, torch.Tensor]]`): see [`references_from_labels`].
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: the same fields; a row with label -100 is no box.
+    """
+    fields = ("boxes", "labels", "area", "iscrowd")
+    truth = {name: _pad([reference[name] for reference in references]) for name in fields}
+    truth["image_id"] = torch.stack([reference["image_id"] for reference in references])
+    return {name: _pad([image[name] for image in detections]) for name in ("boxes", "labels", "scores")}, truth
+
+
+def _pad(rows: Sequence[Tensor]) -> Tensor:
+    """`(batch_size, num_rows, ...)`, at least one row wide, since not every backend gathers empty tensors."""
+    least = rows[0].new_zeros(1, *rows[0].shape[1:])
+    return pad_sequence([*rows, least], batch_first=True, padding_value=PADDING)[:-1]
+
+
+def _unpad(batch: Mapping[str, Tensor | np.ndarray], image_ids: np.ndarray) -> list[dict[str, Any]]:
+    """One dict of arrays per image, without padding."""
+    fields = {name: torch.as_tensor(value).cpu().numpy() for name, value in batch.items() if name != "image_id"}
+    keep = fields["labels"] != PADDING
+    return [
+        {"image_id": int(image_id), **{name: value[i][keep[i]] for name, value in fields.items()}}
+        for i, image_id in enumerate(image_ids)
+    ]
+
+
+class CocoEvaluator:
+    """`compute_metrics` of a `Trainer` with `batch_eval_metrics=True`: takes batches, gives figures after the last.
+
+    `batch_eval_metrics=True` is what streams; without it `Trainer` keeps all padded batches and calls once at the end.
+    `eval_use_gather_object` and `eval_do_concat_batches` have to stay at their defaults. With several processes the
+    first one keeps the detections and computes; all get the same figures, since each chooses the best checkpoint.
+
+    Args:
+        id2label (`dict[int, str]`): the model's classes, as in its config.
+
+    Example:
+
+    ```python
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        ...
+        detections = detections_from_predictions(predictions, torch.stack([x["orig_size"] for x in labels]))
+        return loss, *gatherable(detections, references_from_labels(labels))
+    ```
+    """
+
+    def __init__(self, id2label: Mapping[int, str]):
+        self.id2label = dict(id2label)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what an evaluation that broke off has left behind."""
+        self.metric = CocoBoxMetric(self.id2label)
+
+    def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Adds a batch, the same in every process; with `compute_result`, the figures of all batches.
+
+        Raises:
+            ValueError: the predictions are not what [`gatherable`] makes.
+        """
+        if not isinstance(evaluation.predictions, Mapping) or not isinstance(evaluation.label_ids, Mapping):
+            raise ValueError(
+                "predictions and labels must be the padded tensors of `gatherable`, got "
+                f"{type(evaluation.predictions).__name__} and {type(evaluation.label_ids).__name__}: return them from "
+                "`prediction_step` and leave `eval_use_gather_object` off"
+            )
+        several = dist.is_available() and dist.is_initialized()
+        main = not several or dist.get_rank() == 0
+        if main:
+            image_ids = torch.as_tensor(evaluation.label_ids["image_id"]).cpu().numpy()
+            self.metric.add_batch(
+                predictions=_unpad(evaluation.predictions, image_ids),
+                references=_unpad(evaluation.label_ids, image_ids),
+            )
+        if not compute_result:
+            return {}
+        figures = [self.metric.compute() if main else None]
+        if several:
+            dist.broadcast_object_list(figures, src=0)
+        return figures[0]
+
+
+class CocoBoxMetric(evaluate.Metric):
+    """COCO's box figures as an `evaluate.Metric`, computed by faster-coco-eval, without network.
+
+    Batches wait in an Arrow file in a temporary folder of this object, so concurrent runs never meet and nothing but
+    that file grows. An image id counts once, however often it was added: the last entry stays.
+
+    Args:
+        id2label (`dict[int, str]`): classes by the number that `labels` use. Other numbers are an error.
+
+    `compute()` gives `map`, `map_50`, `map_75`, `map_small|medium|large`, `mar_1|10|100`, `mar_small|medium|large` and
+    `map_<class name>`; a class whose name is taken (`small`, `50`) gets `map_class_<class name>`. A figure for which
+    there is no ground-truth box is -1, as in the official evaluator, and enters no mean.
+
+    Example:
+
+    ```python
+    >>> metric = CocoBoxMetric({0: "cat"})
+    >>> metric.add_batch(
+    ...     predictions=[{"image_id": 7, "boxes": [[0, 0, 50, 50]], "scores": [0.9], "labels": [0]}],
+    ...     references=[{"image_id": 7, "boxes": [[0, 0, 50, 50]], "labels": [0], "area": [2500], "iscrowd": [0]}],
+    ... )
+    >>> round(metric.compute()["map"], 3)
+    1.0
+    ```
+    """
+
+    def __init__(self, id2label: Mapping[int, str]):
+        if len(set(id2label.values())) < len(id2label):
+            raise ValueError(f"every class needs a name of its own, got {sorted(id2label.values())}")
+        self.id2label = dict(id2label)
+        folder = tempfile.mkdtemp(prefix="coco-box-metric-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        super().__init__(cache_dir=folder, seed=0)
+
+    def _info(self) -> evaluate.MetricInfo:
+        number, real = datasets.Value("int64"), datasets.Value("float64")
+        image = {
+            "image_id": number,
+            "boxes": datasets.List(datasets.List(real, length=4)),
+            "labels": datasets.List(number),
+        }
+        predictions = {**image, "scores": datasets.List(real)}
+        references = {**image, "area": datasets.List(real), "iscrowd": datasets.List(number)}
+        return evaluate.MetricInfo(
+            description="Average precision and recall of boxes as COCO defines them.",
+            citation="T.-Y. Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312",
+            inputs_description="\nOne dict per image; boxes are (x_min, y_min, x_max, y_max) in pixels.\n",
+            features=datasets.Features({"predictions": predictions, "references": references}),
+        )
+
+    def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
+        images = {r["image_id"]: (p, r) for p, r in zip(predictions, references, strict=True)}
+        truth, answers = [], []
+        for image_id, (prediction, reference) in images.items():
+            if prediction["image_id"] != image_id:
+                raise ValueError(
+                    f"prediction and reference must be of one image, got {prediction['image_id']}, {image_id}"
+                )
+            truth += _annotations(reference, area=reference["area"], iscrowd=reference["iscrowd"])
+            answers += _annotations(prediction, score=prediction["scores"])
+        unknown = sorted({box["category_id"] for box in truth + answers} - self.id2label.keys())
+        if unknown:
+            raise ValueError(f"labels must be among the {len(self.id2label)} of id2label, got {unknown[:10]}")
+        twisted = [box["bbox"] for box in truth if min(box["bbox"][2:]) < 0]
+        if twisted:
+            raise ValueError(
+                f"boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: {twisted[:10]}"
+            )
+        return _figures(list(images), self.id2label, truth, answers)
+
+
+def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[str, Any]]:
+    """One image's boxes in COCO's words."""
+    return [
+        {
+            "image_id": image["image_id"],
+            "category_id": label,
+            "bbox": [left, top, right - left, bottom - top],
+            "area": (right - left) * (bottom - top),
+            **dict(zip(columns, values, strict=True)),
+        }
+        for label, (left, top, right, bottom), *values in zip(
+            image["labels"], image["boxes"], *columns.values(), strict=True
+        )
+    ]
+
+
+def _figures(
+    image_ids: list[int], id2label: dict[int, str], truth: list[dict], answers: list[dict]
+) -> dict[str, float]:
+    """Runs the COCO library, whose order of figures is that of `FIGURES`."""
+    frame = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": number, "name": name} for number, name in id2label.items()],
+    }
+    for boxes in (truth, answers):
+        for number, box in enumerate(boxes, start=1):  # 0 means "unmatched" to the library
+            box["id"] = number
+    evaluator = COCOeval_faster(*(COCO({**frame, "annotations": boxes}) for boxes in (truth, answers)), iouType="bbox")
+    evaluator.run()
+    figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
+    precision = evaluator.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes): all areas, 100 detections
+    for i, number in enumerate(sorted(id2label)):
+        known = precision[..., i][precision[..., i] > -1]
+        key = f"map_{id2label[number]}"
+        key = f"map_class_{id2label[number]}" if key in FIGURES else key
+        figures[key] = float(known.mean()) if known.size else -1.0
+    return figures
+
+
+def evaluate_coco_files(annotations_json: str | Path, detections_json: str | Path) -> dict[str, float]:
+    """The figures of a COCO results file, equal to the official evaluator's; arguments and errors of
+    [`read_coco_files`], figures of [`CocoBoxMetric`]."""
+    id2label, detections, references = read_coco_files(annotations_json, detections_json)
+    metric = CocoBoxMetric(id2label)
+    metric.add_batch(predictions=detections, references=references)
+    return metric.compute()
+
+
+def read_coco_files(
+    annotations_json: str | Path, detections_json: str | Path
+) -> tuple[dict[int, str], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Ground truth and results of COCO's files, image by image, as [`CocoBoxMetric`] takes them.
+
+    Args:
+        annotations_json (`str` or `Path`): a COCO object with `images`, `annotations` and `categories`. An annotation
+            without `area` gets that of its box, one without `iscrowd` is no crowd.
+        detections_json (`str` or `Path`): list of `{"image_id", "category_id", "bbox", "score"}`, the box as
+            `[x, y, width, height]` in pixels. Images without an entry count as images without detections.
+
+    Returns:
+        `tuple[dict[int, str], list[dict], list[dict]]`: class names by category id, predictions, references.
+
+    Raises:
+        ValueError: a file is not JSON, not what it should be, or speaks of images or categories that the ground truth
+            does not have; the message names the file and the first ten offenders.
+    """
+    truth_path, answers_path = Path(annotations_json), Path(detections_json)
+    truth, answers = _read_json(truth_path), _read_json(answers_path)
+    parts = ("images", "annotations", "categories")
+    if not isinstance(truth, dict) or not all(isinstance(truth.get(part), list) for part in parts):
+        found = f"an object with {sorted(truth)}" if isinstance(truth, dict) else f"a {type(truth).__name__}"
+        raise ValueError(f"{truth_path} must be a COCO object with the lists {', '.join(parts)}, got {found}")
+    if not isinstance(answers, list):
+        raise ValueError(f"{answers_path} must be a list of COCO detections, got a {type(answers).__name__}")
+    _refuse(truth_path, "images with `id`", (x for x in truth["images"] if not _has(x, id=int)))
+    nameless = (x for x in truth["categories"] if not _has(x, id=int, name=str))
+    _refuse(truth_path, "categories with `id` and `name`", nameless)
+    id2label = {category["id"]: category["name"] for category in truth["categories"]}
+    names = list(id2label.values())
+    _refuse(truth_path, "categories with names of their own", sorted({x for x in names if names.count(x) > 1}))
+    image_ids = {image["id"] for image in truth["images"]}
+    _check_boxes(truth_path, truth["annotations"], image_ids, id2label)
+    _check_boxes(answers_path, answers, image_ids, id2label)
+    scoreless = (x for x in answers if not (_has(x, score=(int, float)) and math.isfinite(x["score"])))
+    _refuse(answers_path, "detections with a finite `score`", scoreless)
+    detections = [{"image_id": i, "boxes": [], "labels": [], "scores": []} for i in sorted(image_ids)]
+    references = [{"image_id": i, "boxes": [], "labels": [], "area": [], "iscrowd": []} for i in sorted(image_ids)]
+    _fill(detections, answers, scores=lambda x: x["score"])
+    areas = {"area": lambda x: x.get("area", x["bbox"][2] * x["bbox"][3]), "iscrowd": lambda x: x.get("iscrowd", 0)}
+    _fill(references, truth["annotations"], **areas)
+    return id2label, detections, references
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} must be a JSON file, got: {error}") from error
+
+
+def _has(entry: Any, **types: type | tuple[type, ...]) -> bool:
+    """Whether a JSON object has these keys with values of these types."""
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in types.items())
+
+
+def _refuse(path: Path, wanted: str, offenders: Iterable[Any]) -> None:
+    first = list(islice(offenders, 10))
+    if first:
+        raise ValueError(f"{path} must hold {wanted}, got {str(first)[1:-1]}")
+
+
+def _check_boxes(path: Path, entries: list[Any], image_ids: set[int], id2label: Mapping[int, str]) -> None:
+    bad = (x for x in entries if not (_has(x, image_id=int, category_id=int, bbox=list) and _is_box(x["bbox"])))
+    _refuse(path, "boxes with `image_id`, `category_id` and `bbox` as [x, y, width, height] in pixels", bad)
+    _refuse(path, "image ids of the ground truth", sorted({x["image_id"] for x in entries} - image_ids))
+    _refuse(path, "category ids of the ground truth", sorted({x["category_id"] for x in entries} - id2label.keys()))
+
+
+def _is_box(box: list[Any]) -> bool:
+    return len(box) == 4 and all(isinstance(x, int | float) and math.isfinite(x) for x in box) and min(box[2:]) >= 0
+
+
+def _fill(images: list[dict[str, Any]], entries: list[dict], **columns: Callable[[dict], float]) -> None:
+    """Sorts entries into their images, boxes as corners."""
+    by_id = {image["image_id"]: image for image in images}
+    for entry in entries:
+        image, (left, top, width, height) = by_id[entry["image_id"]], entry["bbox"]
+        image["boxes"].append([left, top, left + width, top + height])
+        image["labels"].append(entry["category_id"])
+        for name, value in columns.items():
+            image[name].append(value(entry))

@@ -1,0 +1,125 @@
+"""What a distillation method is, and what all of them need: layer pairs, shared queries, per-layer bookkeeping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Targets
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; goes into the model card."""
+
+    title: str
+    arxiv: str
+    citation: str
+
+
+class DistillationMethod(nn.Module):
+    """Compares a student with its teacher. A method holds its projections and nothing else between calls.
+
+    Args:
+        config: an instance of `config_class`.
+        student ([`DetectorSpec`])
+        teacher ([`DetectorSpec`])
+
+    Raises:
+        ValueError: the pair cannot do what the config asks; the sentence says what to change.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    config_class: ClassVar[type]
+    groups: ClassVar[tuple[str, ...]]
+    """Names between part and layer in the keys of the losses, for those that have one."""
+
+    def __init__(self, config: Any, student: DetectorSpec, teacher: DetectorSpec):
+        super().__init__()
+        self.config = config
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each part by its name `<method>_<part>`, which begins the keys of the losses that it weighs."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Targets,
+        totals: BatchTotals,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Computes the unweighted losses of one batch.
+
+        Args:
+            student ([`DetectorOutput`]): with gradient.
+            teacher ([`DetectorOutput`]): without.
+            targets ([`Targets`])
+            totals ([`BatchTotals`]): divisors.
+            generator (`torch.Generator`): on the CPU, seeded by the run's seed and step: equal on all processes.
+
+        Returns:
+            `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`.
+        """
+        raise NotImplementedError
+
+
+def layer_pairs(num_student: int, num_teacher: int) -> list[tuple[int, int, float]]:
+    """Which teacher layer supervises which student layer: teacher layer t (from 1) teaches ceil(t * L_S / L_T).
+
+    Returns:
+        `list[tuple[int, int, float]]`: (student layer, teacher layer, weight) from 0; teacher layers that meet in one
+        student layer share a weight of 1 (ours: their mean).
+    """
+    students = [-(-(t + 1) * num_student // num_teacher) - 1 for t in range(num_teacher)]
+    return [(s, t, 1 / students.count(s)) for t, s in enumerate(students)]
+
+
+def shared_fields(student: DetectorSpec, teacher: DetectorSpec) -> frozenset[str]:
+    """Fields of the teacher's own queries that the student's decoder understands; empty if it understands none.
+
+    Boxes and reference points mean the same to every model. Embeddings mean something only between models of one
+    family and width.
+    """
+    if (student.family, student.width) == (teacher.family, teacher.width):
+        return student.query_fields
+    for place in ("boxes", "points"):
+        if place in teacher.query_fields and takes_place(student, place):
+            return frozenset({place})
+    return frozenset()
+
+
+def takes_place(spec: DetectorSpec, place: str) -> bool:
+    """Whether a decoder can be asked at a place: a box serves where a point is wanted, never the other way."""
+    return place in spec.query_fields or (place == "boxes" and "points" in spec.query_fields)
+
+
+def teacher_queries(student: DetectorOutput, teacher: DetectorOutput, fields: frozenset[str]) -> ObjectQueries:
+    """The teacher's own queries for the student: detached, with the encoder rows only where both share the grid."""
+    queries = teacher.queries.detach()
+    same_grid = [m.values.shape[-2:] for m in student.features["encoder"]] == [
+        m.values.shape[-2:] for m in teacher.features["encoder"]
+    ]
+    return queries.select(fields | {"rows"} if same_grid else fields)
+
+
+def zero_content(queries: ObjectQueries, width: int) -> ObjectQueries:
+    """The same places with a content of zeros, `(batch_size, num_queries, width)`."""
+    place = queries.points if queries.boxes is None else queries.boxes
+    assert place is not None
+    return replace(queries, content=place.new_zeros(*place.shape[:2], width))
+
+
+def per_layer(name: str, values: Tensor, pairs: list[tuple[int, int, float]]) -> dict[str, Tensor]:
+    """Scalars by name and student layer, from one value per layer pair `(num_pairs,)`."""
+    losses: dict[str, Tensor] = {}
+    for (layer, _, weight), value in zip(pairs, values.unbind(), strict=True):
+        key = f"{name}_{layer}"
+        losses[key] = losses[key] + weight * value if key in losses else weight * value
+    return losses

@@ -1,0 +1,330 @@
+"""DETRDistill: matched answers, features where the teacher looks, and the teacher's queries as a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..losses import box_losses, box_overlap, class_targets, detection_losses, gather_matched, soft_class_loss
+from ..matching import HungarianMatcher, match_columns, stack_layers, to_host
+from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, Predictions, Targets
+from .base import DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
+
+
+TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code]
+MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # teacher and ground truth
+PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  # student and teacher [released code]
+
+
+@dataclass(frozen=True)
+class DETRDistillConfig:
+    """Options of DETRDistill. Defaults are the paper's or the released code's where these are known."""
+
+    variant: Literal["paper", "released"] = field(
+        default="paper",
+        metadata={
+            "help": "paper: positives and negatives matched apart, the teacher's assignment supervises its queries; "
+            "released: one matching of all queries, and the student's own assignment."
+        },
+    )
+    logits_weight: float = field(default=1.0, metadata={"help": "Of the matched answers; 0 for none. [released: 1]"})
+    feature_weight: float = field(default=1.0, metadata={"help": "Of the features; 0 for none. [released: 1]"})
+    assignment_weight: float = field(
+        default=1.0, metadata={"help": "Of the teacher's queries in the student; 0 for none. [released: 1]"}
+    )
+    feature_level: Literal["neck", "encoder"] = field(
+        default="neck",
+        metadata={"help": "Maps that enter the encoder [released code], or its output [figure of the paper]."},
+    )
+    gamma: float = field(
+        default=0.5,
+        metadata={"help": "Quality of a query: score^gamma * IoU^(1 - gamma); paper variant only. [ours]"},
+    )
+
+    def __post_init__(self) -> None:
+        weights = (self.logits_weight, self.feature_weight, self.assignment_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(f"DETRDistill's weights must be at least 0 and one of them above, got {weights}.")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}.")
+
+
+class DETRDistill(DistillationMethod):
+    """Hungarian-matching logits, target-aware features and query-prior assignment distillation.
+
+    * logits: student and teacher answers are paired by a Hungarian assignment, layer by layer; pairs share classes and
+      boxes. In the paper's form, positives (queries that the teacher's own matching gives to an object) are paired
+      first and negatives, with boxes alone, among the rest.
+    * feature: squared distance of feature maps under a mask that is high where the teacher's best queries resemble
+      the map.
+    * assignment: the student's decoder answers the *teacher's* queries and is supervised by ground truth through the
+      teacher's assignment.
+
+    Requirements:
+        For `assignment_weight` above 0, queries that both decoders understand. For `feature_weight` above 0, feature
+        maps as wide as the teacher's decoder states.
+
+    References:
+        Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, ICCV 2023,
+        https://arxiv.org/abs/2211.10156
+
+    Relations:
+        [`KDDETR`] asks both models the same queries, which needs no matching.
+
+    Example:
+        ```python
+        >>> method = DETRDistill(DETRDistillConfig(feature_weight=0.0), student.spec, teacher.spec)
+        >>> losses = method(student_output, teacher_output, targets, totals, torch.Generator())
+        ```
+    """
+
+    name = "detrdistill"
+    paper = Paper(
+        "DETRDistill: A Universal Knowledge Distillation Framework for DETR-families",
+        "2211.10156",
+        "@inproceedings{chang2023detrdistill, title={DETRDistill: A Universal Knowledge Distillation Framework for "
+        "DETR-families}, author={Chang, Jiahao and Wang, Shuo and Xu, Hai-Ming and Chen, Zehui and Yang, Chenhongyi "
+        "and Zhao, Feng}, booktitle={ICCV}, year={2023}}",
+    )
+    config_class = DETRDistillConfig
+    groups = ("positive", "negative")
+
+    def __init__(self, config: DETRDistillConfig, student: DetectorSpec, teacher: DetectorSpec):
+        super().__init__(config, student, teacher)
+        self.config: DETRDistillConfig = config
+        self.pairs = layer_pairs(student.num_layers, teacher.num_layers)
+        self.fields = shared_fields(student, teacher)
+        self.class_kind = "cross_entropy" if student.activation == "softmax" else "focal"
+        if config.assignment_weight and not self.fields:
+            raise ValueError(
+                f"A {student.family} student ({student.width} wide) cannot be asked the queries of a {teacher.family} "
+                f"teacher ({teacher.width} wide): set assignment_weight to 0, or choose a teacher of the same family "
+                "and width."
+            )
+        if config.feature_weight:
+            self.projections = self._make_projections(student, teacher)
+
+    def _make_projections(self, student: DetectorSpec, teacher: DetectorSpec) -> nn.ModuleList:
+        level = self.config.feature_level
+        widths, wanted = student.features[level], set(teacher.features[level])
+        if wanted != {teacher.width}:
+            raise ValueError(
+                f"Feature masks compare the teacher's decoder states ({teacher.width} wide) with its {level} maps "
+                f"({sorted(wanted)} wide): set feature_level to the other place, or feature_weight to 0."
+            )
+        return nn.ModuleList(
+            nn.Identity() if width == teacher.width else nn.Conv2d(width, teacher.width, 1) for width in widths
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        logits, assignment = self.config.logits_weight, self.config.assignment_weight
+        return {
+            "detrdistill_logits_class": logits,
+            "detrdistill_logits_box": 5 * logits,
+            "detrdistill_logits_giou": 2 * logits,
+            "detrdistill_feature": self.config.feature_weight,
+            "detrdistill_assignment_class": 2 * assignment,
+            "detrdistill_assignment_box": 5 * assignment,
+            "detrdistill_assignment_giou": 2 * assignment,
+        }
+
+    def forward(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Targets,
+        totals: BatchTotals,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        asked = self._ask_teacher_queries(student, teacher) if self.config.assignment_weight else ()
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            index, pairing, positive = self._assignments(student, teacher, asked, targets)
+            if self.config.logits_weight:
+                losses |= self._logits(student, teacher, pairing, positive, totals)
+            if self.config.feature_weight:
+                losses |= self._features(student, teacher, targets, totals)
+            if asked:
+                losses |= self._assignment(asked, index, targets, totals)
+        return losses
+
+    # --- assignments: one copy to the host ---------------------------------------------------------------------------
+
+    def _assignments(
+        self, student: DetectorOutput, teacher: DetectorOutput, asked: tuple[Predictions, ...], targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Solves every assignment of the step.
+
+        Returns:
+            `tuple` of `torch.Tensor`: the query of each box that supervises the asked layers, `(num_pairs, batch_size,
+            max_boxes)`; the student query of each teacher query, `(num_pairs, batch_size, teacher_queries)`, -1 for
+            none; and whether that teacher query is a positive.
+        """
+        by_student = self.config.variant == "released" and bool(asked)
+        layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
+        costs = [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
+        if self.config.logits_weight:
+            answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
+            costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))
+        to_objects, *between = to_host(costs)
+        index = match_columns(to_objects, targets.counts)
+        num_teacher = teacher.layers[0].boxes.shape[1]
+        pairing = np.full((len(self.pairs), len(targets.counts), num_teacher), -1, dtype=np.int64)
+        positive = np.ones_like(pairing, dtype=bool)
+        if between and self.config.variant == "released":
+            pairing = match_columns(between[0], [num_teacher] * len(targets.counts))
+        elif between:
+            positive = positives(index, num_teacher)
+            pairing = pair_positives_first(between[0], positive)
+        device = targets.boxes.device
+        index, pairing, positive = (
+            torch.from_numpy(a).to(device, non_blocking=True) for a in (index, pairing, positive)
+        )
+        return index, pairing, positive
+
+    # --- the three losses --------------------------------------------------------------------------------------------
+
+    def _logits(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        pairing: Tensor,
+        positive: Tensor,
+        totals: BatchTotals,
+    ) -> dict[str, Tensor]:
+        logits, boxes = stack_layers([student.layers[s] for s, _, _ in self.pairs])
+        layers, activation = [teacher.layers[t] for _, t, _ in self.pairs], student.layers[0].activation
+        wanted = torch.stack([class_targets(layer, activation) for layer in layers])
+        classes = soft_class_loss(gather_matched(logits, pairing), wanted, activation)
+        distance, giou = box_losses(gather_matched(boxes, pairing), torch.stack([layer.boxes for layer in layers]))
+        paired = pairing >= 0
+        if self.config.variant == "released":
+            groups = {"": (paired, totals.images * min(logits.shape[2], pairing.shape[2]))}
+        else:
+            negatives = totals.images * pairing.shape[2] - totals.boxes
+            groups = {
+                "_positive": (paired & positive, totals.boxes_or_one),
+                "_negative": (paired & ~positive, negatives),
+            }
+        losses: dict[str, Tensor] = {}
+        for group, (chosen, divisor) in groups.items():
+            for part, values in (("class", classes), ("box", distance), ("giou", giou)):
+                if (part, group) != ("class", "_negative"):  # the class of a negative is always no object
+                    value = (values * chosen).sum((1, 2)) / divisor
+                    losses |= per_layer(f"detrdistill_logits_{part}{group}", value, self.pairs)
+        return losses
+
+    def _features(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
+    ) -> dict[str, Tensor]:
+        """Sum over teacher layers and levels of the masked squared distance; masks enter it squared."""
+        teacher_maps = teacher.features[self.config.feature_level]
+        directions = [self._direction(layer, targets) for layer in teacher.layers]
+        losses: dict[str, Tensor] = {}
+        for level, own in enumerate(student.features[self.config.feature_level]):
+            wanted = nearest_level(own, teacher_maps)
+            goal = wanted.values.float()
+            projected = self.projections[level](own.values.float())
+            if projected.shape[-2:] != goal.shape[-2:]:
+                projected = F.interpolate(projected, goal.shape[-2:], mode="bilinear", align_corners=False)
+            squares = torch.stack([feature_mask(d, wanted) for d in directions]).square().sum(0)
+            distance = (squares[:, None] * (goal - projected).square()).mean((1, 2, 3))
+            losses[f"detrdistill_feature_{level}"] = distance.sum() / totals.images
+        return losses
+
+    @torch.no_grad()
+    def _direction(self, layer: Predictions, targets: Targets) -> Tensor:
+        """Weighted sum `(batch_size, width)` of the unit decoder states of the best (query, class) pairs.
+
+        Since cosines are linear in the unit query, `sum_i w_i cos(q_i, f)` is the cosine-like product of this one
+        vector with the unit feature.
+        """
+        assert layer.hidden_states is not None
+        scores = layer.scores()
+        best, cells = scores.flatten(1).topk(min(TOP_PAIRS, scores[0].numel()))
+        rows = cells // scores.shape[-1]
+        overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]
+        overlap = overlap.masked_fill(~targets.valid[:, None], 0.0)
+        nearest = F.pad(overlap, (0, 1)).amax(-1).gather(1, rows)
+        if self.config.variant == "released":
+            weight = best * nearest
+        else:
+            weight = best.pow(self.config.gamma) * nearest.pow(1 - self.config.gamma)
+        weight = torch.where(targets.valid.any(1, keepdim=True), weight, best)
+        states = F.normalize(layer.hidden_states.float(), dim=-1)
+        return (weight[..., None] * gather_matched(states, rows)).sum(1)
+
+    def _ask_teacher_queries(self, student: DetectorOutput, teacher: DetectorOutput) -> tuple[Predictions, ...]:
+        return student.decode(teacher_queries(student, teacher, self.fields))
+
+    def _assignment(
+        self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals
+    ) -> dict[str, Tensor]:
+        logits, boxes = stack_layers([asked[s] for s, _, _ in self.pairs])
+        sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, self.class_kind)
+        divisor = totals.boxes_or_one
+        class_divisor = divisor if self.class_kind == "focal" else totals.class_weight(logits.shape[2], 0.1)
+        losses: dict[str, Tensor] = {}
+        for part, value, by in zip(("class", "box", "giou"), sums, (class_divisor, divisor, divisor), strict=True):
+            losses |= per_layer(f"detrdistill_assignment_{part}", value / by, self.pairs)
+        return losses
+
+
+def positives(index: np.ndarray, num_queries: int) -> np.ndarray:
+    """Whether each teacher query was given a box: bool of shape `(num_layers, batch_size, num_queries)`."""
+    chosen = np.zeros((*index.shape[:2], num_queries + 1), dtype=bool)
+    np.put_along_axis(chosen, np.where(index < 0, num_queries, index), True, axis=-1)
+    return chosen[..., :num_queries]
+
+
+def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The student query of each teacher query: positives are assigned first, the rest among what is left.
+
+    Args:
+        cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`)
+        positive (`np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`)
+
+    Returns:
+        `np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`, -1 where the student has too few queries.
+    """
+    pairing = np.full(positive.shape, -1, dtype=np.int64)
+    for layer, image in np.ndindex(*cost.shape[:2]):
+        free = np.ones(cost.shape[2], dtype=bool)
+        for columns in (positive[layer, image].nonzero()[0], (~positive[layer, image]).nonzero()[0]):
+            candidates = free.nonzero()[0]
+            rows, taken = linear_sum_assignment(cost[layer, image][np.ix_(candidates, columns)])
+            pairing[layer, image, columns[taken]] = candidates[rows]
+            free[candidates[rows]] = False
+    return pairing
+
+
+def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
+    """The map whose height is nearest, in octaves, to that of `own`."""
+    height = own.values.shape[-2]
+    return min(others, key=lambda other: abs(np.log2(other.values.shape[-2] / height)))
+
+
+@torch.no_grad()
+def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
+    """Where a map resembles the teacher's best queries.
+
+    Args:
+        direction (`torch.Tensor` of shape `(batch_size, width)`): weighted sum of unit queries.
+        features ([`FeatureMap`]): the teacher's.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], its maximum 1 in every image; 0 on padding.
+    """
+    unit = F.normalize(features.values.float(), dim=1)
+    mask = torch.einsum("bc,bchw->bhw", direction, unit).clamp(min=0.01)
+    if features.padding is not None:
+        mask = mask.masked_fill(features.padding, 0.0)
+    return mask / mask.amax((1, 2), keepdim=True)

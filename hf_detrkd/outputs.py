@@ -1,0 +1,204 @@
+"""The vocabulary that every room of the house shares. It knows tensors and nothing else.
+
+Boxes are always `(center_x, center_y, width, height)` in [0, 1] of the image (not of the padded canvas).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+Activation = Literal["sigmoid", "softmax"]
+
+
+@dataclass(frozen=True)
+class ObjectQueries:
+    """A set of queries that a decoder can be asked. A field that a family has no use for is `None`.
+
+    Attributes:
+        content (`torch.Tensor` of shape `(batch_size, num_queries, width)`): what the first decoder layer starts from.
+        position (`torch.Tensor` of shape `(batch_size, num_queries, width)`): learned position embeddings; they mean
+            something only to the model (or an equal one) that learned them.
+        points (`torch.Tensor` of shape `(batch_size, num_queries, 2)`): reference points, (x, y) in [0, 1].
+        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): reference boxes.
+        rows (`torch.LongTensor` of shape `(batch_size, num_queries)`): the encoder token that each query of a
+            two-stage detector was selected from, an index into its flattened levels.
+    """
+
+    content: Tensor | None = None
+    position: Tensor | None = None
+    points: Tensor | None = None
+    boxes: Tensor | None = None
+    rows: Tensor | None = None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields that hold a tensor."""
+        return frozenset(f.name for f in fields(self) if self.__dict__[f.name] is not None)
+
+    def detach(self) -> ObjectQueries:
+        return ObjectQueries(**{name: self.__dict__[name].detach() for name in self.fields})
+
+    def select(self, names: frozenset[str]) -> ObjectQueries:
+        """The same queries with only the given fields."""
+        return ObjectQueries(**{name: self.__dict__[name] for name in self.fields & names})
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one decoder layer answers.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): with `activation="softmax"` one more
+            column follows, no-object, always the last.
+        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`)
+        hidden_states (`torch.Tensor` of shape `(batch_size, num_queries, width)`, *optional*)
+        activation (`"sigmoid"` or `"softmax"`): how logits become probabilities.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    hidden_states: Tensor | None = None
+    activation: Activation = "sigmoid"
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[-1] - (self.activation == "softmax")
+
+    def scores(self) -> Tensor:
+        """Class probabilities without no-object, float32, `(batch_size, num_queries, num_classes)`."""
+        logits = self.logits.float()
+        return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
+
+    def detach(self) -> Predictions:
+        states = None if self.hidden_states is None else self.hidden_states.detach()
+        return replace(self, logits=self.logits.detach(), boxes=self.boxes.detach(), hidden_states=states)
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """One level of features: `values` `(batch_size, channels, height, width)`, `padding` `(batch_size, height, width)`
+    bool, true where a cell is padding; `None` when nothing is padded."""
+
+    values: Tensor
+    padding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to the image with most boxes. Padded rows hold class 0 and a harmless box.
+
+    Attributes:
+        labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
+        boxes (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
+        valid (`torch.BoolTensor` of shape `(batch_size, max_boxes)`)
+        counts (`tuple[int]`): boxes per image, known on the host without asking the device.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    valid: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[dict[str, Tensor]]) -> Targets:
+        """From the list of dicts (`class_labels`, `boxes`) that the collator makes."""
+        counts = tuple(len(label["class_labels"]) for label in labels)
+        most, device = max(counts, default=0), labels[0]["boxes"].device
+        classes = torch.zeros(len(labels), most, dtype=torch.long, device=device)
+        boxes = torch.full((len(labels), most, 4), 0.5, device=device)
+        for i, (label, count) in enumerate(zip(labels, counts, strict=True)):
+            classes[i, :count] = label["class_labels"]
+            boxes[i, :count] = label["boxes"].float()
+        lengths = torch.tensor(counts).to(device, non_blocking=True)
+        return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
+
+    def to_labels(self) -> list[dict[str, Tensor]]:
+        """The list of dicts that transformers' models take."""
+        rows = zip(self.labels, self.boxes, self.counts, strict=True)
+        return [{"class_labels": labels[:count], "boxes": boxes[:count]} for labels, boxes, count in rows]
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """What a loss divides by: counts over all processes and accumulated micro-batches, per process and micro-batch.
+
+    With these as divisors the mean over processes and micro-batches is the loss of the whole batch in one process.
+
+    Attributes:
+        images: number of images.
+        boxes: number of ground-truth boxes; a loss clamps it away from zero with `boxes_or_one`.
+        matched: number of boxes that find a query (fewer than `boxes` where an image has more boxes than queries).
+        share: micro-batches times processes, what the counts were divided by.
+    """
+
+    images: Tensor | float
+    boxes: Tensor | float
+    matched: Tensor | float
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, counts: Sequence[int], num_queries: int) -> BatchTotals:
+        """The totals of a single batch in a single process."""
+        return cls(float(len(counts)), float(sum(counts)), float(sum(min(c, num_queries) for c in counts)))
+
+    @property
+    def boxes_or_one(self) -> Tensor | float:
+        """Boxes, at least one in the whole batch, so that a batch without boxes divides by one and not by zero."""
+        least = 1.0 / self.share
+        return self.boxes.clamp(min=least) if isinstance(self.boxes, Tensor) else max(self.boxes, least)
+
+    def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
+        """What a cross entropy with weighted no-object divides by: the weights of all queries."""
+        return self.matched + no_object_weight * (self.images * num_queries - self.matched)
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """What a method needs to know of a detector before the first image.
+
+    Attributes:
+        family (`str`): transformers' `model_type`, with the form after a slash where it has several.
+        query_fields (`frozenset[str]`): fields of [`ObjectQueries`] that its decoder takes from outside.
+        width (`int`): channels of its decoder states.
+        num_layers (`int`): decoder layers.
+        num_queries (`int`): own queries.
+        num_classes (`int`): classes without no-object.
+        activation: see [`Predictions`].
+        features (`dict[str, tuple[int, ...]]`): channels of each level, by place: `"neck"` and `"encoder"`.
+    """
+
+    family: str
+    query_fields: frozenset[str]
+    width: int
+    num_layers: int
+    num_queries: int
+    num_classes: int
+    activation: Activation
+    features: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """One forward pass of a detector, with the means to ask its decoder again.
+
+    Attributes:
+        layers (`tuple[Predictions]`): every decoder layer's answer to the detector's own queries, last one last.
+        queries ([`ObjectQueries`]): those own queries.
+        features (`dict[str, tuple[FeatureMap]]`): `"neck"`: projected maps that enter the encoder; `"encoder"`: the
+            memory that the decoder reads, as maps. Empty tuple where a family has none.
+        decode (`Callable[[ObjectQueries], tuple[Predictions, ...]]`): asks other queries of the same memory. Queries
+            never see each other across calls; gradients reach the encoder and the backbone.
+        loss (`torch.Tensor`, *optional*): the detection loss, when targets were given and the model trains.
+    """
+
+    layers: tuple[Predictions, ...]
+    queries: ObjectQueries
+    features: dict[str, tuple[FeatureMap, ...]]
+    decode: Callable[[ObjectQueries], tuple[Predictions, ...]]
+    loss: Tensor | None = None

@@ -1,0 +1,130 @@
+"""The frozen detector that is copied from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .adapters import adapter_for
+from .outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+NO_NORMALIZATION: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+class Teacher:
+    """A detector in eval mode, without gradient, in its own precision and with its own pixel normalisation.
+
+    It is no `torch.nn.Module` on purpose: nothing that walks a module tree (optimizers, checkpoints, DDP wrappers) can
+    find its weights.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): frozen in place, and moved to `dtype`.
+        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32.
+        class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order.
+        normalization ([`Normalization`]): what the teacher was trained on.
+        student_normalization ([`Normalization`]): what the batches carry.
+
+    Raises:
+        ValueError: the class names differ as sets.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        class_names: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        normalization: Normalization = NO_NORMALIZATION,
+        student_normalization: Normalization = NO_NORMALIZATION,
+    ):
+        self.model = model.to(dtype).eval().requires_grad_(False)
+        self.adapter = adapter_for(model)
+        self.dtype = dtype
+        self._class_order = class_order(model, class_names)
+        self._scale, self._shift = _renormalization(student_normalization, normalization)
+
+    @property
+    def spec(self) -> DetectorSpec:
+        return self.adapter.spec
+
+    def to(self, device: torch.device | str) -> Teacher:
+        self.model.to(device)
+        return self
+
+    @contextmanager
+    def _mode(self, device_type: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            low = self.dtype != torch.float32
+            stack.enter_context(torch.autocast(device_type, self.dtype if low else None, enabled=low))
+            yield
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
+        """The teacher's view of a batch.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the student.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
+        """
+        device = pixel_values.device
+        images = self._renormalize(pixel_values, pixel_mask).to(self.dtype)
+        with self._mode(device.type):
+            output, _ = self.adapter(images, pixel_mask)
+
+        def decode(queries: ObjectQueries) -> tuple[Predictions, ...]:
+            with self._mode(device.type):
+                return self._in_student_order(output.decode(queries))
+
+        return replace(output, layers=self._in_student_order(output.layers), decode=decode)
+
+    def _renormalize(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+        if self._scale is None or self._shift is None:
+            return pixel_values
+        self._scale, self._shift = self._scale.to(pixel_values.device), self._shift.to(pixel_values.device)
+        images = pixel_values * self._scale + self._shift
+        return images if pixel_mask is None else images * pixel_mask[:, None]
+
+    def _in_student_order(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
+        if self._class_order is None:
+            return layers
+        order = self._class_order
+        if layers[0].activation == "softmax":
+            order = [*order, len(order)]
+        return tuple(replace(layer, logits=layer.logits[..., order]) for layer in layers)
+
+
+def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:
+    """For each of the student's classes the teacher's index; `None` where the order is the same already."""
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if set(names) != set(class_names):
+        missing, surplus = sorted(set(class_names) - set(names)), sorted(set(names) - set(class_names))
+        raise ValueError(
+            "Teacher and student must have the same class names, but the teacher "
+            f"lacks {missing[:10]} and has {surplus[:10]} besides: train a teacher on this data set with --method none."
+        )
+    order = [names.index(name) for name in class_names]
+    return None if order == list(range(len(order))) else order
+
+
+def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift `(3, 1, 1)` that turn the student's pixels into the teacher's."""
+    if [list(map(float, part)) for part in source] == [list(map(float, part)) for part in goal]:
+        return None, None
+    mean, std, new_mean, new_std = (torch.tensor(part).view(-1, 1, 1) for part in (*source, *goal))
+    return std / new_std, (mean - new_mean) / new_std
+
+
+def normalization_of(processor: Any) -> Normalization:
+    """What an image processor does to pixels in [0, 1]."""
+    if not processor.do_normalize:
+        return NO_NORMALIZATION
+    return tuple(processor.image_mean), tuple(processor.image_std)

@@ -1,0 +1,372 @@
+"""`DistillationTrainer`: `transformers.Trainer` for detectors, with or without a teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from .config import DistillationConfig
+from .data import DetectionCollator
+from .distiller import Distiller
+from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
+from .methods import METHODS
+from .outputs import BatchTotals, Predictions
+from .teacher import Teacher, normalization_of
+
+
+logger = logging.get_logger(__name__)
+
+STATE_FOLDER = "distillation"  # beside the student in a checkpoint: what only a resumed run needs
+METHOD_WEIGHTS = "method.safetensors"
+METHOD_CONFIG = "method.json"
+
+
+class DistillationTrainer(Trainer):
+    """Trains a detector, taught by another one or alone.
+
+    A drop-in for [`~transformers.Trainer`]: callbacks, schedulers, accumulation, mixed precision, `report_to`, best
+    checkpoint and resuming work as there. The loss does not depend on how a batch is split over processes and
+    micro-batches. COCO mAP is computed in every evaluation without further code.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or `str`): the student, or its Hub id or folder.
+        args ([`DistillationConfig`])
+        teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): default:
+            `args.teacher_model_name_or_path`.
+        method_config (*optional*): options of `args.method`, an instance of its `config_class`. Default: its defaults.
+        processing_class (image processor, *optional*): the student's; saved with it.
+        teacher_processing_class (image processor, *optional*): the teacher's, for its pixel normalisation. Default:
+            loaded with a teacher given by name; the student's for a teacher given as an object.
+        train_dataset, eval_dataset, data_collator, compute_metrics and further arguments: as in `Trainer`. Items are
+            dicts of `pixel_values`, optional `pixel_mask`, and `labels` with `class_labels`, `boxes`, and for evaluation
+            `image_id` and `orig_size`.
+
+    Raises:
+        ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve.
+
+    Example:
+        ```python
+        >>> trainer = DistillationTrainer(
+        ...     model=student,
+        ...     teacher_model="PekingU/rtdetr_r50vd",
+        ...     args=DistillationConfig("out", method="kd_detr"),
+        ...     train_dataset=train,
+        ...     eval_dataset=val,
+        ...     processing_class=processor,
+        ... )
+        >>> trainer.train()
+        ```
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch: Trainer divides by their number
+    _tag_names = ("hf-detrkd", "knowledge-distillation", "object-detection")
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: DistillationConfig,
+        teacher_model: PreTrainedModel | str | None = None,
+        method_config: Any = None,
+        processing_class: Any = None,
+        teacher_processing_class: Any = None,
+        data_collator: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process found {args.n_gpu} GPUs: start it with `accelerate launch`, one process each."
+            )
+        if isinstance(model, str):
+            model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
+        apply_freezing(model, args.freeze)
+        teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
+        method = None
+        if teacher is not None:
+            method_class = METHODS[args.method]
+            spec = Distiller(model).adapter.spec
+            method = method_class(method_config or method_class.config_class(), spec, teacher.spec)
+        distiller = Distiller(model, teacher, method, args.loss_weights, args.seed)
+        distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
+        args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
+        id2label = {int(k): v for k, v in model.config.id2label.items()}
+        super().__init__(
+            model=distiller,
+            args=args,
+            processing_class=processing_class,
+            data_collator=data_collator or DetectionCollator(),
+            compute_metrics=compute_metrics or CocoEvaluator(id2label),
+            callbacks=[EpochCallback(), *(callbacks or [])],
+            **kwargs,
+        )
+        if teacher is not None:
+            teacher.to(args.device)
+        self._parts: dict[str, Tensor] = {}
+        self._images_seen = 0
+        self._log_time = time.perf_counter()
+        self._log_step = 0
+        self._first_step: int | None = None
+        self._evaluation_seconds = 0.0
+        self._teacher_answers = False
+
+    @property
+    def distiller(self) -> Distiller:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The plain model, without anything around it."""
+        return self.distiller.student
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
+        self._log_time = started = time.perf_counter()
+        self._evaluation_seconds, self._first_step = 0.0, None
+        output = super().train(*args, **kwargs)
+        seconds = time.perf_counter() - started - self._evaluation_seconds
+        steps = max(1, self.state.global_step - (self._first_step or 0))
+        return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Adds to every micro-batch what its loss divides by: counts over all processes and micro-batches."""
+        if self._first_step is None:
+            self._first_step = self._log_step = self.state.global_step
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        queries = self.distiller.adapter.spec.num_queries
+        counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
+        of = BatchTotals.of(counts, queries)
+        totals = torch.tensor([of.images, of.boxes, of.matched])
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals.to(device), "sum")
+        share = max(1, len(batches)) * self.args.world_size
+        totals = torch.cat([totals / share, totals.new_tensor([share])])
+        self._images_seen += len(counts) * self.args.world_size
+        return [{**batch, "totals": totals} for batch in batches], num_items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs, step=self.state.global_step, distillation_weight=self.args.distillation_weight)
+        if self.model.training:
+            for name, value in outputs["parts"].items():
+                self._parts[name] = self._parts.get(name, 0) + value / self.current_gradient_accumulation_steps
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, with the backbone in groups of its own where it has its own learning rate."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.args.backbone_learning_rate is None or given:
+            return optimizer
+        backbone = {id(p) for _, p in self.distiller.adapter.backbone_parameters()}
+        for group in list(optimizer.param_groups):
+            chosen = [p for p in group["params"] if id(p) in backbone]
+            if chosen:
+                group["params"] = [p for p in group["params"] if id(p) not in backbone]
+                optimizer.add_param_group({**group, "params": chosen, "lr": self.args.backbone_learning_rate})
+        return optimizer
+
+    # --- logging -----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a training log the mean of every part of the loss, the throughput and the peak memory."""
+        steps = self.state.global_step - self._log_step
+        if "loss" in logs and steps:
+            logs |= self._mean_parts(steps)
+            logs["images_per_second"] = round(self._images_seen / (time.perf_counter() - self._log_time), 2)
+            logs["peak_memory_gb"] = round(peak_memory(self.args.device), 3)
+            self._parts, self._images_seen, self._log_step = {}, 0, self.state.global_step
+            self._log_time = time.perf_counter()
+        super().log(logs, start_time)
+
+    def _mean_parts(self, steps: int) -> dict[str, float]:
+        if not self._parts:
+            return {}
+        values = torch.stack(list(self._parts.values())) / steps
+        values = self.accelerator.reduce(values, "mean")
+        return dict(zip(self._parts, values.tolist(), strict=True))
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`; an evaluation that broke off leaves nothing in the next one."""
+        if isinstance(self.compute_metrics, CocoEvaluator):
+            self.compute_metrics.reset()
+        started = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        seconds = time.perf_counter() - started
+        self._evaluation_seconds += seconds
+        self._log_time += seconds
+        return metrics
+
+    def evaluate_teacher(self, metric_key_prefix: str = "teacher") -> dict[str, float]:
+        """The teacher's metrics on the evaluation set, seeing exactly what it will teach from.
+
+        Raises:
+            ValueError: the run has no teacher.
+        """
+        if self.distiller.teacher is None:
+            raise ValueError("This run has no teacher to evaluate: it trains with --method none.")
+        if isinstance(self.compute_metrics, CocoEvaluator):
+            self.compute_metrics.reset()
+        self._teacher_answers = True
+        try:
+            loader = self.get_eval_dataloader()
+            return self.evaluation_loop(loader, "Evaluating the teacher", metric_key_prefix=metric_key_prefix).metrics
+        finally:
+            self._teacher_answers = False
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Loss, the 100 best detections of every image, and the ground truth, both in pixels of the original."""
+        inputs = self._prepare_inputs(inputs)
+        teacher, outputs = self.distiller.teacher, {"loss": None}
+        if self._teacher_answers and teacher is not None:
+            answers = teacher(inputs["pixel_values"], inputs.get("pixel_mask")).layers[-1]
+        else:
+            with torch.no_grad():
+                outputs = model(**inputs)
+            activation = self.distiller.adapter.spec.activation
+            answers = Predictions(outputs["logits"], outputs["pred_boxes"], activation=activation)
+        if prediction_loss_only:
+            return outputs["loss"], None, None
+        sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])
+        detections = detections_from_predictions(answers, sizes)
+        return outputs["loss"], *gatherable(detections, references_from_labels(inputs["labels"]))
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The student as `from_pretrained` loads it; in a checkpoint also what resuming needs."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        distiller = self.distiller
+        state_dict = state_dict or distiller.state_dict()
+        student = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
+        distiller.student.save_pretrained(folder, state_dict=student)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if distiller.method is not None and folder.resolve() != Path(self.args.output_dir).resolve():
+            self._save_method(folder / STATE_FOLDER)
+
+    def _save_method(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        method = self.distiller.method
+        assert method is not None
+        save_file({k: v.contiguous() for k, v in method.state_dict().items()}, folder / METHOD_WEIGHTS)
+        options = {"method": method.name, "config": vars(method.config), "loss_weights": self.distiller.loss_weights}
+        (folder / METHOD_CONFIG).write_text(json.dumps(options, indent=2))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Student and projections; everything else of a checkpoint is loaded by `Trainer`."""
+        folder, distiller = Path(resume_from_checkpoint), self.distiller
+        load_student_weights(distiller.student, folder)
+        if distiller.method is not None:
+            file = folder / STATE_FOLDER / METHOD_WEIGHTS
+            if not file.is_file():
+                raise ValueError(
+                    f"{folder} was not saved by a run with --method {distiller.method.name}, which keeps its state in "
+                    f"{STATE_FOLDER}/: resume with the method of that run, or start from it with --model_name_or_path."
+                )
+            distiller.method.load_state_dict(load_file(file))
+
+    def _load_best_model(self) -> None:
+        logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        dataset = train_dataloader.dataset
+        if "set_epoch" in dir(dataset):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
+    """Makes every floating-point parameter trainable but those whose name matches a pattern.
+
+    transformers freezes some backbones entirely and others not at all; this is the only place that decides.
+
+    Raises:
+        ValueError: a pattern that matches no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    for pattern in patterns or []:
+        names = [name for name in parameters if re.search(pattern, name)]
+        if not names:
+            known = ", ".join(list(parameters)[:3])
+            raise ValueError(f"freeze pattern {pattern!r} matches no parameter; their names look like {known}.")
+        for name in names:
+            parameters[name].requires_grad_(False)
+
+
+def make_teacher(
+    student: PreTrainedModel,
+    args: DistillationConfig,
+    teacher_model: PreTrainedModel | str | None,
+    processor: Any,
+    teacher_processor: Any,
+) -> Teacher | None:
+    """The teacher of a run, or `None` for plain training."""
+    source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    if args.method == "none":
+        if teacher_model is not None:
+            raise ValueError(f"A teacher was given but no method: set --method to one of {', '.join(METHODS)}.")
+        return None
+    if source is None:
+        raise ValueError(f"--method {args.method} needs a teacher: give --teacher_model_name_or_path.")
+    if isinstance(source, str):
+        revision = args.teacher_model_revision
+        model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
+        teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
+    else:
+        model = source
+    names = [student.config.id2label[i] for i in range(student.config.num_labels)]
+    normalizations = {}
+    if processor is not None:
+        normalizations["student_normalization"] = normalization_of(processor)
+        normalizations["normalization"] = normalization_of(teacher_processor or processor)
+    return Teacher(model, names, args.resolved_teacher_dtype(), **normalizations)
+
+
+def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
+    """Weights of a checkpoint of any size into a student that is there already."""
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: resume from a checkpoint folder of this trainer.")
+    state = type(student).from_pretrained(folder, dtype=torch.float32).state_dict()
+    student.load_state_dict(state)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in GiB since the start: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

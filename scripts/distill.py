@@ -1,0 +1,235 @@
+"""Distils a detection transformer into a smaller one, or trains one without a teacher.
+
+The quickstart, on generated images:
+
+    accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
+
+Your own images, in COCO layout, from the Hub's weights:
+
+    accelerate launch scripts/distill.py --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder \
+        --teacher_model_name_or_path path/to/teacher --method kd_detr --output_dir outputs/student \
+        --num_train_epochs 50 --learning_rate 1e-4 --eval_strategy epoch --save_strategy epoch --bf16
+
+`--method detrdistill --help` shows all arguments, with the method's own at the end. A recipe sets any of them; the
+command line wins.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
+from hf_detrkd.data import (
+    AugmentationConfig,
+    DetectionDataset,
+    DetectionSplits,
+    DetectionTransform,
+    load_detection_splits,
+)
+from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
+
+
+@dataclass
+class ScriptArguments:
+    """What to train, and on what."""
+
+    dataset_name: str = field(
+        default="shapes",
+        metadata={"help": "Hub id, folder in COCO layout, folder of saved `datasets` rows, or shapes (generated)."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images at most."})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Drop images that cannot be read, and count them, instead of stopping."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Student: Hub id or folder."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the student on the Hub."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Student from scratch: a model config, Hub id, folder or JSON file."}
+    )
+    backbone_weights: str | None = field(
+        default=None, metadata={"help": "Safetensors file of a classifier for the backbone of --config_name."}
+    )
+    image_size: str | None = field(
+        default=None,
+        metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the student's image processor."},
+    )
+    keep_aspect_ratio: bool = field(
+        default=False, metadata={"help": "Fit images into the size and pad batches, instead of stretching them."}
+    )
+    run_control: bool = field(
+        default=False,
+        metadata={"help": "First train the same student without teacher, in OUTPUT_DIR/control, and compare."},
+    )
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.config_name is None):
+            raise ValueError(
+                "Give the student either as --model_name_or_path (trained) or as --config_name (from scratch), got "
+                f"{self.model_name_or_path!r} and {self.config_name!r}."
+            )
+        if self.backbone_weights is not None and self.config_name is None:
+            raise ValueError("--backbone_weights needs --config_name: a trained student has a trained backbone.")
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels."""
+        if self.image_size is None:
+            return None
+        numbers = str(self.image_size).lower().split("x")
+        if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+            raise ValueError(f"--image_size must be a number or HEIGHTxWIDTH, got {self.image_size!r}.")
+        return int(numbers[0]), int(numbers[-1])
+
+
+def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, DistillationConfig, object]:
+    """Arguments from the recipe and the command line; the latter wins."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    first.add_argument("--method")
+    early, _ = first.parse_known_args(argv)
+    recipe = read_recipe(early.config)
+    method = early.method or recipe.get("method", "none")
+    groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
+    if method in METHODS:
+        groups.append(METHODS[method].config_class)
+    parser = HfArgumentParser(groups, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
+    known = {action.dest for action in parser._actions}
+    for key in recipe.keys() - known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
+        raise ValueError(f"{early.config} sets {key!r}: {hint}")
+    parser.set_defaults(**recipe)
+    *parsed, _ = parser.parse_args_into_dataclasses(args=argv)
+    script, augmentation, config = parsed[:3]
+    return script, augmentation, config, (parsed[3] if method in METHODS else None)
+
+
+def read_recipe(path: str | None) -> dict[str, object]:
+    """The arguments that a YAML file sets."""
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ValueError(f"--config must be a YAML file, but {path} does not exist.")
+    recipe = yaml.safe_load(Path(path).read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
+    return recipe
+
+
+def make_student(script: ScriptArguments, classes: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+    """Student and image processor; the same seed gives the same weights."""
+    set_seed(seed)
+    if script.config_name is not None:
+        model = build_student(script.config_name, classes)
+        if script.backbone_weights is not None:
+            load_backbone_weights(model, script.backbone_weights)
+    else:
+        model = load_student(script.model_name_or_path, classes, script.model_revision)
+    processor = load_image_processor(model, script.model_name_or_path, script.size(), script.keep_aspect_ratio)
+    return model, processor
+
+
+def with_transforms(
+    splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, seed: int
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """Training and evaluation set as the student's image processor wants them."""
+    normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
+    size = dict(processor.size)
+    train = splits.train.with_transform(DetectionTransform(size, *normalization, augmentation), seed)
+    return train, splits.eval.with_transform(DetectionTransform(size, *normalization))
+
+
+def train(trainer: DistillationTrainer) -> dict[str, float]:
+    """Trains, evaluates and saves; returns the final metrics."""
+    config = trainer.args
+    checkpoint = config.resume_from_checkpoint
+    if checkpoint in ("true", "True", True):
+        checkpoint = get_last_checkpoint(config.output_dir)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
+    metrics |= trainer.evaluate()
+    trainer.save_metrics("all", metrics)
+    return metrics
+
+
+def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float | None]:
+    """One line of the summary."""
+    return {
+        "map": metrics["eval_map"],
+        "map_50": metrics["eval_map_50"],
+        "parameters": model.num_parameters(),
+        "seconds_per_step": metrics.get("train_seconds_per_step"),
+    }
+
+
+def table(summary: dict[str, dict[str, float | None]]) -> str:
+    """The summary as text."""
+    lines = [f"{'':12}{'mAP':>8}{'mAP50':>8}{'parameters':>12}{'s / step':>10}"]
+    for name, values in summary.items():
+        seconds = values["seconds_per_step"]
+        speed = "-" if seconds is None else f"{seconds:.3f}"
+        figures = f"{100 * values['map']:8.1f}{100 * values['map_50']:8.1f}{values['parameters']:12,}{speed:>10}"
+        lines.append(f"{name:12}{figures}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    script, augmentation, config, method_config = parse(argv)
+    with config.main_process_first(desc="reading the data set"):
+        splits = load_detection_splits(
+            script.dataset_name,
+            train_split=script.dataset_train_split,
+            eval_split=script.dataset_eval_split,
+            max_train_samples=script.max_train_samples,
+            max_eval_samples=script.max_eval_samples,
+            skip_unreadable_images=script.skip_unreadable_images,
+        )
+
+    def make_trainer(config: DistillationConfig) -> DistillationTrainer:
+        model, processor = make_student(script, splits.train.classes, config.seed)
+        train_set, eval_set = with_transforms(splits, processor, augmentation, config.seed)
+        return DistillationTrainer(
+            model=model,
+            args=config,
+            method_config=method_config if config.method != "none" else None,
+            processing_class=processor,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+        )
+
+    summary: dict[str, dict[str, float | None]] = {}
+    models: dict[str, PreTrainedModel] = {}
+    trainer = make_trainer(config)
+    if trainer.distiller.teacher is not None:
+        teacher = trainer.distiller.teacher.model
+        summary["teacher"], models["teacher"] = row(teacher, trainer.evaluate_teacher("eval")), teacher
+    if script.run_control:
+        control_folder = str(Path(config.output_dir) / "control")
+        control = make_trainer(
+            dataclasses.replace(config, method="none", loss_weights=None, output_dir=control_folder)
+        )
+        summary["control"], models["control"] = row(control.student, train(control)), control.student
+    name = "student" if config.method == "none" else "distilled"
+    summary[name], models[name] = row(trainer.student, train(trainer)), trainer.student
+    if trainer.is_world_process_zero():
+        Path(config.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
+        print(table(summary))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

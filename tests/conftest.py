@@ -1,0 +1,55 @@
+"""Fixtures that every room's tests share: no network, one thread, a seed per test, tiny detectors as copies."""
+
+from __future__ import annotations
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+
+import copy
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests import tiny
+
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same random state, whatever ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@functools.cache
+def _built(name: str, width: int, overrides: tuple[tuple[str, Any], ...]) -> transformers.PreTrainedModel:
+    return tiny.build(name, width, **dict(overrides))
+
+
+@pytest.fixture
+def build() -> Callable[..., transformers.PreTrainedModel]:
+    """`tiny.build`, built once per session; every call hands out a copy of its own, in eval mode."""
+
+    def copied(name: str, width: int = 32, **overrides: Any) -> transformers.PreTrainedModel:
+        return copy.deepcopy(_built(name, width, tuple(sorted(overrides.items()))))
+
+    return copied
+
+
+@pytest.fixture(params=tiny.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Runs a test once per detector family."""
+    return request.param

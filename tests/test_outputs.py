@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_detrkd.outputs import BatchTotals, ObjectQueries, Predictions, Targets
+from tests import tiny
+
+
+def test_targets_come_back_as_the_labels_they_were_made_from():
+    labels = tiny.batch(boxes=(2, 0, 5, 1))["labels"]
+    targets = Targets.from_labels(labels)
+    assert targets.counts == (2, 0, 5, 1)
+    for restored, label in zip(targets.to_labels(), labels, strict=True):
+        assert restored.keys() == label.keys()
+        assert all(torch.equal(restored[key], label[key]) and restored[key].dtype == label[key].dtype for key in label)
+
+
+def test_targets_pad_to_the_fullest_image_with_class_zero_and_a_box_inside_the_image():
+    labels = [{k: v + 1 if k == "class_labels" else v for k, v in label.items()} for label in _labels(2, 0, 3)]
+    targets = Targets.from_labels(labels)
+    assert targets.labels.shape == (3, 3) and targets.boxes.shape == (3, 3, 4)
+    assert targets.valid.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
+    assert (targets.labels[~targets.valid] == 0).all() and (targets.labels[targets.valid] > 0).all()
+    assert (targets.boxes[~targets.valid] == 0.5).all()
+
+
+@pytest.mark.parametrize("counts", [(0,), (0, 0, 0)])
+def test_a_batch_without_any_box_makes_empty_targets(counts):
+    targets = Targets.from_labels(_labels(*counts))
+    assert targets.labels.shape == (len(counts), 0) and targets.boxes.shape == (len(counts), 0, 4)
+    assert targets.valid.shape == (len(counts), 0) and targets.counts == counts
+    assert [len(label["boxes"]) for label in targets.to_labels()] == list(counts)
+
+
+def test_targets_hold_boxes_in_float32_whatever_the_labels_hold():
+    labels = [{key: value.double() if key == "boxes" else value for key, value in _labels(2)[0].items()}]
+    assert Targets.from_labels(labels).boxes.dtype == torch.float32
+
+
+def _labels(*counts: int) -> list[dict[str, torch.Tensor]]:
+    return tiny.batch(boxes=counts)["labels"]
+
+
+def test_queries_name_only_the_fields_that_hold_a_tensor():
+    assert ObjectQueries().fields == frozenset()
+    queries = ObjectQueries(content=torch.zeros(1, 2, 3), rows=torch.zeros(1, 2, dtype=torch.long))
+    assert queries.fields == {"content", "rows"}
+
+
+def test_selected_queries_keep_only_the_named_fields_that_they_have():
+    queries = ObjectQueries(content=torch.randn(1, 2, 3), boxes=tiny.random_boxes(1, 2))
+    selected = queries.select(frozenset({"boxes", "points"}))
+    assert selected.fields == {"boxes"} and selected.boxes is queries.boxes
+    assert queries.fields == {"content", "boxes"}
+
+
+def test_detached_queries_and_predictions_send_no_gradient_back():
+    tensor = torch.randn(1, 2, 4, requires_grad=True)
+    rows = torch.zeros(1, 2, dtype=torch.long)
+    queries = ObjectQueries(content=tensor * 1, boxes=tensor * 2, rows=rows).detach()
+    assert queries.fields == {"content", "boxes", "rows"}
+    assert not queries.content.requires_grad and not queries.boxes.requires_grad
+    predictions = Predictions(tensor * 1, tensor * 2, tensor * 3, "softmax").detach()
+    assert predictions.activation == "softmax"
+    assert not any(t.requires_grad for t in (predictions.logits, predictions.boxes, predictions.hidden_states))
+    assert Predictions(tensor, tensor).detach().hidden_states is None
+
+
+def test_scores_of_a_softmax_head_leave_no_object_out_and_of_a_sigmoid_head_leave_nothing_out():
+    logits = torch.tensor([[[1.0, 2.0, 3.0]]])
+    softmax, sigmoid = (Predictions(logits, torch.zeros(1, 1, 4), activation=kind) for kind in ("softmax", "sigmoid"))
+    assert softmax.num_classes == 2 and sigmoid.num_classes == 3
+    torch.testing.assert_close(softmax.scores(), torch.exp(logits[..., :2]) / torch.exp(logits).sum())
+    torch.testing.assert_close(sigmoid.scores(), 1 / (1 + torch.exp(-logits)))
+    assert Predictions(logits.bfloat16(), torch.zeros(1, 1, 4)).scores().dtype == torch.float32
+
+
+def test_totals_count_a_box_as_matched_only_where_there_is_a_query_for_it():
+    totals = BatchTotals.of((3, 0, 9), num_queries=5)
+    assert (totals.images, totals.boxes, totals.matched, totals.share) == (3.0, 12.0, 8.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize(("boxes", "share", "expected"), [(0.0, 1, 1.0), (0.0, 4, 0.25), (0.5, 4, 0.5), (3.0, 2, 3.0)])
+def test_the_box_divisor_is_at_least_one_box_in_the_whole_batch(kind, boxes, share, expected):
+    assert float(BatchTotals(2.0, kind(boxes), kind(boxes), share).boxes_or_one) == expected
