@@ -28,8 +28,10 @@ class Teacher:
     find its weights.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): frozen in place, and moved to `dtype`.
-        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32.
+        model ([`~transformers.PreTrainedModel`]): frozen in place, its weights in float32.
+        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (Weights of
+            16 bits would round reference points to a fifth of a cell, and meet float32 queries in layers that take
+            one type only.)
         class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order.
         normalization ([`Normalization`]): what the teacher was trained on.
         student_normalization ([`Normalization`]): what the batches carry.
@@ -46,7 +48,7 @@ class Teacher:
         normalization: Normalization = NO_NORMALIZATION,
         student_normalization: Normalization = NO_NORMALIZATION,
     ):
-        self.model = model.to(dtype).eval().requires_grad_(False)
+        self.model = model.float().eval().requires_grad_(False)
         self.adapter = adapter_for(model)
         self.dtype = dtype
         self._class_order = class_order(model, class_names)
@@ -76,7 +78,7 @@ class Teacher:
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
         """
         device = pixel_values.device
-        images = self._renormalize(pixel_values, pixel_mask).to(self.dtype)
+        images = self._renormalize(pixel_values, pixel_mask)
         with self._mode(device.type):
             output, _ = self.adapter(images, pixel_mask)
 
@@ -84,7 +86,8 @@ class Teacher:
             with self._mode(device.type):
                 return self._in_student_order(output.decode(queries))
 
-        return replace(output, layers=self._in_student_order(output.layers), decode=decode)
+        layers = self._in_student_order(output.layers)
+        return replace(output, layers=layers, queries=_in_float32(output.queries), decode=decode)
 
     def _renormalize(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         if self._scale is None or self._shift is None:
@@ -102,14 +105,20 @@ class Teacher:
         return tuple(replace(layer, logits=layer.logits[..., order]) for layer in layers)
 
 
+def _in_float32(queries: ObjectQueries) -> ObjectQueries:
+    """The same queries in the precision of a student's weights, whatever the teacher's passes run in."""
+    tensors = {name: getattr(queries, name) for name in queries.fields}
+    return ObjectQueries(**{name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+
+
 def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:
     """For each of the student's classes the teacher's index; `None` where the order is the same already."""
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if set(names) != set(class_names):
         missing, surplus = sorted(set(class_names) - set(names)), sorted(set(names) - set(class_names))
         raise ValueError(
-            "Teacher and student must have the same class names, but the teacher "
-            f"lacks {missing[:10]} and has {surplus[:10]} besides: train a teacher on this data set with --method none."
+            f"Teacher and student must have the same class names, but the teacher lacks {missing[:10]} and has "
+            f"{surplus[:10]} besides: train a teacher on this data set with --method none."
         )
     order = [names.index(name) for name in class_names]
     return None if order == list(range(len(order))) else order

@@ -70,14 +70,14 @@ def draw_detections(
         raise ValueError(f"boxes, labels and scores must be equally many, got {', '.join(map(str, counts))}")
     scale = max(1.0, min_side / max(image.size))
     canvas = image.convert("RGB").resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-    font = ImageFont.load_default(min(24, max(12, max(canvas.size) // 40)))
-    draw, width = ImageDraw.Draw(canvas), max(2, max(canvas.size) // 250)
+    font = _font(min(24, max(12, max(canvas.size) // 40)))
+    draw, width = ImageDraw.Draw(canvas), max(3, max(canvas.size) // 200)
     order = range(len(labels)) if values is None else values.argsort(descending=True, stable=True).tolist()
     colors = [_color_of(label, color) for label in labels]
     frames = [_clipped(box, canvas.size) for box in (corners * scale).tolist()]
     for i in reversed(order):
         left, top, right, bottom = frames[i]
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=width + 2)
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black")
         draw.rectangle(frames[i], outline=colors[i], width=width)
     texts = [name if values is None else f"{name} {values[i]:.2f}" for i, name in enumerate(labels)]
     spots: dict[int, Frame] = {}
@@ -105,7 +105,7 @@ def comparison_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]
     counts = sorted({len(row) for row in rows})
     if counts != [len(titles)]:
         raise ValueError(f"each row must hold {len(titles)} pictures, one per title, got {counts or 'no row'}")
-    gap, font = 8, ImageFont.load_default(20)
+    gap, font = 8, _font(20)
     widths = [max([round(font.getlength(title)), *(row[i].width for row in rows)]) for i, title in enumerate(titles)]
     heights = [max(picture.height for picture in row) for row in rows]
     heading = sum(font.getmetrics()) + 2 * gap
@@ -122,6 +122,15 @@ def comparison_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]
     return grid
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise ImportError(
+            "Pillow must come with FreeType to write readable names, got a build without: reinstall pillow."
+        )
+    return font
+
+
 def _clipped(box: Sequence[float], size: tuple[int, int]) -> Frame:
     """The part of a box inside a picture, corners in order."""
     x0, x1 = sorted(min(max(x, 0), size[0] - 1) for x in box[0::2])
@@ -133,7 +142,7 @@ def _spot(frame: Frame, wide: float, high: float, size: tuple[int, int], taken: 
     """Where a box's text hides no other text: on the box, under it or in it; on it if all that is taken."""
     x0, y0, x1, y1 = frame
     corners = [(x, y) for y in (y0 - high, y1, y0, y1 - high) for x in (x0, x1 - wide)]
-    inside = [(min(max(x, 0), size[0] - 1 - wide), min(max(y, 0), size[1] - 1 - high)) for x, y in corners]
+    inside = [(max(0, min(x, size[0] - 1 - wide)), max(0, min(y, size[1] - 1 - high))) for x, y in corners]
     spots = [(x, y, x + wide, y + high) for x, y in inside]
     others = list(taken)
     return next((spot for spot in spots if not any(_overlap(spot, other) for other in others)), spots[0])

@@ -23,19 +23,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from PIL import Image
+from torch import Tensor
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
 from hf_detrkd.data import (
     AugmentationConfig,
+    DetectionCollator,
     DetectionDataset,
     DetectionSplits,
     DetectionTransform,
     load_detection_splits,
 )
+from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
+from hf_detrkd.teacher import Teacher
+from hf_detrkd.visualization import class_colors, comparison_grid, draw_detections
 
 
 @dataclass
@@ -108,6 +115,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, Distill
     parser = HfArgumentParser(groups, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
     known = {action.dest for action in parser._actions}
+    others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
+    recipe = {key: value for key, value in recipe.items() if key not in others}  # --method chose another one
     for key in recipe.keys() - known:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
@@ -127,7 +136,8 @@ def read_recipe(path: str | None) -> dict[str, object]:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
-    return recipe
+    # YAML reads a bare `no` as false.
+    return {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.items()}
 
 
 def make_student(script: ScriptArguments, classes: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
@@ -188,6 +198,44 @@ def table(summary: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
+def draw_predictions(
+    models: dict[str, PreTrainedModel | Teacher], eval_set: DetectionDataset, file: Path, count: int = 6
+) -> None:
+    """The truth of the first images beside every model's answers above a score of 0.4."""
+    count = min(count, len(eval_set))
+    batch = DetectionCollator()([eval_set[i] for i in range(count)])
+    sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
+    images = [eval_set.records[i].load() for i in range(count)]
+    names, colors = eval_set.classes, class_colors(eval_set.classes)
+
+    def picture(image: Image.Image, found: dict[str, Tensor]) -> Image.Image:
+        kept = {key: value[found["scores"] > 0.4].cpu() for key, value in found.items()}
+        labels = [names[i] for i in kept["labels"].tolist()]
+        return draw_detections(image, kept["boxes"], labels, kept["scores"], colors)
+
+    truth = references_from_labels(batch["labels"])
+    columns = [
+        [
+            draw_detections(i, t["boxes"], [names[k] for k in t["labels"]], color=colors)
+            for i, t in zip(images, truth, strict=True)
+        ]
+    ]
+    for model in models.values():
+        ask = model if isinstance(model, Teacher) else frozen(model)
+        device = ask.model.device
+        mask = batch["pixel_mask"].to(device) if "pixel_mask" in batch else None
+        answers = ask(batch["pixel_values"].to(device), mask).layers[-1]
+        found = detections_from_predictions(answers, sizes)
+        columns.append([picture(image, detections) for image, detections in zip(images, found, strict=True)])
+    titles = ["Truth", *(name.capitalize() for name in models)]
+    comparison_grid([list(row) for row in zip(*columns, strict=True)], titles).save(file)
+
+
+def frozen(model: PreTrainedModel) -> Teacher:
+    """A trained model as something to be asked: eval mode, no gradient, the batch's own normalisation."""
+    return Teacher(model, list(model.config.id2label.values()))
+
+
 def main(argv: list[str]) -> None:
     script, augmentation, config, method_config = parse(argv)
     with config.main_process_first(desc="reading the data set"):
@@ -213,11 +261,11 @@ def main(argv: list[str]) -> None:
         )
 
     summary: dict[str, dict[str, float | None]] = {}
-    models: dict[str, PreTrainedModel] = {}
+    models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = make_trainer(config)
     if trainer.distiller.teacher is not None:
-        teacher = trainer.distiller.teacher.model
-        summary["teacher"], models["teacher"] = row(teacher, trainer.evaluate_teacher("eval")), teacher
+        models["teacher"] = trainer.distiller.teacher
+        summary["teacher"] = row(trainer.distiller.teacher.model, trainer.evaluate_teacher("eval"))
     if script.run_control:
         control_folder = str(Path(config.output_dir) / "control")
         control = make_trainer(
@@ -227,8 +275,12 @@ def main(argv: list[str]) -> None:
     name = "student" if config.method == "none" else "distilled"
     summary[name], models[name] = row(trainer.student, train(trainer)), trainer.student
     if trainer.is_world_process_zero():
-        Path(config.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
-        print(table(summary))
+        folder = Path(config.output_dir)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        draw_predictions(models, trainer.eval_dataset, folder / "predictions.png")
+        print(
+            f"{table(summary)}\nThe student is in {folder}, pictures of its predictions in {folder / 'predictions.png'}."
+        )
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def random_boxes(*shape: int, generator: torch.Generator | None = None) -> Tenso
 def _perturb(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+            fan_in = parameter[0].numel()
+            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else fan_in**-0.5))
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.fill_(1.0)

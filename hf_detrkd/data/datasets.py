@@ -201,7 +201,7 @@ def _load_rows(name: str) -> Mapping[str, hf_datasets.Dataset]:
     else:
         try:
             loaded = hf_datasets.load_dataset(name)
-        except (hf_datasets.exceptions.FileNotFoundDatasetsError, ConnectionError) as error:
+        except (FileNotFoundError, ConnectionError) as error:
             raise DatasetError(
                 f"There is no data set {name!r} here or within reach ({error}): give `shapes`, a folder in COCO "
                 "layout (annotations/instances_<split>.json), a folder written by `save_to_disk`, or a Hub id."

@@ -43,7 +43,8 @@ def read_size(source: str | PathLike[str] | bytes) -> tuple[int, int]:
     """(width, height) of the upright image from the header of its file, (0, 0) if that cannot be read."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            # The base class's method: that of PNG decodes the image to find a block behind the pixels.
+            sideways = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
             return (image.height, image.width) if sideways else image.size
     except _DECODING_ERRORS:
         return 0, 0

@@ -206,13 +206,13 @@ class DETRDistill(DistillationMethod):
         classes = soft_class_loss(gather_matched(logits, pairing), wanted, activation)
         distance, giou = box_losses(gather_matched(boxes, pairing), torch.stack([layer.boxes for layer in layers]))
         paired = pairing >= 0
+        pairs = totals.images * min(logits.shape[2], pairing.shape[2])
         if self.config.variant == "released":
-            groups = {"": (paired, totals.images * min(logits.shape[2], pairing.shape[2]))}
+            groups = {"": (paired, pairs)}
         else:
-            negatives = totals.images * pairing.shape[2] - totals.boxes
             groups = {
-                "_positive": (paired & positive, totals.boxes_or_one),
-                "_negative": (paired & ~positive, negatives),
+                "_positive": (paired & positive, one_or_more(totals.matched, totals)),
+                "_negative": (paired & ~positive, one_or_more(pairs - totals.matched, totals)),
             }
         losses: dict[str, Tensor] = {}
         for group, (chosen, divisor) in groups.items():
@@ -236,8 +236,8 @@ class DETRDistill(DistillationMethod):
             if projected.shape[-2:] != goal.shape[-2:]:
                 projected = F.interpolate(projected, goal.shape[-2:], mode="bilinear", align_corners=False)
             squares = torch.stack([feature_mask(d, wanted) for d in directions]).square().sum(0)
-            distance = (squares[:, None] * (goal - projected).square()).mean((1, 2, 3))
-            losses[f"detrdistill_feature_{level}"] = distance.sum() / totals.images
+            distance = (squares[:, None] * (goal - projected).square()).mean(1).sum((1, 2))
+            losses[f"detrdistill_feature_{level}"] = (distance / real_cells(wanted)).sum() / totals.images
         return losses
 
     @torch.no_grad()
@@ -306,10 +306,23 @@ def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return pairing
 
 
+def one_or_more(count: Tensor | float, totals: BatchTotals) -> Tensor | float:
+    """A count over the whole batch as a divisor, where it may be none."""
+    least = 1.0 / totals.share
+    return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
+
+
 def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
     """The map whose height is nearest, in octaves, to that of `own`."""
     height = own.values.shape[-2]
     return min(others, key=lambda other: abs(np.log2(other.values.shape[-2] / height)))
+
+
+def real_cells(features: FeatureMap) -> Tensor | int:
+    """Cells of a map that are not padding: of each image `(batch_size,)`, or of all where nothing is padded."""
+    if features.padding is None:
+        return features.values.shape[-2:].numel()
+    return (~features.padding).sum((1, 2)).clamp(min=1)
 
 
 @torch.no_grad()

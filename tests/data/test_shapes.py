@@ -47,21 +47,21 @@ def test_boxes_are_tight_to_what_is_drawn(records):
 
 def test_objects_stay_mostly_visible(records):
     overlapped = 0
-    for index in range(40):
+    for index in range(12):
         scene = records.scene(index)
         for i, shape in enumerate(scene.shapes):
             visible = changed(scene, replace(scene, shapes=scene.shapes[:i] + scene.shapes[i + 1 :])).sum()
             alone = changed(replace(scene, shapes=(shape,), bars=()), replace(scene, shapes=(), bars=())).sum()
             assert visible >= 0.35 * alone, "an object whose color is much like its surroundings' counts less"
             overlapped += visible < 0.95 * alone
-    assert overlapped > 10, "nothing overlaps, so nothing was shown"
+    assert overlapped > 3, "nothing overlaps, so nothing was shown"
 
 
 def test_statistics_are_as_documented(records):
     counts = [len(record.boxes) for record in records]
     sides = np.concatenate([record.boxes[:, 2:] for record in records])
     assert min(counts) == 1 and max(counts) >= 7 and max(counts) <= 8
-    assert 12 <= sides.min() + 1e-6 and sides.max() <= 48 + 1e-6
+    assert sides.min() + 1e-6 >= 12 and sides.max() <= 48 + 1e-6
     many = ShapesRecords(300, 0, "train", cache=False)
     assert np.mean([bool(many.scene(i).bars) for i in range(300)]) == pytest.approx(0.4, abs=0.08)
     for record in records:

@@ -1,0 +1,87 @@
+"""Runs a recipe in several variants and seeds, and writes the table of their mean and spread.
+
+    python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/ablation
+
+The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:` (a
+name and its arguments each). A run whose results are there already is not run again, so that a broken series goes on.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+
+SCRIPT = Path(__file__).with_name("distill.py")
+
+
+def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: int) -> list[str]:
+    """The command line of one run."""
+    command = [sys.executable, str(SCRIPT), "--config", recipe, "--output_dir", str(folder), "--seed", str(seed)]
+    for name, value in arguments.items():
+        text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+        command += [f"--{name}", text]
+    return command
+
+
+def run(command: list[str], folder: Path) -> None:
+    """One run; its output goes to `log.txt` in its folder."""
+    if (folder / "all_results.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    with open(folder / "log.txt", "w") as log:
+        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: see {folder / 'log.txt'}.")
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    lines = ["| run | mAP | mAP50 | s / step |", "|---|---|---|---|"]
+    for name, runs in results.items():
+        cells = []
+        for key, scale, digits in (("eval_map", 100, 1), ("eval_map_50", 100, 1), ("train_seconds_per_step", 1, 2)):
+            values = [scale * figures[key] for figures in runs]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", required=True, help="YAML file with recipe, arguments and variants.")
+    parser.add_argument("--only", nargs="*", help="Names of the variants to run; default: all.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
+    parser.add_argument("--output_dir", required=True)
+    given = parser.parse_args()
+    series = yaml.safe_load(Path(given.variants).read_text())
+    chosen = {n: v or {} for n, v in series["variants"].items() if not given.only or n in given.only}
+    folders = {name: [Path(given.output_dir, name, str(seed)) for seed in given.seeds] for name in chosen}
+    common = series.get("arguments") or {}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        runs = []
+        for place, seed in enumerate(given.seeds):  # seed by seed, so that a table can be read early
+            for name, arguments in chosen.items():
+                folder = folders[name][place]
+                command = command_of(series["recipe"], common | arguments, folder, seed)
+                runs.append(pool.submit(run, command, folder))
+        for future in tqdm(runs, desc="runs"):
+            future.result()
+    results = {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}
+    text = table(results)
+    Path(given.output_dir, "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

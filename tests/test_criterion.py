@@ -1,0 +1,321 @@
+"""The detection loss of every family: transformers' own value and gradient, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
+
+from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for
+from hf_detrkd.criterion import Denoising, DetectionCriterion
+from hf_detrkd.outputs import BatchTotals, Predictions, Targets
+from tests import tiny
+
+
+LOSSES = {
+    "detr": ForObjectDetectionLoss,
+    "table-transformer": ForObjectDetectionLoss,
+    "deformable_detr": DeformableDetrForObjectDetectionLoss,
+    "rt_detr": RTDetrForObjectDetectionLoss,
+}
+CRITERIA = ("detr", "table-transformer", "deformable_detr/two_stage", "rt_detr")
+"""The forms of Deformable DETR share one."""
+COUNTS = [(2, 1), (3, 0), (0, 0), (9, 2), (1, 4, 12, 0)]
+"""Boxes per image, of 7 queries: usual, an empty image, no box at all, more boxes than queries."""
+
+
+def criterion_of(config: transformers.PreTrainedConfig) -> DetectionCriterion:
+    return ADAPTERS[config.model_type].criterion_of(config)
+
+
+def random_predictions(criterion: DetectionCriterion, batch: int, queries: int = tiny.NUM_QUERIES) -> Predictions:
+    """Leaves of a graph."""
+    softmax = criterion.classification == "cross_entropy"
+    logits = (torch.randn(batch, queries, tiny.NUM_CLASSES + softmax) * 2).requires_grad_()
+    boxes = tiny.random_boxes(batch, queries).requires_grad_()
+    return Predictions(logits, boxes, None, "softmax" if softmax else "sigmoid")
+
+
+def tensors_of(predictions: Sequence[Predictions]) -> list[Tensor]:
+    return [tensor for one in predictions for tensor in (one.logits, one.boxes)]
+
+
+def assert_same_loss(loss: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Equal values, and equal gradients with respect to `inputs`."""
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    pairs = (torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True) for value in (loss, expected))
+    for found, wanted in zip(*pairs, strict=True):
+        if found is None or wanted is None:
+            assert all(gradient is None or not gradient.any() for gradient in (found, wanted))
+        else:
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def reference(
+    config: transformers.PreTrainedConfig,
+    layers: Sequence[Predictions],
+    labels: list[dict[str, Tensor]],
+    **options: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """transformers' loss of these predictions."""
+    dim = 1 if config.model_type == "rt_detr" else 0
+    logits, boxes = (torch.stack(parts, dim) for parts in ([p.logits for p in layers], [p.boxes for p in layers]))
+    last = layers[-1]
+    loss, parts, _ = LOSSES[config.model_type](
+        last.logits, labels, torch.device("cpu"), last.boxes, config, logits, boxes, **options
+    )
+    return loss, parts
+
+
+# --- equal to transformers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CRITERIA)
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("depth", "queries"), [(2, 7), (4, 30)])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_value_and_gradient_are_those_of_transformers(family, counts, depth, queries, auxiliary):
+    config = tiny.config(family, decoder_layers=depth, auxiliary_loss=auxiliary)
+    criterion = replace(criterion_of(config), auxiliary=auxiliary)
+    labels = tiny.batch(boxes=counts)["labels"]
+    layers = [random_predictions(criterion, len(counts), queries) for _ in range(depth)]
+    proposals = random_predictions(criterion, len(counts), queries) if family == "rt_detr" and auxiliary else None
+    options = {"enc_topk_logits": proposals.logits, "enc_topk_bboxes": proposals.boxes} if proposals else {}
+    expected, _ = reference(config, layers, labels, **options)
+    losses = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, queries), proposals)
+    assert_same_loss(sum(losses.values()), expected, tensors_of(layers if proposals is None else [*layers, proposals]))
+
+
+WEIGHTS = {
+    "detr": {"bbox_loss_coefficient": 3, "giou_loss_coefficient": 4, "eos_coefficient": 0.3, "class_cost": 4},
+    "deformable_detr": {"bbox_loss_coefficient": 3, "giou_loss_coefficient": 4, "focal_alpha": 0.4, "bbox_cost": 1},
+    "rt_detr": {
+        "weight_loss_vfl": 2.0,
+        "weight_loss_bbox": 3.0,
+        "weight_loss_giou": 4.0,
+        "focal_loss_alpha": 0.5,
+        "focal_loss_gamma": 3.0,
+        "matcher_alpha": 0.4,
+        "matcher_gamma": 1.0,
+    },
+}
+WEIGHTS["table-transformer"] = WEIGHTS["detr"]
+
+
+def test_the_weights_are_those_of_the_config(family):
+    plain = tiny.config(family)
+    config = tiny.config(family, auxiliary_loss=True, **WEIGHTS[plain.model_type])
+    assert criterion_of(config) != criterion_of(plain)
+    labels = tiny.batch(boxes=(3, 2))["labels"]
+    layers = [random_predictions(criterion_of(config), 2) for _ in range(tiny.NUM_LAYERS + 1)]
+    layers, proposals = (layers[:-1], layers[-1]) if family == "rt_detr" else (layers[1:], None)
+    options = {"enc_topk_logits": proposals.logits, "enc_topk_bboxes": proposals.boxes} if proposals else {}
+    expected, _ = reference(config, layers, labels, **options)
+    losses = criterion_of(config)(layers, Targets.from_labels(labels), BatchTotals.of((3, 2), 7), proposals)
+    assert_same_loss(sum(losses.values()), expected, tensors_of(layers))
+
+
+def loss_of(adapter: DetectorAdapter, inputs: dict[str, Any], totals: BatchTotals | None = None) -> dict[str, Tensor]:
+    torch.manual_seed(0)  # denoising draws random numbers
+    targets = Targets.from_labels(inputs["labels"])
+    return adapter(inputs["pixel_values"], inputs.get("pixel_mask"), targets, totals)[1]
+
+
+def trainable(model: torch.nn.Module) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def assert_same_parameter_gradients(model: torch.nn.Module, loss: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    first, second = (torch.autograd.grad(v, trainable(model), allow_unused=True) for v in (loss, expected))
+    scale = max(gradient.abs().max() for gradient in second if gradient is not None)
+    assert scale > 0.1
+    for name, found, wanted in zip(names, first, second, strict=True):
+        found, wanted = (torch.zeros(()) if gradient is None else gradient for gradient in (found, wanted))
+        assert (found - wanted).abs().max() < 1e-5 * max(scale, 1), name
+
+
+# RT-DETR without auxiliary losses trains neither its encoder nor its denoising.
+STEPS = [(name, flag) for name in tiny.FAMILIES for flag in (False, True) if flag or name != "rt_detr"]
+
+
+@pytest.mark.parametrize(("family", "auxiliary"), STEPS)
+@pytest.mark.parametrize(("size", "counts"), [(96, (2, 1)), (96, (0, 0)), (128, (9, 0))])
+def test_a_training_step_has_the_loss_and_gradients_of_the_model_itself(build, family, counts, auxiliary, size):
+    softmax = family in ("detr", "table-transformer")  # with auxiliary_loss in their config they compute otherwise
+    adapter = adapter_for(build(family, auxiliary_loss=auxiliary and not softmax).train())
+    adapter.criterion = replace(adapter.criterion, auxiliary=auxiliary)
+    inputs = tiny.batch(size, boxes=counts, padded=family != "rt_detr")
+    losses = loss_of(adapter, inputs)
+    torch.manual_seed(0)
+    if softmax and auxiliary:
+        config = tiny.config(family, auxiliary_loss=True)
+        layers = adapter(inputs["pixel_values"], inputs["pixel_mask"])[0].layers
+        expected, _ = reference(config, layers, inputs["labels"])
+    else:
+        expected = adapter.model(**inputs).loss
+    # Two-stage Deformable DETR: transformers leaves the proposals without a loss.
+    loss = sum(value for name, value in losses.items() if family == "rt_detr" or not name.endswith("_encoder"))
+    assert_same_parameter_gradients(adapter.model, loss, expected)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (0, 3), (9, 2), (5, 5)])
+def test_denoising_and_encoder_parts_are_those_of_transformers(build, counts):
+    adapter = adapter_for(build("rt_detr").train())
+    inputs = tiny.batch(boxes=counts)
+    losses = loss_of(adapter, inputs)
+    torch.manual_seed(0)
+    parts = adapter.model(**inputs).loss_dict
+    for name, theirs in (("class", "loss_vfl"), ("box", "loss_bbox"), ("giou", "loss_giou")):
+        denoising = sum(parts[f"{theirs}_dn_{layer}"] for layer in range(tiny.NUM_LAYERS))
+        layers = parts[theirs] + sum(parts[f"{theirs}_aux_{layer}"] for layer in range(tiny.NUM_LAYERS - 1))
+        proposals = parts[f"{theirs}_aux_{tiny.NUM_LAYERS - 1}"]
+        for suffix, expected in (("", layers), ("_encoder", proposals), ("_denoising", denoising)):
+            torch.testing.assert_close(losses[name + suffix], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_without_boxes_has_no_denoising_part(build):
+    adapter = adapter_for(build("rt_detr").train())
+    assert not any(name.endswith("_denoising") for name in loss_of(adapter, tiny.batch(boxes=(0, 0))))
+    assert any(name.endswith("_denoising") for name in loss_of(adapter, tiny.batch(boxes=(0, 1))))
+
+
+# --- what transformers lacks -----------------------------------------------------------------------------------------
+
+
+def test_proposals_of_a_two_stage_deformable_detr_are_trained_by_us_and_not_by_transformers(build):
+    adapter = adapter_for(build("deformable_detr/two_stage").train())
+    inputs = tiny.batch(128, padded=True)
+    base = adapter.model.model
+    heads = [base.enc_output, base.enc_output_norm, base.decoder.class_embed[-1], base.decoder.bbox_embed[-1]]
+    parameters = [parameter for head in heads for parameter in head.parameters()]
+    theirs = torch.autograd.grad(adapter.model(**inputs).loss, parameters, allow_unused=True)
+    ours = torch.autograd.grad(sum(loss_of(adapter, inputs).values()), parameters, allow_unused=True)
+    assert all(gradient is None for gradient in theirs)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in ours)
+    assert all(gradient.any() for gradient, p in zip(ours, parameters, strict=True) if len(p) != tiny.NUM_CLASSES)
+    assert ours[4][0].any()  # objectness; proposals know no other class
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_proposals_of_a_two_stage_deformable_detr_are_matched_as_objects_of_class_zero(counts):
+    config = tiny.config("deformable_detr/two_stage")
+    criterion, labels = criterion_of(config), tiny.batch(boxes=counts)["labels"]
+    layers, proposals = (
+        [random_predictions(criterion, len(counts), queries) for _ in range(tiny.NUM_LAYERS)] for queries in (7, 40)
+    )
+    losses = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7), proposals[0])
+    objects = [{**label, "class_labels": torch.zeros_like(label["class_labels"])} for label in labels]
+    expected, _ = reference(config, proposals[:1], objects)
+    found = sum(losses[f"{name}_encoder"] for name in ("class", "box", "giou"))
+    assert_same_loss(found, expected, tensors_of(proposals[:1]))
+    alone = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7))
+    assert alone.keys() == {"class", "box", "giou"}
+    for name, value in alone.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_an_autocast_region_around_the_loss_changes_nothing(family):
+    criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=(3, 2))["labels"]
+    layers, targets = [random_predictions(criterion, 2) for _ in range(3)], Targets.from_labels(labels)
+    expected = criterion(layers, targets, BatchTotals.of((3, 2), 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = criterion(layers, targets, BatchTotals.of((3, 2), 7))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# --- any number of processes and micro-batches -----------------------------------------------------------------------
+
+
+def share_of(counts: Sequence[int], parts: int, queries: int) -> BatchTotals:
+    """The totals of a whole batch, per part, as tensors: so they come from other processes."""
+    numbers = (len(counts), sum(counts), sum(min(count, queries) for count in counts))
+    return BatchTotals(*torch.tensor([*(number / parts for number in numbers), float(parts)]))
+
+
+def rows(predictions: Predictions, part: slice) -> Predictions:
+    return replace(predictions, logits=predictions.logits[part], boxes=predictions.boxes[part])
+
+
+def slices(sizes: Sequence[int]) -> list[slice]:
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+SPLITS = [[2, 2], [1, 3], [1, 1, 1, 1]]
+BATCHES = [(2, 1, 3, 2), (0, 0, 2, 9), (0, 0, 0, 0), (4, 0, 0, 1)]
+"""With parts that hold no box, and with more boxes than queries."""
+
+
+@pytest.mark.parametrize("family", CRITERIA)
+@pytest.mark.parametrize("sizes", SPLITS)
+@pytest.mark.parametrize("counts", BATCHES)
+def test_the_mean_over_parts_with_common_totals_is_the_loss_of_the_whole_batch(family, counts, sizes):
+    criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=counts)["labels"]
+    layers = [random_predictions(criterion, 4) for _ in range(tiny.NUM_LAYERS + 1)]
+    *decoder, encoder = layers
+    whole = criterion(decoder, Targets.from_labels(labels), BatchTotals.of(counts, 7), encoder)
+    totals = share_of(counts, len(sizes), 7)
+    parts = [
+        criterion([rows(p, part) for p in decoder], Targets.from_labels(labels[part]), totals, rows(encoder, part))
+        for part in slices(sizes)
+    ]
+    for name, expected in whole.items():
+        mean = sum(part[name] for part in parts) / len(parts)
+        torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
+    mean = sum(sum(part.values()) for part in parts) / len(parts)
+    assert_same_loss(mean, sum(whole.values()), tensors_of(layers))
+
+
+def test_the_mean_over_parts_with_their_own_totals_is_another_loss(family):
+    criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=(4, 0, 0, 1))["labels"]
+    layers = [random_predictions(criterion, 4)]
+    whole = criterion(layers, Targets.from_labels(labels), BatchTotals.of((4, 0, 0, 1), 7))
+    parts = []
+    for part in slices([2, 2]):
+        targets = Targets.from_labels(labels[part])
+        parts.append(criterion([rows(layers[0], part)], targets, BatchTotals.of(targets.counts, 7)))
+    assert abs(sum(sum(part.values()) for part in parts) / 2 - sum(whole.values())) > 0.1
+
+
+def test_denoising_parts_with_common_totals_average_to_that_of_the_whole_batch():
+    criterion, counts, groups = criterion_of(tiny.config("rt_detr")), (2, 1, 0, 2), 5
+    labels = tiny.batch(boxes=counts)["labels"]
+    layers, copies = ([random_predictions(criterion, 4, queries)] for queries in (7, 2 * 2 * groups))
+    whole = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7), None, Denoising(copies, groups))
+    parts = [
+        criterion(
+            [rows(layers[0], part)],
+            Targets.from_labels(labels[part]),
+            share_of(counts, 2, 7),
+            None,
+            Denoising([rows(copies[0], part)], groups),
+        )
+        for part in slices([2, 2])
+    ]
+    for name, expected in whole.items():
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, expected)
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 3, 0), (0, 0, 2, 9)])
+def test_micro_batches_of_a_model_accumulate_to_the_step_of_the_whole_batch(build, family, counts):
+    overrides = {"num_denoising": 0} if family == "rt_detr" else {}  # its noise would differ
+    adapter = adapter_for(build(family, **overrides))  # eval: BatchNorm would see other batches
+    inputs = tiny.batch(96, boxes=counts)
+    whole = sum(loss_of(adapter, inputs).values())
+    totals = share_of(counts, 2, tiny.NUM_QUERIES)
+    # Two images each: with one, torch's BatchNorm on CPU misreads gradients that arrive transposed (2.15).
+    parts = [
+        sum(loss_of(adapter, {name: value[part] for name, value in inputs.items()}, totals).values())
+        for part in slices([2, 2])
+    ]
+    assert_same_parameter_gradients(adapter.model, sum(parts) / 2, whole)
