@@ -16,9 +16,9 @@ from .methods import METHODS
 class DistillationConfig(TrainingArguments):
     """Arguments common to all methods; a method's own options are in its `config_class`.
 
-    Own fields are in the first lines below. Besides, these defaults of [`~transformers.TrainingArguments`] differ:
-    `metric_for_best_model` is `"map"`, `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach the
-    model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50.
+    Own fields come first. Besides, these defaults of [`~transformers.TrainingArguments`] differ:
+    `metric_for_best_model` is `"map"`, `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach
+    the model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50.
 
     Raises:
         ValueError: an unknown method, a method without a teacher, label smoothing, or a dtype that is none.
@@ -78,6 +78,8 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         if isinstance(self.loss_weights, str):
             self.loss_weights = json.loads(self.loss_weights)
+        if not isinstance(self.loss_weights, dict | None):
+            raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {self.loss_weights!r}.")
         if self.method != "none" and self.method not in METHODS:
             raise ValueError(f"method must be none or one of {', '.join(sorted(METHODS))}, got {self.method!r}.")
         if self.label_smoothing_factor:

@@ -226,7 +226,7 @@ class CocoEvaluator:
             )
         if not compute_result:
             return {}
-        figures = [self.metric.compute() if main else None]
+        figures: list[Any] = [self.metric.compute() if main else None]
         if several:
             dist.broadcast_object_list(figures, src=0)
         return figures[0]

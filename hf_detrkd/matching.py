@@ -103,8 +103,8 @@ class HungarianMatcher:
         """Matches every layer with the ground truth.
 
         Returns:
-            `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query of each box, -1 for padding and
-            for boxes that found none.
+            `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query of each box, -1 for padding
+            and for boxes that found none.
         """
         logits, boxes = stack_layers(layers)
         (cost,) = to_host([self.cost(logits, boxes, targets, layers[0].activation)])

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import logging
 
-from .adapters import adapter_for
+from .adapters import adapter_for, class_names
 
 
 logger = logging.get_logger(__name__)
@@ -70,7 +70,7 @@ def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedMo
     Class rows are found by shape: they are what grows when the number of classes does. A last row beyond the classes
     (no-object, the padding of denoising embeddings) is kept.
     """
-    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    old_names = class_names(model.config)
     if old_names == list(classes):
         return model
     logger.warning(
@@ -94,7 +94,7 @@ def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedMo
 
 
 def load_backbone_weights(model: PreTrainedModel, file: str) -> None:
-    """Weights of a classifier into a detector's backbone; a classifier's own head and BatchNorm counters may be absent.
+    """Weights of a classifier into a detector's backbone; what the file holds besides, such as its head, is left.
 
     Args:
         file (`str`): safetensors file whose names end the backbone's, as timm and torchvision write them.
@@ -109,13 +109,13 @@ def load_backbone_weights(model: PreTrainedModel, file: str) -> None:
     first = next((n for n in given if any(name.endswith(f".{n}") for name in names)), None)
     if first is None:
         raise ValueError(
-            f"{file} is not for this backbone: its names look like {next(iter(given))!r}, the backbone's like {names[0]!r}."
+            f"{file} is not for this backbone: its names look like {next(iter(given))!r}, "
+            f"the backbone's like {names[0]!r}."
         )
     prefix = next(name for name in names if name.endswith(f".{first}")).removesuffix(first)
     own = {n.removeprefix(prefix): value for n, value in model.state_dict().items() if n.startswith(prefix)}
-    wrong = [
-        n for n in own if not n.endswith("num_batches_tracked") and (n not in given or given[n].shape != own[n].shape)
-    ]
+    needed = {n: value.shape for n, value in own.items() if not n.endswith("num_batches_tracked")}
+    wrong = [n for n, shape in needed.items() if n not in given or given[n].shape != shape]
     if wrong:
         raise ValueError(
             f"{file} does not fit the backbone: {len(wrong)} tensors lack or have another shape: {wrong[:5]}."

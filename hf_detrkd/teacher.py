@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for
+from .adapters import class_names as class_names_of
 from .outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 
 
@@ -113,7 +114,7 @@ def _in_float32(queries: ObjectQueries) -> ObjectQueries:
 
 def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:
     """For each of the student's classes the teacher's index; `None` where the order is the same already."""
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    names = class_names_of(model.config)
     if set(names) != set(class_names):
         missing, surplus = sorted(set(class_names) - set(names)), sorted(set(names) - set(class_names))
         raise ValueError(

@@ -8,7 +8,7 @@ import re
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from .adapters import class_names
 from .config import DistillationConfig
 from .data import DetectionCollator
 from .distiller import Distiller
@@ -51,8 +52,8 @@ class DistillationTrainer(Trainer):
         teacher_processing_class (image processor, *optional*): the teacher's, for its pixel normalisation. Default:
             loaded with a teacher given by name; the student's for a teacher given as an object.
         train_dataset, eval_dataset, data_collator, compute_metrics and further arguments: as in `Trainer`. Items are
-            dicts of `pixel_values`, optional `pixel_mask`, and `labels` with `class_labels`, `boxes`, and for evaluation
-            `image_id` and `orig_size`.
+            dicts of `pixel_values`, optional `pixel_mask`, and `labels` with `class_labels`, `boxes`, and for
+            evaluation `image_id` and `orig_size`.
 
     Raises:
         ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve.
@@ -100,16 +101,15 @@ class DistillationTrainer(Trainer):
             method_class = METHODS[args.method]
             spec = Distiller(model).adapter.spec
             method = method_class(method_config or method_class.config_class(), spec, teacher.spec)
-        distiller = Distiller(model, teacher, method, args.loss_weights, args.seed)
+        distiller = Distiller(model, teacher, method, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
-        id2label = {int(k): v for k, v in model.config.id2label.items()}
         super().__init__(
             model=distiller,
             args=args,
             processing_class=processing_class,
             data_collator=data_collator or DetectionCollator(),
-            compute_metrics=compute_metrics or CocoEvaluator(id2label),
+            compute_metrics=compute_metrics or CocoEvaluator(dict(enumerate(class_names(model.config)))),
             callbacks=[EpochCallback(), *(callbacks or [])],
             **kwargs,
         )
@@ -348,7 +348,7 @@ def make_teacher(
         teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
     else:
         model = source
-    names = [student.config.id2label[i] for i in range(student.config.num_labels)]
+    names = class_names(student.config)
     normalizations = {}
     if processor is not None:
         normalizations["student_normalization"] = normalization_of(processor)

@@ -1,9 +1,9 @@
 """Runs a recipe in several variants and seeds, and writes the table of their mean and spread.
 
-    python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/ablation
+    python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
 
-The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:` (a
-name and its arguments each). A run whose results are there already is not run again, so that a broken series goes on.
+The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:`
+(a name and its arguments each). A run whose results are there is not run again, so that a broken series goes on.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
+from hf_detrkd.adapters import class_names
 from hf_detrkd.data import (
     AugmentationConfig,
     DetectionCollator,
@@ -233,7 +234,7 @@ def draw_predictions(
 
 def frozen(model: PreTrainedModel) -> Teacher:
     """A trained model as something to be asked: eval mode, no gradient, the batch's own normalisation."""
-    return Teacher(model, list(model.config.id2label.values()))
+    return Teacher(model, class_names(model.config))
 
 
 def main(argv: list[str]) -> None:

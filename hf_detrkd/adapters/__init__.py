@@ -40,4 +40,9 @@ def spec_for(config: PreTrainedConfig) -> DetectorSpec:
     return _adapter_class(config).spec_of(config)
 
 
-__all__ = ["ADAPTERS", "DetectorAdapter", "adapter_for", "spec_for"]
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """A detector's classes in the order of its indices."""
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+__all__ = ["ADAPTERS", "DetectorAdapter", "adapter_for", "class_names", "spec_for"]

@@ -142,8 +142,8 @@ class ShapesRecords(Records):
 
 
 def _draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Places objects back to front; one that hides too much of another is tried again, then left out."""
-    background = tuple(rng.uniform(40, 215, 3))
+    """Places objects back to front, then bars; what would hide too much of an object is tried again, then left out."""
+    background = rng.uniform(40, 215, 3)
     scale = min(height, width) / 128
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []
@@ -151,8 +151,8 @@ def _draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
     for _ in range(int(rng.integers(1, 9))):
         for _ in range(10):
             shape = _random_shape(rng, height, width, scale, background)
-            remaining = _hide(visible, shape)
-            if all(len(left) >= MIN_VISIBLE * total for left, total in zip(remaining, totals, strict=True)):
+            remaining = _left_visible(visible, totals, shape)
+            if remaining is not None:
                 inside = _sample_points(shape)
                 shapes, visible, totals = [*shapes, shape], [*remaining, inside], [*totals, len(inside)]
                 break
@@ -160,21 +160,23 @@ def _draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
     for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.4 else 0):
         for _ in range(10):
             bar = _random_bar(rng, height, width, scale)
-            remaining = _hide(visible, bar)
-            if all(len(left) >= MIN_VISIBLE * total for left, total in zip(remaining, totals, strict=True)):
+            remaining = _left_visible(visible, totals, bar)
+            if remaining is not None:
                 bars, visible = [*bars, bar], remaining
                 break
-    return Scene(tuple(shapes), tuple(bars), background)
+    return Scene(tuple(shapes), tuple(bars), tuple(background))
 
 
-def _hide(visible: list[np.ndarray], cover: Shape | Bar) -> list[np.ndarray]:
-    """The sample points of each object that stay visible under `cover`."""
+def _left_visible(visible: list[np.ndarray], totals: list[int], cover: Shape | Bar) -> list[np.ndarray] | None:
+    """The sample points of each object that `cover` does not hide; `None` if of one too few are left."""
     if not visible:
         return []
     points = np.concatenate(visible)
     free = cover.distance(points[:, 0], points[:, 1]) > 0
     bounds = np.cumsum([len(left) for left in visible])[:-1]
-    return [left[keep] for left, keep in zip(visible, np.split(free, bounds), strict=True)]
+    remaining = [left[keep] for left, keep in zip(visible, np.split(free, bounds), strict=True)]
+    enough = all(len(left) >= MIN_VISIBLE * total for left, total in zip(remaining, totals, strict=True))
+    return remaining if enough else None
 
 
 def _sample_points(shape: Shape) -> np.ndarray:
@@ -184,9 +186,8 @@ def _sample_points(shape: Shape) -> np.ndarray:
     return points[shape.distance(points[:, 0], points[:, 1]) < 0]
 
 
-def _random_shape(
-    rng: np.random.Generator, height: int, width: int, scale: float, background: tuple[float, ...]
-) -> Shape:
+def _random_shape(rng: np.random.Generator, height: int, width: int, scale: float, background: np.ndarray) -> Shape:
+    """An object anywhere in the image, of a colour that stands out from the background."""
     category = int(rng.integers(len(SHAPE_CLASSES)))
     longest = rng.uniform(12, 48) * scale
     color = rng.uniform(0, 255, 3)

@@ -185,10 +185,8 @@ class DETRDistill(DistillationMethod):
             positive = positives(index, num_teacher)
             pairing = pair_positives_first(between[0], positive)
         device = targets.boxes.device
-        index, pairing, positive = (
-            torch.from_numpy(a).to(device, non_blocking=True) for a in (index, pairing, positive)
-        )
-        return index, pairing, positive
+        solved = [torch.from_numpy(a).to(device, non_blocking=True) for a in (index, pairing, positive)]
+        return solved[0], solved[1], solved[2]
 
     # --- the three losses --------------------------------------------------------------------------------------------
 

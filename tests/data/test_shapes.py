@@ -57,6 +57,13 @@ def test_objects_stay_mostly_visible(records):
     assert overlapped > 3, "nothing overlaps, so nothing was shown"
 
 
+def test_objects_stand_out_from_the_background(records):
+    for index in range(len(records)):
+        scene = records.scene(index)
+        colors = np.array([shape.color for shape in scene.shapes])
+        assert np.abs(colors - scene.background).sum(1).min() >= 140
+
+
 def test_statistics_are_as_documented(records):
     counts = [len(record.boxes) for record in records]
     sides = np.concatenate([record.boxes[:, 2:] for record in records])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -229,10 +231,11 @@ def test_points_of_embeddings_spread_like_the_teacher_s_own():
 @pytest.mark.parametrize("student", tiny.FAMILIES)
 def test_a_detr_teacher_of_another_width_is_refused(student):
     message = (
-        r"KD-DETR needs queries that both decoders understand, but a detr teacher \(64 wide\) and a "
-        rf"{student} student \(32 wide\) share none: choose a pair of one family and width, two families with boxes or reference points, "
+        "KD-DETR needs queries that both decoders understand, but a detr teacher (64 wide) and a "
+        f"{student} student (32 wide) share none: choose a pair of one family and width, two families with boxes or "
+        "reference points, or --method detrdistill."
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         KDDETR(KDDETRConfig(), spec_for(tiny.config(student)), spec_for(tiny.config("detr", 64)))
 
 
@@ -298,8 +301,7 @@ def rounding(family: str, name: str) -> float:
     return 1e-4 if family in TWO_STAGE and "specific" in name else 1e-6
 
 
-@pytest.mark.parametrize("scale", ["normalized", "released"])
-@pytest.mark.parametrize("class_loss", ["softmax_kl", "bce"])
+@pytest.mark.parametrize(("scale", "class_loss"), [("normalized", "softmax_kl"), ("released", "bce")])
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, family, scale, class_loss):
     student = adapter_for(build(family).requires_grad_(True))
     teacher = Teacher(build(family), tiny.LABELS)
@@ -329,39 +331,85 @@ def test_with_zero_content_only_the_general_points_of_an_equal_student_have_no_l
         assert value < 1e-6 if "general" in name else value > 1e-6, name
 
 
-# Which parameters make queries, by family: the losses must leave them alone.
+# Parameters that make a family's own queries.
 QUERY_MAKERS = {
-    "detr": ("model.query_position_embeddings",),
-    "table-transformer": ("model.query_position_embeddings",),
-    "deformable_detr/plain": ("model.query_position_embeddings", "model.reference_points"),
-    "deformable_detr/refine": ("model.query_position_embeddings", "model.reference_points"),
+    "detr": ("query_position_embeddings",),
+    "table-transformer": ("query_position_embeddings",),
+    "deformable_detr/plain": ("query_position_embeddings", "model.reference_points"),
+    "deformable_detr/refine": ("query_position_embeddings", "model.reference_points"),
     "deformable_detr/two_stage": ("model.enc_output", "class_embed.3", "bbox_embed.3"),
-    "rt_detr": ("model.enc_output", "model.enc_score_head", "model.enc_bbox_head", "model.denoising_class_embed"),
+    "rt_detr": ("enc_output", "enc_score_head", "enc_bbox_head", "denoising_class_embed"),
 }
+# The first self-attention passes on nothing but its bias where every content is zero.
+READ_ZEROS = {"model.decoder.layers.0.self_attn.v_proj.weight", "model.decoder.layers.0.self_attn_layer_norm.weight"}
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("content", ["zero", "own"])
-def test_gradients_reach_every_part_of_the_student_but_its_queries(build, family, group, content):
+def test_gradients_reach_every_parameter_of_the_student_but_its_queries(build, family, group, content):
     student, teacher = pair(build, family, family)
-    config = KDDETRConfig(
-        general_points=20 * (group == "general"), specific_points=group == "specific", content=content
+    points = 20 if group == "general" else 0
+    config = KDDETRConfig(general_points=points, specific_points=group == "specific", content=content)
+    found = gradients(student.model, total(distil(student, teacher, config)))
+    untouched = {name for name, gradient in found.items() if not gradient.any()} - READ_ZEROS
+    assert untouched == {name for name in found if any(maker in name for maker in QUERY_MAKERS[family])}
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def test_each_term_alone_reaches_the_backbone(build, family):
+    student, teacher = pair(build, family, family)
+    losses = distil(student, teacher, KDDETRConfig(general_points=20))
+    first = next(p for n, p in student.model.named_parameters() if n.startswith("model.backbone."))
+    for part, group in itertools.product(("class", "box", "giou"), GROUPS):
+        terms = [value for name, value in losses.items() if name.startswith(f"kd_detr_{part}_{group}_")]
+        assert torch.autograd.grad(torch.stack(terms).sum(), first, retain_graph=True)[0].any(), (part, group)
+
+
+@pytest.mark.parametrize(("points", "calls"), [(0, 1), (20, 2)])
+def test_specific_points_cost_no_teacher_pass(build, family, points, calls):
+    student, teacher = pair(build, family, family)
+    decoder_calls, encoder_calls = [], []
+    teacher.model.model.decoder.register_forward_hook(lambda *_: decoder_calls.append(1))
+    teacher.model.model.encoder.register_forward_hook(lambda *_: encoder_calls.append(1))
+    distil(student, teacher, KDDETRConfig(general_points=points))
+    assert (len(decoder_calls), len(encoder_calls)) == (calls, 1)
+
+
+UNLIKE_PAIRS = [  # teacher, student, what they share
+    ("rt_detr", "deformable_detr/two_stage", "boxes"),
+    ("deformable_detr/two_stage", "rt_detr", "boxes"),
+    ("rt_detr", "deformable_detr/plain", "boxes"),
+    ("deformable_detr/two_stage", "deformable_detr/plain", "boxes"),
+    ("deformable_detr/two_stage", "deformable_detr/refine", "boxes"),
+    ("deformable_detr/plain", "deformable_detr/plain", "points"),
+    ("deformable_detr/plain", "deformable_detr/refine", "points"),
+    ("rt_detr", "rt_detr", "boxes"),
+    ("deformable_detr/two_stage", "deformable_detr/two_stage", "boxes"),
+]
+
+
+@pytest.mark.parametrize("content", ["zero", "own"])
+@pytest.mark.parametrize(("teacher_name", "student_name", "shared"), UNLIKE_PAIRS)
+def test_unlike_detectors_share_places(build, teacher_name, student_name, shared, content):
+    student, teacher = pair(build, student_name, teacher_name, width=64)
+    looked_at = []
+    student.model.model.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: looked_at.append(kwargs["reference_points"]), with_kwargs=True
     )
-    losses = distil(student, teacher, config, size=128)
-    parts = ("backbone", "encoder.", "decoder.", "decoder.layers.2.", "class", "bbox")
-    for part in ("class", "box", "giou"):
-        values = {name: value for name, value in losses.items() if f"_{part}_" in name}
-        found = gradients(student.model, total(values))
-        for name in parts:
-            if name not in ("class", "bbox") or name[:3] == {"class": "cla"}.get(part, "bbo"):
-                assert any(g.any() for n, g in found.items() if name in n and not makes_queries(family, n)), (
-                    part,
-                    name,
-                )
-        for name, gradient in found.items():
-            assert not (makes_queries(family, name) and gradient.any()), (part, name)
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.model.parameters())
+    pixels = tiny.batch(64)["pixel_values"]
+    config = KDDETRConfig(general_points=20, content=content)
+    losses = distil(student, teacher, config)
+    assert len(losses) == 2 * 3 * tiny.NUM_LAYERS and all(value.isfinite() and value > 0 for value in losses.values())
+    assert any(g.any() for n, g in gradients(student.model, total(losses)).items() if n.startswith("model.backbone."))
+    seen = looked_at[1].sigmoid() if student_name == "rt_detr" else looked_at[1]  # the second pass: specific points
+    wanted = getattr(teacher(pixels).queries, shared)
+    torch.testing.assert_close(seen, wanted[..., : seen.shape[-1]], atol=1e-4, rtol=0)
 
 
-def makes_queries(family: str, name: str) -> bool:
-    return name.startswith(QUERY_MAKERS[family])
+@pytest.mark.parametrize("teacher_name", ["deformable_detr/plain", "deformable_detr/refine"])
+@pytest.mark.parametrize("student_name", TWO_STAGE)
+def test_a_teacher_of_points_teaches_a_student_of_boxes_by_general_points(build, teacher_name, student_name):
+    student, teacher = pair(build, student_name, teacher_name, width=64)
+    losses = distil(student, teacher, KDDETRConfig(general_points=20, specific_points=False))
+    assert len(losses) == 3 * tiny.NUM_LAYERS and all(value.isfinite() and value > 0 for value in losses.values())

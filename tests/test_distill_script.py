@@ -1,0 +1,125 @@
+"""`scripts/distill.py` as its users start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests import tiny
+
+
+ROOT = Path(__file__).parent.parent
+RECIPES = [ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_teacher")]
+sys.path.insert(0, str(ROOT / "scripts"))
+import distill  # noqa: E402
+
+
+def launch(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "scripts/distill.py", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0 or not check, result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    names = {"id2label": dict(enumerate(["disc", "box", "triangle", "cross", "ring", "diamond"]))}
+    model = tiny.build("rt_detr", 64, **names, label2id={v: k for k, v in names["id2label"].items()})
+    model.save_pretrained(tmp_path / "teacher")
+    from hf_detrkd.students import load_image_processor
+
+    load_image_processor(model, image_size=(64, 64)).save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path: Path, teacher: str) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    recipe = {
+        "config_name": str(tmp_path / "student.json"),
+        "teacher_model_name_or_path": teacher,
+        "method": "kd_detr",
+        "general_points": 20,
+        "image_size": 64,
+        "max_train_samples": 8,
+        "max_eval_samples": 4,
+        "max_steps": 50,
+        "per_device_train_batch_size": 2,
+        "learning_rate": "1e-4",
+        "loss_weights": {"kd_detr_class": 0.5},
+        "run_control": True,
+        "output_dir": str(tmp_path / "out"),
+        "report_to": "none",
+        "save_strategy": False,  # what YAML makes of a bare `no`
+        "logging_steps": 1,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = launch("--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary) == ["teacher", "control", "distilled"]
+    assert all(set(r) == {"map", "map_50", "parameters", "seconds_per_step"} for r in summary.values())
+    assert summary["teacher"]["parameters"] > summary["control"]["parameters"] == summary["distilled"]["parameters"]
+    assert summary["control"]["seconds_per_step"] > 0
+    assert "mAP50" in result.stdout
+    assert "distilled" in result.stdout
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert any("kd_detr_class_specific" in entry for entry in state["log_history"])
+    assert "eval_map_50" in json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert Image.open(tmp_path / "out" / "predictions.png").width > 1000
+    assert (tmp_path / "out" / "control" / "model.safetensors").is_file()
+
+
+def test_the_control_of_a_recipe_is_one_word(tmp_path: Path) -> None:
+    recipe = {"config_name": "x", "method": "kd_detr", "general_points": 20, "output_dir": str(tmp_path)}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _, _, config, method = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--method", "none"])
+    assert (config.method, method) == ("none", None)
+    _, _, config, method = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--general_points", "7"])
+    assert (config.method, method.general_points) == ("kd_detr", 7)
+
+
+def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("learning_rat: 0.1\n")
+    with pytest.raises(ValueError, match="sets 'learning_rat': did you mean learning_rate"):
+        distill.parse(["--config", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ValueError, match=r"must be a YAML file, but .* does not exist"):
+        distill.parse(["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(ValueError, match="Give the student either as --model_name_or_path"):
+        distill.parse(["--output_dir", str(tmp_path)])
+    script = distill.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", "12x"])[0]
+    with pytest.raises(ValueError, match="--image_size must be a number or HEIGHTxWIDTH, got '12x'"):
+        script.size()
+
+
+def test_image_sizes_are_height_by_width(tmp_path: Path) -> None:
+    for text, size in (("128", (128, 128)), ("320x256", (320, 256)), ("320X256", (320, 256))):
+        assert (
+            distill.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", text])[0].size()
+            == size
+        )
+
+
+@pytest.mark.parametrize("method", ["none", "kd_detr", "detrdistill"])
+def test_help_names_every_argument_of_the_method(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distill.parse(["--method", method, "--help"])
+    text = capsys.readouterr().out
+    assert ("--temperature" in text) == (method == "kd_detr")
+    assert ("--variant" in text) == (method == "detrdistill")
+    assert "--dataset_name" in text
+    assert "--learning_rate" in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_quickstart_is_understood(recipe: Path) -> None:
+    script, _, config, _ = distill.parse(["--config", str(recipe)])
+    assert Path(ROOT, script.config_name).is_file()
+    assert config.teacher_model_name_or_path is None or Path(ROOT, config.teacher_model_name_or_path).is_dir()
