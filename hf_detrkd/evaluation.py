@@ -198,11 +198,13 @@ class CocoEvaluator:
 
     def __init__(self, id2label: Mapping[int, str]):
         self.id2label = dict(id2label)
-        self.reset()
+        self.metric: CocoBoxMetric | None = None
 
     def reset(self) -> None:
         """Forgets what an evaluation that broke off has left behind."""
-        self.metric = CocoBoxMetric(self.id2label)
+        if self.metric is not None:
+            self.metric.close()
+        self.metric = None
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Adds a batch, the same in every process; with `compute_result`, the figures of all batches.
@@ -218,18 +220,20 @@ class CocoEvaluator:
             )
         several = dist.is_available() and dist.is_initialized()
         main = not several or dist.get_rank() == 0
+        figures: list[dict[str, float] | None] = [None]
         if main:
+            self.metric = CocoBoxMetric(self.id2label) if self.metric is None else self.metric
             image_ids = torch.as_tensor(evaluation.label_ids["image_id"]).cpu().numpy()
             self.metric.add_batch(
                 predictions=_unpad(evaluation.predictions, image_ids),
                 references=_unpad(evaluation.label_ids, image_ids),
             )
-        if not compute_result:
-            return {}
-        figures: list[Any] = [self.metric.compute() if main else None]
-        if several:
+            if compute_result:
+                figures[0] = self.metric.compute()
+                self.reset()
+        if several and compute_result:
             dist.broadcast_object_list(figures, src=0)
-        return figures[0]
+        return figures[0] or {}
 
 
 class CocoBoxMetric(evaluate.Metric):
@@ -261,8 +265,12 @@ class CocoBoxMetric(evaluate.Metric):
     def __init__(self, id2label: Mapping[int, str]):
         self.id2label = dict(id2label)
         folder = tempfile.mkdtemp(prefix="coco-box-metric-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         super().__init__(cache_dir=folder, seed=0)
+
+    def close(self) -> None:
+        """Removes the temporary folder, which else goes with the object; nothing can be added any more."""
+        self._remove()
 
     def _info(self) -> evaluate.MetricInfo:
         number, real = datasets.Value("int64"), datasets.Value("float64")
@@ -346,7 +354,9 @@ def evaluate_coco_files(annotations_json: str | Path, detections_json: str | Pat
     id2label, detections, references = read_coco_files(annotations_json, detections_json)
     metric = CocoBoxMetric(id2label)
     metric.add_batch(predictions=detections, references=references)
-    return metric.compute()
+    figures = metric.compute()
+    metric.close()
+    return figures
 
 
 def read_coco_files(

@@ -187,6 +187,8 @@ def test_metrics_do_not_meet_and_leave_nothing_behind():
         metric.add(prediction=found, reference=truth)
     assert [metric.compute()["map"] for metric in metrics] == [pytest.approx(1.0), pytest.approx(0.0)]
     assert not [path for metric in metrics for path in Path(metric.data_dir).glob("*.arrow")]
+    metrics[0].close()
+    assert [Path(metric.data_dir).exists() for metric in metrics] == [False, True]
 
 
 def test_memory_does_not_grow_with_the_images():
@@ -347,7 +349,10 @@ def test_evaluator_starts_anew_after_its_figures_and_on_reset():
 
     evaluator = CocoEvaluator({0: "cat", 1: "dog"})
     assert evaluator(batch(1, shift=90), compute_result=False) == {}
+    folder = Path(evaluator.metric.data_dir)
+    assert folder.exists()
     assert evaluator(batch(2, shift=0), compute_result=True)["map"] < 0.9
+    assert not folder.exists()
     assert evaluator(batch(2, shift=0), compute_result=True)["map"] == pytest.approx(1.0)
     evaluator(batch(1, shift=90), compute_result=False)
     evaluator.reset()
