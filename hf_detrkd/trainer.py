@@ -8,7 +8,7 @@ import re
 import resource
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -298,12 +298,19 @@ class DistillationTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+@runtime_checkable
+class SeesEpochs(Protocol):
+    """A data set whose items change from epoch to epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
 class EpochCallback(TrainerCallback):
     """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         dataset = train_dataloader.dataset
-        if "set_epoch" in dir(dataset):
+        if isinstance(dataset, SeesEpochs):
             dataset.set_epoch(int(state.epoch or 0))
 
 

@@ -127,7 +127,7 @@ class DetectorAdapter:
             raise ValueError(
                 f"{self.spec.family} sees padding as image, but the batch is padded: resize to a fixed size instead."
             )
-        with self._captured() as call:
+        with self._captured() as call, _straight_gradients(self.model, pixel_values):
             labels = {} if targets is None else self._denoising_labels(targets)
             call.model_output = self.model.model(pixel_values, pixel_mask=pixel_mask, **labels, **self.decoder_options)
         call.pixel_mask = pixel_mask
@@ -207,6 +207,25 @@ def _rows(predictions: Predictions, start: int, stop: int | None) -> Predictions
         None if states is None else states[:, start:stop],
         predictions.activation,
     )
+
+
+@contextmanager
+def _straight_gradients(model: nn.Module, pixel_values: Tensor) -> Iterator[None]:
+    """Guards the gradients of a single image on CPU: there torch's BatchNorm (2.15) misreads a gradient that arrives
+    transposed, as it does from every flattened map, and sends a wrong one on."""
+
+    def straighten(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(Tensor.contiguous)
+
+    alone = pixel_values.shape[0] == 1 and pixel_values.device.type == "cpu"
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)] if alone else []
+    handles = [norm.register_forward_hook(straighten) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:

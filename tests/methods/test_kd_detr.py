@@ -150,8 +150,10 @@ def test_both_models_are_asked_the_same_general_points_from_zero_content():
     assert torch.equal(teacher.asked[0].content, torch.zeros(2, 300, 8))
 
 
-def test_own_content_is_left_to_each_model():
-    student, teacher = points(config=KDDETRConfig(content="own"))
+@pytest.mark.parametrize("width", [8, 16])
+def test_own_content_is_left_to_each_model_even_where_the_teacher_s_would_fit(width):
+    student, teacher = Fake(spec(width=width)), Fake(spec(width=8))
+    compare(KDDETR(KDDETRConfig(content="own"), student.spec, teacher.spec), student.output, teacher.output)
     asked = [*student.asked, *teacher.asked]
     assert len(asked) == 3 and all(queries.fields == {"boxes"} for queries in asked)
 
