@@ -279,9 +279,8 @@ def main(argv: list[str]) -> None:
         folder = Path(config.output_dir)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2))
         draw_predictions(models, trainer.eval_dataset, folder / "predictions.png")
-        print(
-            f"{table(summary)}\nThe student is in {folder}, pictures of its predictions in {folder / 'predictions.png'}."
-        )
+        print(table(summary))
+        print(f"The student is in {folder}, its predictions in {folder / 'predictions.png'}.")
 
 
 if __name__ == "__main__":

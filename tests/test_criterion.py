@@ -224,12 +224,14 @@ def test_proposals_of_a_two_stage_deformable_detr_are_matched_as_objects_of_clas
         torch.testing.assert_close(losses[name], value)
 
 
-def test_an_autocast_region_around_the_loss_changes_nothing(family):
+def test_half_precision_logits_under_autocast_give_the_loss_of_their_float32_values(family):
     criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=(3, 2))["labels"]
-    layers, targets = [random_predictions(criterion, 2) for _ in range(3)], Targets.from_labels(labels)
-    expected = criterion(layers, targets, BatchTotals.of((3, 2), 7))
+    half = [replace(one, logits=one.logits.bfloat16()) for one in (random_predictions(criterion, 2) for _ in range(3))]
+    full = [replace(one, logits=one.logits.float()) for one in half]
+    targets, totals = Targets.from_labels(labels), BatchTotals.of((3, 2), 7)
     with torch.autocast("cpu", torch.bfloat16):
-        found = criterion(layers, targets, BatchTotals.of((3, 2), 7))
+        found = criterion(half, targets, totals)
+    expected = criterion(full, targets, totals)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

@@ -45,7 +45,10 @@ class KDDETRConfig:
     )
     class_loss: Literal["softmax_kl", "bce"] = field(
         default="softmax_kl",
-        metadata={"help": "KL of tempered softmax [released code], or of each head's own probabilities [ours]."},
+        metadata={
+            "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a pair of "
+            "a sigmoid and a softmax head always gets."
+        },
     )
     temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
     scale: Literal["normalized", "released"] = field(
