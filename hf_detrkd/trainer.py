@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback
@@ -18,7 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from .adapters import class_names
+from .adapters import class_names, spec_for
 from .config import DistillationConfig
 from .data import DetectionCollator
 from .distiller import Distiller
@@ -89,9 +90,7 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
-            raise ValueError(
-                f"One process found {args.n_gpu} GPUs: start it with `accelerate launch`, one process each."
-            )
+            raise ValueError(f"One process found {args.n_gpu} GPUs: use `accelerate launch`, a process for each.")
         if isinstance(model, str):
             model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
         apply_freezing(model, args.freeze)
@@ -99,8 +98,7 @@ class DistillationTrainer(Trainer):
         method = None
         if teacher is not None:
             method_class = METHODS[args.method]
-            spec = Distiller(model).adapter.spec
-            method = method_class(method_config or method_class.config_class(), spec, teacher.spec)
+            method = method_class(method_config or method_class.config_class(), spec_for(model.config), teacher.spec)
         distiller = Distiller(model, teacher, method, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
@@ -198,9 +196,11 @@ class DistillationTrainer(Trainer):
     def _mean_parts(self, steps: int) -> dict[str, float]:
         if not self._parts:
             return {}
-        values = torch.stack(list(self._parts.values())) / steps
-        values = self.accelerator.reduce(values, "mean")
-        return dict(zip(self._parts, values.tolist(), strict=True))
+        values = (torch.stack(list(self._parts.values())) / steps).tolist()
+        # By name: a process whose images had no box has no denoising parts.
+        everyone = gather_object([dict(zip(self._parts, values, strict=True))])
+        names = dict.fromkeys(name for parts in everyone for name in parts)
+        return {name: sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,14 @@ def test_two_processes_train_as_one_also_when_one_has_no_box(tmp_path: Path, fam
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
+@pytest.mark.distributed
+def test_a_process_without_boxes_skips_denoising_and_waits_for_nobody(tmp_path: Path) -> None:
+    run(tmp_path, processes=2, family="rt_detr", empty=[2, 3, 6, 7], max_steps=2)
+    log = json.loads((tmp_path / "report.json").read_text())["log"]
+    assert log[0]["task_loss"] == pytest.approx(log[0]["loss"], rel=1e-4)
+    assert log[0]["task_class_denoising"] > 0
+
+
 def test_a_run_killed_in_the_middle_and_resumed_ends_where_the_straight_run_ends(tmp_path: Path) -> None:
     arguments = {
         "method": "detrdistill",

@@ -46,8 +46,8 @@ class KDDETRConfig:
     class_loss: Literal["softmax_kl", "bce"] = field(
         default="softmax_kl",
         metadata={
-            "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a pair of "
-            "a sigmoid and a softmax head always gets."
+            "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a "
+            "sigmoid and a softmax head together always get."
         },
     )
     temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
