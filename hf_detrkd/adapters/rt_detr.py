@@ -82,8 +82,6 @@ class RTDetrAdapter(DetectorAdapter):
         """Encoder tokens as the model itself would take them, without gradient as in the model."""
         assert queries.boxes is not None
         base, memory = self.model.model, call.arguments["encoder_hidden_states"]
-        if self.model.config.learn_initial_query:
-            return base.weight_embedding.weight.mean(0).expand(*queries.boxes.shape[:2], -1)
         rows = queries.rows
         if rows is None:
             rows = rows_at(queries.boxes, call.arguments["spatial_shapes_list"])
