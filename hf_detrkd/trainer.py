@@ -14,7 +14,14 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
@@ -97,6 +104,7 @@ class DistillationTrainer(Trainer):
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
         method = None
         if teacher is not None:
+            set_seed(args.seed)  # the projections' weights belong to the seed of the run
             method_class = METHODS[args.method]
             method = method_class(method_config or method_class.config_class(), spec_for(model.config), teacher.spec)
         distiller = Distiller(model, teacher, method, cast(dict[str, float] | None, args.loss_weights), args.seed)

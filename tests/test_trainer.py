@@ -131,6 +131,16 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_where_the_straight_run_ends
     assert_close(*projections, 1e-6)
 
 
+def test_the_projections_belong_to_the_seed_of_the_run(tmp_path: Path) -> None:
+    arguments = {"widths": (32, 64), "method": "detrdistill", "method_config": {"assignment_weight": 0.0}}
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(weights))  # whatever the global generator holds
+        weights.append(make_trainer(tmp_path, seed=seed, **arguments).distiller.method.state_dict())
+    assert_close(weights[0], weights[1], 0.0)
+    assert_trained(weights[0], weights[2])
+
+
 def test_general_points_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
     runs = []
     for seed in (0, 0, 1):
@@ -172,9 +182,12 @@ def trained(tmp_path: Path) -> DistillationTrainer:
 def test_the_output_is_the_student_and_nothing_of_the_teacher(trained: DistillationTrainer) -> None:
     folder = Path(trained.args.output_dir)
     saved = load_file(folder / "model.safetensors")
-    model = AutoModelForObjectDetection.from_pretrained(folder)
+    model, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
     assert type(model) is type(trained.student)
-    assert saved.keys() <= trained.student.state_dict().keys()
+    assert not report["unexpected_keys"]
+    assert not report["missing_keys"]
+    own = {id(value): value.numel() for value in trained.student.state_dict(keep_vars=True).values()}
+    assert sum(value.numel() for value in saved.values()) == sum(own.values())
     assert_close(dict(model.state_dict()), dict(trained.student.state_dict()), 0.0)
     assert list(model.config.id2label.values()) == ["disc", "box", "triangle", "cross", "ring", "diamond"]
     assert AutoImageProcessor.from_pretrained(folder).size == {"height": 64, "width": 64}
