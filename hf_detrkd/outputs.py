@@ -44,6 +44,11 @@ class ObjectQueries:
     def detach(self) -> ObjectQueries:
         return ObjectQueries(**{name: self.__dict__[name].detach() for name in self.fields})
 
+    def float(self) -> ObjectQueries:
+        """The same queries in float32, whatever precision made them; `rows` stay integers."""
+        tensors = {name: self.__dict__[name] for name in self.fields}
+        return ObjectQueries(**{n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
+
     def select(self, names: frozenset[str]) -> ObjectQueries:
         """The same queries with only the given fields."""
         return ObjectQueries(**{name: self.__dict__[name] for name in self.fields & names})

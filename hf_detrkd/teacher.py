@@ -88,7 +88,7 @@ class Teacher:
                 return self._in_student_order(output.decode(queries))
 
         layers = self._in_student_order(output.layers)
-        return replace(output, layers=layers, queries=_in_float32(output.queries), decode=decode)
+        return replace(output, layers=layers, queries=output.queries.float(), decode=decode)
 
     def _renormalize(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         if self._scale is None or self._shift is None:
@@ -104,12 +104,6 @@ class Teacher:
         if layers[0].activation == "softmax":
             order = [*order, len(order)]
         return tuple(replace(layer, logits=layer.logits[..., order]) for layer in layers)
-
-
-def _in_float32(queries: ObjectQueries) -> ObjectQueries:
-    """The same queries in the precision of a student's weights, whatever the teacher's passes run in."""
-    tensors = {name: getattr(queries, name) for name in queries.fields}
-    return ObjectQueries(**{name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
 
 
 def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:

@@ -39,6 +39,7 @@ from hf_detrkd.data import (
     DetectionSplits,
     DetectionTransform,
     load_detection_splits,
+    parse_image_size,
 )
 from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
@@ -84,6 +85,7 @@ class ScriptArguments:
     )
 
     def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "Give the student either as --model_name_or_path (trained) or as --config_name (from scratch), got "
@@ -91,15 +93,6 @@ class ScriptArguments:
             )
         if self.backbone_weights is not None and self.config_name is None:
             raise ValueError("--backbone_weights needs --config_name: a trained student has a trained backbone.")
-
-    def size(self) -> tuple[int, int] | None:
-        """Height and width in pixels."""
-        if self.image_size is None:
-            return None
-        numbers = str(self.image_size).lower().split("x")
-        if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-            raise ValueError(f"--image_size must be a number or HEIGHTxWIDTH, got {self.image_size!r}.")
-        return int(numbers[0]), int(numbers[-1])
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, DistillationConfig, object]:
@@ -150,7 +143,8 @@ def make_student(script: ScriptArguments, classes: list[str], seed: int) -> tupl
             load_backbone_weights(model, script.backbone_weights)
     else:
         model = load_student(script.model_name_or_path, classes, script.model_revision)
-    processor = load_image_processor(model, script.model_name_or_path, script.size(), script.keep_aspect_ratio)
+    size = parse_image_size(script.image_size)
+    processor = load_image_processor(model, script.model_name_or_path, size, script.keep_aspect_ratio)
     return model, processor
 
 
@@ -158,10 +152,8 @@ def with_transforms(
     splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, seed: int
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """Training and evaluation set as the student's image processor wants them."""
-    normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
-    size = dict(processor.size)
-    train = splits.train.with_transform(DetectionTransform(size, *normalization, augmentation), seed)
-    return train, splits.eval.with_transform(DetectionTransform(size, *normalization))
+    train = splits.train.with_transform(DetectionTransform.for_processor(processor, augmentation), seed)
+    return train, splits.eval.with_transform(DetectionTransform.for_processor(processor))
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:

@@ -26,7 +26,13 @@ from transformers import (
     HfArgumentParser,
 )
 
-from hf_detrkd.data import DetectionCollator, DetectionDataset, DetectionTransform, load_detection_split
+from hf_detrkd.data import (
+    DetectionCollator,
+    DetectionDataset,
+    DetectionTransform,
+    load_detection_split,
+    parse_image_size,
+)
 from hf_detrkd.evaluation import (
     FIGURES,
     PADDING,
@@ -74,6 +80,7 @@ class EvaluateArguments:
     output_file: str | None = field(default=None, metadata={"help": "JSON file that gets all figures."})
 
     def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
         files = (self.annotations is not None, self.detections is not None)
         if files not in ((True, True), (False, False)) or any(files) == (self.model_name_or_path is not None):
             raise ValueError(
@@ -82,15 +89,6 @@ class EvaluateArguments:
             )
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"--per_device_eval_batch_size must be 1 or more, got {self.per_device_eval_batch_size}.")
-
-    def size(self) -> tuple[int, int] | None:
-        """Height and width in pixels."""
-        if self.image_size is None:
-            return None
-        numbers = str(self.image_size).lower().split("x")
-        if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-            raise ValueError(f"--image_size must be a number or HEIGHTxWIDTH, got {self.image_size!r}.")
-        return int(numbers[0]), int(numbers[-1])
 
 
 def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Tensor:
@@ -120,14 +118,14 @@ def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Ten
 def load_data(arguments: EvaluateArguments) -> DetectionDataset:
     """The data set as the model's image processor wants it."""
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
-    normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
     dataset = load_detection_split(
         arguments.dataset_name,
         arguments.dataset_eval_split,
         max_samples=arguments.max_eval_samples,
         skip_unreadable_images=arguments.skip_unreadable_images,
     )
-    return dataset.with_transform(DetectionTransform(arguments.size() or dict(processor.size), *normalization))
+    size = parse_image_size(arguments.image_size)
+    return dataset.with_transform(DetectionTransform.for_processor(processor, size=size))
 
 
 def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> dict[str, float]:

@@ -94,17 +94,13 @@ def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path:
         distill.parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ValueError, match="Give the student either as --model_name_or_path"):
         distill.parse(["--output_dir", str(tmp_path)])
-    script = distill.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", "12x"])[0]
     with pytest.raises(ValueError, match="--image_size must be a number or HEIGHTxWIDTH, got '12x'"):
-        script.size()
+        distill.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", "12x"])
 
 
-def test_image_sizes_are_height_by_width(tmp_path: Path) -> None:
-    for text, size in (("128", (128, 128)), ("320x256", (320, 256)), ("320X256", (320, 256))):
-        assert (
-            distill.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", text])[0].size()
-            == size
-        )
+def test_image_sizes_are_height_by_width() -> None:
+    sizes = {"128": (128, 128), "320x256": (320, 256), "320X256": (320, 256), None: None}
+    assert {text: distill.parse_image_size(text) for text in sizes} == sizes
 
 
 @pytest.mark.parametrize("method", ["none", "kd_detr", "detrdistill"])

@@ -5,7 +5,7 @@ from .datasets import DetectionSplits, load_detection_split, load_detection_spli
 from .detection import DetectionDataset
 from .errors import DatasetError, UnreadableImageError
 from .records import ImageRecord
-from .transforms import AugmentationConfig, DetectionTransform
+from .transforms import AugmentationConfig, DetectionTransform, parse_image_size
 
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "UnreadableImageError",
     "load_detection_split",
     "load_detection_splits",
+    "parse_image_size",
 ]

@@ -143,6 +143,23 @@ class DetectionTransform:
             (config.photometric, v2.RandomPhotometricDistort()),
         ]
 
+    @classmethod
+    def for_processor(
+        cls,
+        processor: Any,
+        augmentation: AugmentationConfig | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> DetectionTransform:
+        """The transform that makes what an image processor of transformers makes.
+
+        Args:
+            processor: image processor with `size`, `do_normalize`, `image_mean` and `image_std`.
+            augmentation ([`AugmentationConfig`], *optional*): `None` for evaluation.
+            size (`tuple[int, int]`, *optional*): (height, width) in place of the processor's.
+        """
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
+        return cls(size or dict(processor.size), mean, std, augmentation)
+
     @property
     def pads(self) -> bool:
         """Whether images keep their aspect ratio, so that a batch has to be padded."""
@@ -218,6 +235,20 @@ class DetectionTransform:
         if self.image_mean is not None and self.image_std is not None:
             values.sub_(self.image_mean).div_(self.image_std)
         return values
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width in pixels from the command line's `128` or `320x256`; `None` stays `None`.
+
+    Raises:
+        `ValueError`: if it is neither a number nor HEIGHTxWIDTH.
+    """
+    if text is None:
+        return None
+    numbers = str(text).lower().split("x")
+    if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise ValueError(f"--image_size must be a number or HEIGHTxWIDTH, got {text!r}.")
+    return int(numbers[0]), int(numbers[-1])
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:
