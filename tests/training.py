@@ -106,3 +106,4 @@ if __name__ == "__main__":
         )
         report = {"log": trainer.state.log_history, "metrics": metrics}
         Path(given.folder, "report.json").write_text(json.dumps(report))
+    trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes

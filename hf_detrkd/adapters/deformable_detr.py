@@ -69,7 +69,7 @@ class DeformableDetrAdapter(DetectorAdapter):
         if queries.boxes is None:
             raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
         model, boxes = self.model.model, queries.boxes
-        embedded = model.get_proposal_pos_embed(inverse_sigmoid(boxes)).to(model.pos_trans.weight.dtype)
+        embedded = model.get_proposal_pos_embed(inverse_sigmoid(boxes, eps=1e-7)).to(model.pos_trans.weight.dtype)
         position, own = model.pos_trans_norm(model.pos_trans(embedded)).chunk(2, dim=-1)
         content = own if queries.content is None else queries.content
         return {
