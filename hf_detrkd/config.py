@@ -51,6 +51,13 @@ class DistillationConfig(TrainingArguments):
     auxiliary_loss: bool = field(
         default=True, metadata={"help": "Supervise every decoder layer by the ground truth, not the last alone."}
     )
+    criterion: str = field(
+        default="ours",
+        metadata={
+            "help": "Detection loss: ours, one for all families, or transformers: the model's own, with its faults "
+            "(see PAPERS.md), for comparison; auxiliary_loss is then that of the model's config."
+        },
+    )
     backbone_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the student's backbone. Default: as everything else."}
     )
@@ -82,6 +89,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {self.loss_weights!r}.")
         if self.method != "none" and self.method not in METHODS:
             raise ValueError(f"method must be none or one of {', '.join(sorted(METHODS))}, got {self.method!r}.")
+        if self.criterion not in ("ours", "transformers"):
+            raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor must be 0: detection losses have no smoothed labels.")
         if self.remove_unused_columns:

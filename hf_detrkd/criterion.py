@@ -1,9 +1,9 @@
-"""The detection loss of every family: equal to transformers' value, with fewer copies, and independent of the number
-of processes.
+"""The detection loss of every family: one loss for all, fast, and independent of the number of processes.
 
-transformers divides by the number of boxes of one process (RT-DETR) or reduces the count twice (DETR, Deformable
-DETR), so that the balance of task and distillation loss depends on the machine. Here every divisor is a
-[`BatchTotals`], counted over all processes and accumulated micro-batches.
+It has transformers' value and gradient wherever these are right. Where it differs on purpose (box counts, D-FINE's
+auxiliary layers, proposals of two-stage Deformable DETR, class weights, evaluation of LW-DETR), `PAPERS.md` says how,
+and `tests/test_criterion_faults.py` shows fault and mend. Every divisor is a [`BatchTotals`], counted over all
+processes and accumulated micro-batches, so that the balance of task and distillation does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -12,116 +12,221 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .losses import detection_losses
-from .matching import HungarianMatcher, match_columns, stack_layers, to_host
+from .distributions import EdgeDistributions, decoupled_focal, fine_grained_localization
+from .losses import gather_matched, hard_class_loss, matched_box_losses
+from .matching import Assigning, HungarianMatcher, match_columns, run_together, stack_layers, to_device, vote
 from .outputs import BatchTotals, Predictions, Targets
 
 
 @dataclass(frozen=True)
 class Denoising:
     """Answers to noised ground truth: `layers` with `2 * max_boxes * num_groups` rows, in every group first the
-    positive copies of all boxes, then the negative ones."""
+    positive copies of all boxes, then the negative ones; `edges`, where the family has such, are their
+    distributions."""
 
     layers: tuple[Predictions, ...]
     num_groups: int
+    edges: EdgeDistributions | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All that a detection loss supervises in one pass.
+
+    Attributes:
+        layers (`tuple[Predictions]`): answers to the model's own queries, last layer last.
+        num_groups (`int`): groups of queries in every layer, each matched with all boxes.
+        encoder ([`Predictions`], *optional*): proposals of a two-stage encoder, as many groups.
+        denoising ([`Denoising`], *optional*)
+        edges ([`EdgeDistributions`], *optional*): of the last layers.
+        model_loss (`torch.Tensor`, *optional*): transformers' own loss, where that was asked for.
+    """
+
+    layers: tuple[Predictions, ...]
+    num_groups: int = 1
+    encoder: Predictions | None = None
+    denoising: Denoising | None = None
+    edges: EdgeDistributions | None = None
+    model_loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions of several layers `(num_layers, batch_size, num_queries, ...)` with the queries of their boxes.
+
+    `index` and `box_index` have the shape `(num_layers, batch_size, max_boxes)`; the second, with its own targets and
+    divisor, is for boxes where these are matched otherwise than classes.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    targets: Targets
+    index: Tensor
+    totals: BatchTotals
+    edges: EdgeDistributions | None = None
+    box_index: Tensor | None = None
+    box_targets: Tensor | None = None
+    box_count: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DetectionCriterion:
-    """Set-prediction loss over all decoder layers, encoder proposals and denoising queries.
+    """Set-prediction loss over all decoder layers, query groups, encoder proposals and denoising queries.
 
     Args:
-        classification (`"cross_entropy"`, `"focal"` or `"varifocal"`): see [`~hf_detrkd.losses.hard_class_loss`].
+        classification (`str`): see [`~hf_detrkd.losses.hard_class_loss`].
         matcher ([`HungarianMatcher`])
         class_weight, box_weight, giou_weight (`float`): weights of the three parts.
+        fgl_weight, ddf_weight (`float`): weights of the losses of edge distributions.
         no_object_weight (`float`): weight of no-object in the cross entropy.
-        alpha, gamma (`float`): of the focal and varifocal loss.
+        alpha, gamma (`float`): of the classification.
         auxiliary (`bool`): whether layers before the last are supervised too.
         class_agnostic_encoder (`bool`): encoder proposals know only "object", class 0 (two-stage Deformable DETR).
+        dense_boxes (`bool`): a query that any layer matched learns a box in every layer (DEIM's union of matchings).
     """
 
-    classification: Literal["cross_entropy", "focal", "varifocal"]
+    classification: Literal["cross_entropy", "focal", "varifocal", "matchability", "iou_aware"]
     matcher: HungarianMatcher
     class_weight: float = 1.0
     box_weight: float = 5.0
     giou_weight: float = 2.0
+    fgl_weight: float = 0.15
+    ddf_weight: float = 1.5
     no_object_weight: float = 0.1
     alpha: float = 0.25
     gamma: float = 2.0
     auxiliary: bool = True
     class_agnostic_encoder: bool = False
+    dense_boxes: bool = False
 
     def with_auxiliary(self, auxiliary: bool) -> DetectionCriterion:
         """The same loss with every decoder layer supervised, or only the last."""
         return replace(self, auxiliary=auxiliary)
 
-    def __call__(
-        self,
-        layers: Sequence[Predictions],
-        targets: Targets,
-        totals: BatchTotals,
-        encoder: Predictions | None = None,
-        denoising: Denoising | None = None,
-    ) -> dict[str, Tensor]:
-        """Computes the loss of one batch.
-
-        Args:
-            layers (`Sequence[Predictions]`): answers to the model's own queries, last layer last.
-            encoder ([`Predictions`], *optional*): proposals of a two-stage encoder.
-            denoising ([`Denoising`], *optional*)
+    def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
+        """Computes the loss of one batch: [`steps`], alone.
 
         Returns:
-            `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, then the same with `_encoder`
-            and `_denoising`), each summed over layers; the loss is their sum.
+            `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, then the same with
+            `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
         """
-        layers = layers if self.auxiliary else layers[-1:]
+        return run_together(self.steps(answers, targets, totals))[0]
+
+    def steps(self, answers: Answers, targets: Targets, totals: BatchTotals) -> Assigning[dict[str, Tensor]]:
+        """The loss as a computation that needs assignments: see [`~hf_detrkd.matching.run_together`]."""
+        if not self.auxiliary:
+            edges = answers.edges and answers.edges.last()
+            answers = replace(answers, layers=answers.layers[-1:], edges=edges)
         encoder_targets = targets
         if self.class_agnostic_encoder:
             encoder_targets = replace(targets, labels=torch.zeros_like(targets.labels))
-        groups = {"": (layers, targets)} | ({"_encoder": ([encoder], encoder_targets)} if encoder else {})
+        sets: dict[str, tuple[Sequence[Predictions], Targets]] = {"": (answers.layers, targets)}
+        if answers.encoder is not None:
+            sets["_encoder"] = ([answers.encoder], encoder_targets)
+        stacked = [(*stack_layers(layers), layers[0].activation, target) for layers, target in sets.values()]
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            costs = [self.matcher.cost(logits, boxes, target, kind) for logits, boxes, kind, target in stacked]
+        host = yield costs
+        matched = self._matched(host, answers, targets, totals, stacked)
         losses: dict[str, Tensor] = {}
         with torch.autocast(targets.boxes.device.type, enabled=False):
-            costs = [self.matcher.cost(*stack_layers(g), t, g[0].activation) for g, t in groups.values()]
-            for (name, (group, target)), cost in zip(groups.items(), to_host(costs), strict=True):
-                index = torch.from_numpy(match_columns(cost, targets.counts))
-                index = index.to(target.boxes.device, non_blocking=True)
-                losses |= self._group(group, index, target, totals, name)
-            if denoising is not None:
-                losses |= self._denoising(denoising, targets, totals)
+            for name, one in zip(sets, matched, strict=True):
+                losses |= self._losses(one, name)
+            if answers.denoising is not None:
+                losses |= self._losses(denoising_set(answers.denoising, targets, totals), "_denoising")
         return losses
 
-    def _group(
-        self, layers: Sequence[Predictions], index: Tensor, targets: Targets, totals: BatchTotals, name: str
-    ) -> dict[str, Tensor]:
-        logits, boxes = stack_layers(layers)
+    def _matched(
+        self,
+        costs: Sequence[np.ndarray],
+        answers: Answers,
+        targets: Targets,
+        totals: BatchTotals,
+        stacked: Sequence[tuple[Tensor, Tensor, str, Targets]],
+    ) -> list[Matched]:
+        """Assignments of the decoder's and the encoder's answers, on the device."""
+        device, groups = targets.boxes.device, answers.num_groups
+        totals = totals.repeated(groups)
+        indices = [match_columns(cost, targets.counts, groups) for cost in costs]
+        pairs = vote(indices, costs[0].shape[2]) if self.dense_boxes else ()
+        sent = to_device([*indices, *pairs], device)
+        sets = [
+            Matched(logits, boxes, target.repeated(groups), index, totals)
+            for (logits, boxes, _, target), index in zip(stacked, sent, strict=False)
+        ]
+        if pairs:
+            rows, columns = sent[-2:]
+            wanted = gather_matched(targets.boxes, columns)
+            count = totals.mean_count(int((pairs[0] >= 0).sum()), device)
+            sets = [
+                replace(one, box_index=rows.expand(len(one.index), -1, -1), box_targets=wanted, box_count=count)
+                for one in sets
+            ]
+        return [replace(sets[0], edges=answers.edges), *sets[1:]]
+
+    def _losses(self, one: Matched, name: str) -> dict[str, Tensor]:
+        distance, giou, ious = matched_box_losses(one.boxes, one.index, one.targets.boxes)
         options = {"alpha": self.alpha, "gamma": self.gamma, "no_object_weight": self.no_object_weight}
-        classes, distance, giou = detection_losses(
-            logits, boxes, index, targets.labels, targets.boxes, self.classification, **options
-        )
-        divisor = totals.boxes_or_one
-        class_divisor = divisor
+        classes = hard_class_loss(one.logits, one.index, one.targets.labels, self.classification, ious, **options)
+        divisor = class_divisor = one.totals.boxes_or_one
         if self.classification == "cross_entropy":  # transformers' weighted mean over all queries
-            class_divisor = totals.class_weight(logits.shape[2], self.no_object_weight)
-        return {
+            class_divisor = one.totals.class_weight(one.logits.shape[2], self.no_object_weight)
+        index, wanted = one.index, one.targets.boxes
+        if one.box_index is not None and one.box_targets is not None and one.box_count is not None:
+            index, wanted, divisor = one.box_index, one.box_targets, one.box_count.clamp(min=1e-6)
+            distance, giou, ious = matched_box_losses(one.boxes, index, wanted)
+        losses = {
             f"class{name}": self.class_weight * classes.sum() / class_divisor,
             f"box{name}": self.box_weight * distance.sum() / divisor,
             f"giou{name}": self.giou_weight * giou.sum() / divisor,
         }
+        if one.edges is not None:
+            num_layers = len(one.edges.logits)
+            index, ious = index[-num_layers:], ious[-num_layers:]
+            fgl = fine_grained_localization(one.edges, index, wanted, ious)
+            losses[f"fgl{name}"] = self.fgl_weight * fgl.sum() / divisor
+            if num_layers > 1:
+                losses[f"ddf{name}"] = self.ddf_weight * self._ddf(one, one.edges, index, ious)
+        return losses
 
-    def _denoising(self, denoising: Denoising, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
-        """Positive copies answer for the box that they were made from: no matching."""
-        num_groups, most = denoising.num_groups, targets.labels.shape[1]
-        group, box = torch.meshgrid(torch.arange(num_groups), torch.arange(most), indexing="ij")
-        rows = (group * 2 * most + box).flatten().to(targets.labels.device, non_blocking=True)
-        copies = Targets(
-            targets.labels.repeat(1, num_groups),
-            targets.boxes.repeat(1, num_groups, 1),
-            targets.valid.repeat(1, num_groups),
-            targets.counts,
-        )
-        index = torch.where(copies.valid, rows, -1).expand(len(denoising.layers), -1, -1)
-        totals = replace(totals, boxes=totals.boxes_or_one * num_groups)
-        return self._group(denoising.layers, index, copies, totals, "_denoising")
+    def _ddf(self, one: Matched, edges: EdgeDistributions, index: Tensor, ious: Tensor) -> Tensor:
+        """Means over matched and over other edges, weighted with the roots of their numbers."""
+        matched, others = decoupled_focal(edges, index, ious, one.logits[-1])
+        count = one.totals.matched if one.box_count is None else one.box_count
+        count = torch.as_tensor(count, device=matched.device)
+        roots = (4 * count).sqrt(), (4 * (one.totals.images * one.logits.shape[2] - count)).clamp(min=0).sqrt()
+        tiny = torch.finfo(torch.float32).tiny
+        means = matched.sum() / roots[0].clamp(min=tiny) + others.sum() / roots[1].clamp(min=tiny)
+        return means / (roots[0] + roots[1])
+
+
+@dataclass(frozen=True)
+class TransformersCriterion:
+    """transformers' own loss, faults included, in place of ours: for comparison."""
+
+    def with_auxiliary(self, auxiliary: bool) -> TransformersCriterion:
+        """Itself: the model's config decides."""
+        return self
+
+    def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
+        return run_together(self.steps(answers, targets, totals))[0]
+
+    def steps(self, answers: Answers, targets: Targets, totals: BatchTotals) -> Assigning[dict[str, Tensor]]:
+        yield []
+        assert answers.model_loss is not None
+        return {"transformers": answers.model_loss}
+
+
+def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -> Matched:
+    """Positive copies answer for the box that they were made from: no matching."""
+    num_groups, most = denoising.num_groups, targets.labels.shape[1]
+    group, box = torch.meshgrid(torch.arange(num_groups), torch.arange(most), indexing="ij")
+    rows = (group * 2 * most + box).flatten().to(targets.labels.device, non_blocking=True)
+    copies = targets.repeated(num_groups)
+    index = torch.where(copies.valid, rows, -1).expand(len(denoising.layers), -1, -1)
+    counts = replace(totals, boxes=totals.boxes_or_one * num_groups, matched=totals.boxes * num_groups)
+    return Matched(*stack_layers(denoising.layers), copies, index, counts, denoising.edges)

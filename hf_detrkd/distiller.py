@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for
+from .matching import Assigning, run_together
 from .methods import DistillationMethod
 from .outputs import BatchTotals, Predictions, Targets
 from .teacher import Teacher
@@ -87,27 +88,28 @@ class Distiller(nn.Module):
             `dict`: `loss`, `parts` (detached scalars by name, for the log), `logits` and `pred_boxes`.
         """
         targets = None if labels is None else Targets.from_labels(labels)
-        counts = None
-        if targets is not None:
-            counts = BatchTotals(*totals) if totals is not None else BatchTotals.of(targets.counts, self._queries)
-        output, task = self.adapter(pixel_values, pixel_mask, targets, counts)
-        loss = output.loss
-        parts = {f"task_{name}": part.detach() for name, part in task.items()}
-        if loss is not None:
-            parts["task_loss"] = loss.detach()
+        output, answers = self.adapter.encode(pixel_values, pixel_mask, targets)
+        last: Predictions = output.layers[-1]
+        outputs: dict[str, Any] = {"loss": None, "parts": {}, "logits": last.logits, "pred_boxes": last.boxes}
+        if targets is None or answers is None:
+            return outputs
+        counts = BatchTotals.of(targets.counts, self.adapter.spec.num_queries)
+        if totals is not None:
+            images, boxes, matched, share = totals.unbind()
+            counts = BatchTotals(images, boxes, matched, share, is_global=True)
+        computations: list[Assigning[dict[str, Tensor]]] = [self.adapter.criterion.steps(answers, targets, counts)]
         if self.training and self.method is not None and self.teacher is not None:
-            assert targets is not None and counts is not None and loss is not None
             generator = torch.Generator().manual_seed(_mix(self.seed, step))
-            losses = self.method(output, self.teacher(pixel_values, pixel_mask), targets, counts, generator)
+            wanted = self.teacher(pixel_values, pixel_mask)
+            computations.append(self.method.steps(output, wanted, targets, counts, generator))
+        task, *distillation = run_together(*computations)
+        loss = torch.stack(list(task.values())).sum()
+        parts = {f"task_{name}": part.detach() for name, part in task.items()} | {"task_loss": loss.detach()}
+        for losses in distillation:
             weighted = torch.stack([self.weight_of(name) * value for name, value in losses.items()]).sum()
             parts |= {"distillation_loss": weighted.detach()} | sum_over_layers(losses)
             loss = loss + distillation_weight * weighted
-        last: Predictions = output.layers[-1]
-        return {"loss": loss, "parts": parts, "logits": last.logits, "pred_boxes": last.boxes}
-
-    @property
-    def _queries(self) -> int:
-        return self.adapter.spec.num_queries
+        return outputs | {"loss": loss, "parts": parts}
 
     def weight_of(self, name: str) -> float:
         """The weight of a loss by its full name."""

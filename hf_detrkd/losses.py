@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, sigmoid_focal_loss
+from torchvision.ops import box_convert
 
 from .outputs import Predictions
 
@@ -114,21 +114,9 @@ def softmax_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 # --- against the ground truth ----------------------------------------------------------------------------------------
 
 
-def scatter_labels(index: Tensor, values: Tensor, num_queries: int, fill: float) -> Tensor:
-    """Values of matched ground truth, laid out by query.
-
-    Args:
-        index (`torch.LongTensor` of shape `(..., max_boxes)`): the query of each box; -1 where it has none.
-        values (`torch.Tensor` of shape `(..., max_boxes)`)
-        num_queries (`int`)
-        fill (`float`): value of queries without a box.
-
-    Returns:
-        `torch.Tensor` of shape `(..., num_queries)`.
-    """
-    slots = index.masked_fill(index < 0, num_queries)
-    rows = values.new_full((*index.shape[:-1], num_queries + 1), fill)
-    return rows.scatter(-1, slots, values.expand_as(index))[..., :num_queries]
+KINDS = ("cross_entropy", "focal", "varifocal", "matchability", "iou_aware")
+"""Classification losses: softmax with no-object (DETR), focal (Deformable DETR), VFL (RT-DETR), MAL (DEIM), IA-BCE
+(LW-DETR)."""
 
 
 def hard_class_loss(
@@ -143,39 +131,89 @@ def hard_class_loss(
 ) -> Tensor:
     """Classification loss of every query, matched or not.
 
+    Every query is charged as if it had no object, and a matched one is then charged the difference at its class: one
+    pass over the logits and no one-hot tensor.
+
     Args:
         logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, num_classes)`)
-        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): see [`scatter_labels`].
+        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each box; -1 where it
+            has none.
         labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
-        kind (`"cross_entropy"`, `"focal"` or `"varifocal"`): softmax with no-object as the last class, weighted with
-            `no_object_weight`; sigmoid focal loss; focal loss with the IoU of the matched box as target.
-        ious (`torch.Tensor` of shape `(num_layers, batch_size, max_boxes)`): of each box and its query, detached.
+        kind (`str`): one of [`KINDS`]. `"cross_entropy"` takes no-object as the last class and weighs it with
+            `no_object_weight`. The others are sums over classes of `-t log p - (1 - t) w log(1 - p)`, where `t` and
+            `w` follow the IoU `q` of the matched box: see [`_background`] and [`_foreground`].
+        ious (`torch.Tensor` of shape `(num_layers, batch_size, max_boxes)`): `q` of each box and its query, detached.
+        alpha, gamma (`float`): `alpha` of 1 leaves the weight out.
 
     Returns:
         `torch.Tensor` of shape `(num_layers,)`: the sum over images, queries and classes.
 
     References:
         Lin et al., Focal Loss, https://arxiv.org/abs/1708.02002; Zhang et al., VarifocalNet,
-        https://arxiv.org/abs/2008.13367
+        https://arxiv.org/abs/2008.13367; Huang et al., DEIM (MAL), https://arxiv.org/abs/2412.04234; Cai et al.,
+        Align-DETR (IA-BCE), https://arxiv.org/abs/2304.07527
     """
-    logits, (num_queries, num_classes) = logits.float(), logits.shape[-2:]
+    logits, matched = logits.float(), index >= 0
+    cells = index.clamp(min=0) * logits.shape[-1] + labels
     if kind == "cross_entropy":
-        classes = scatter_labels(index, labels, num_queries, num_classes - 1)
-        weight = logits.new_ones(num_classes)
-        weight[-1] = no_object_weight
-        return F.cross_entropy(logits.movedim(-1, 1), classes, weight, reduction="none").sum((1, 2))
-    classes = scatter_labels(index, labels, num_queries, num_classes)
-    onehot = F.one_hot(classes, num_classes + 1)[..., :-1].to(logits.dtype)
+        log_probabilities = logits.log_softmax(-1)
+        no_object = -no_object_weight * log_probabilities[..., -1]
+        correct = -log_probabilities.flatten(-2).gather(-1, cells)
+        change = correct - no_object.gather(-1, index.clamp(min=0))
+        return no_object.sum((1, 2)) + (change * matched).sum((1, 2))
+    picked = logits.flatten(-2).gather(-1, cells)
+    change = _foreground(picked, ious, kind, alpha, gamma) - _background(picked, kind, alpha, gamma)
+    return _background(logits, kind, alpha, gamma).sum((1, 2, 3)) + (change * matched).sum((1, 2))
+
+
+def _background(logits: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
+    """Loss of a class that is not there: `w p^gamma * -log(1 - p)`. VFL and MAL hold the factor constant."""
+    scores = logits.detach() if kind in ("varifocal", "matchability") else logits
+    weight = {"focal": 1 - alpha, "iou_aware": 1.0}.get(kind, alpha)
+    return weight * scores.sigmoid().pow(gamma) * F.softplus(logits)
+
+
+def _foreground(logits: Tensor, ious: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
+    """Loss of the class of a matched box, whose IoU with it is `q`."""
     if kind == "focal":
-        return sigmoid_focal_loss(logits, onehot, alpha, gamma, reduction="none").sum((1, 2, 3))
-    target = scatter_labels(index, ious, num_queries, 0.0)[..., None] * onehot
-    weight = alpha * logits.detach().sigmoid().pow(gamma) * (1 - onehot) + target
-    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2, 3))
+        return alpha * (-logits).sigmoid().pow(gamma) * F.softplus(-logits)
+    if kind == "varifocal":
+        return ious * F.binary_cross_entropy_with_logits(logits, ious, reduction="none")
+    if kind == "matchability":
+        return F.binary_cross_entropy_with_logits(logits, ious.pow(gamma), reduction="none")
+    quality = (logits.detach().sigmoid().pow(alpha) * ious.pow(1 - alpha)).clamp(min=0.01)
+    return F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 def gather_matched(values: Tensor, index: Tensor) -> Tensor:
     """Rows of `values` `(..., num_queries, channels)` at `index` `(..., max_boxes)`; an index of -1 reads row 0."""
     return values.gather(-2, index.clamp(min=0)[..., None].expand(*index.shape, values.shape[-1]))
+
+
+def scatter_matched(index: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+    """`rows` `(..., num_queries)` with the values of matched boxes `(..., max_boxes)` in their places; an index of -1
+    changes nothing."""
+    slots = index.masked_fill(index < 0, rows.shape[-1])
+    return F.pad(rows, (0, 1)).scatter(-1, slots, values.to(rows.dtype))[..., :-1]
+
+
+def matched_box_losses(boxes: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Box losses of matched queries.
+
+    Args:
+        boxes (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, 4)`)
+        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each box, -1 for none.
+        targets (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
+
+    Returns:
+        `tuple` of `torch.Tensor`: sums of L1 and of `1 - GIoU`, `(num_layers,)`, and every box's detached IoU with its
+        query, `(num_layers, batch_size, max_boxes)`.
+    """
+    matched = index >= 0
+    own = gather_matched(boxes.float(), index)
+    iou, giou = box_overlap(own, targets.expand_as(own))
+    distance = box_distance(own, targets.expand_as(own))
+    return (distance * matched).sum((1, 2)), ((1 - giou) * matched).sum((1, 2)), iou.detach()
 
 
 def detection_losses(
@@ -184,19 +222,11 @@ def detection_losses(
     """The three detection losses of several decoder layers at once, as sums.
 
     Args:
-        logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, num_classes)`)
-        boxes (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, 4)`)
-        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each ground-truth box.
-        labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
-        targets (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
-        kind, class_options: see [`hard_class_loss`].
+        logits, index, labels, kind, class_options: see [`hard_class_loss`].
+        boxes, targets: see [`matched_box_losses`].
 
     Returns:
         `tuple` of three `torch.Tensor` of shape `(num_layers,)`: class, L1, `1 - GIoU`. Divide them by counts.
     """
-    matched = index >= 0
-    own = gather_matched(boxes.float(), index)
-    iou, giou = box_overlap(own, targets.expand_as(own))
-    distance = box_distance(own, targets.expand_as(own))
-    classes = hard_class_loss(logits, index, labels, kind, iou.detach(), **class_options)
-    return classes, (distance * matched).sum((1, 2)), ((1 - giou) * matched).sum((1, 2))
+    distance, giou, iou = matched_box_losses(boxes, index, targets)
+    return hard_class_loss(logits, index, labels, kind, iou, **class_options), distance, giou

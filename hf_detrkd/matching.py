@@ -1,13 +1,15 @@
 """Hungarian matching, batched: costs of all layers and images on the device, one copy to the host, scipy.
 
 The assignment itself takes a few percent of a matcher's time; the copies and the cost take the rest. So every cost of
-a step is computed as one padded tensor and brought over together with [`to_host`].
+a step, of the detection loss and of the method, is computed as padded tensors and brought over in one copy: see
+[`run_together`].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +20,36 @@ from .losses import box_distance, box_overlap, class_targets
 from .outputs import Predictions, Targets
 
 
+T = TypeVar("T")
+Assigning = Generator[list[Tensor], list[np.ndarray], T]
+"""A computation that needs assignments: it yields its costs once, is sent them on the host, and returns its result."""
+
+
+def run_together(*computations: Assigning[Any]) -> list[Any]:
+    """Runs computations that need assignments with one copy from the device for all of them.
+
+    Args:
+        computations (`Generator`): each yields a list of cost tensors and receives the arrays. No context manager may
+            stay open across the yield: it would hold for the others too.
+
+    Returns:
+        `list`: what each returns.
+    """
+    asked = [next(computation) for computation in computations]
+    host = iter(to_host([cost for costs in asked for cost in costs]))
+    results = []
+    for computation, costs in zip(computations, asked, strict=True):
+        try:
+            computation.send([next(host) for _ in costs])
+        except StopIteration as done:
+            results.append(done.value)
+    return results
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """Copies tensors to the host in float32, in a single transfer; NaN and infinity become the largest number."""
+    if not tensors:
+        return []
     largest = torch.finfo(torch.float32).max
     flat = torch.cat([t.detach().float().flatten() for t in tensors])
     flat = flat.nan_to_num(nan=largest, posinf=largest, neginf=largest).cpu()
@@ -27,22 +57,60 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [part.view(t.shape).numpy() for part, t in zip(flat.split(sizes), tensors, strict=True)]
 
 
-def match_columns(cost: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Copies int64 arrays to the device in a single transfer, from pinned memory: the host does not wait."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = flat.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def match_columns(cost: np.ndarray, counts: Sequence[int], num_groups: int = 1) -> np.ndarray:
     """The row that an optimal assignment gives to each column.
 
     Args:
-        cost (`np.ndarray` of shape `(num_layers, batch_size, num_rows, max_columns)`)
+        cost (`np.ndarray` of shape `(num_layers, batch_size, num_groups * num_rows, max_columns)`)
         counts (`Sequence[int]` of length `batch_size`): columns of each image that are not padding.
+        num_groups (`int`): groups of rows, of which each is matched with all columns.
 
     Returns:
-        `np.ndarray` of shape `(num_layers, batch_size, max_columns)`, int64; -1 for padding and for columns left over
-        where an image has more columns than rows.
+        `np.ndarray` of shape `(num_layers, batch_size, num_groups * max_columns)`, int64; -1 for padding and for
+        columns left over where an image has more columns than rows.
     """
-    index = np.full((*cost.shape[:2], cost.shape[-1]), -1, dtype=np.int64)
-    for layer, image in np.ndindex(*cost.shape[:2]):
-        rows, columns = linear_sum_assignment(cost[layer, image, :, : counts[image]])
-        index[layer, image, columns] = rows
-    return index
+    num_layers, batch_size, num_rows, most = cost.shape
+    num_rows //= num_groups
+    index = np.full((num_layers, batch_size, num_groups, most), -1, dtype=np.int64)
+    for layer, image, group in np.ndindex(*index.shape[:3]):
+        first = group * num_rows
+        rows, columns = linear_sum_assignment(cost[layer, image, first : first + num_rows, : counts[image]])
+        index[layer, image, group, columns] = first + rows
+    return index.reshape(num_layers, batch_size, num_groups * most)
+
+
+def vote(indices: Sequence[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every row that any layer matched, with the column that most layers gave it (the first of equals).
+
+    Args:
+        indices (`Sequence[np.ndarray]` of shape `(num_layers, batch_size, max_columns)`): see [`match_columns`].
+        num_rows (`int`)
+
+    Returns:
+        `tuple` of two `np.ndarray` of shape `(batch_size, max_pairs)`, int64: rows, -1 for padding, and their columns.
+    """
+    stacked = np.concatenate(indices)
+    _, batch_size, most = stacked.shape
+    votes = np.zeros((batch_size, num_rows + 1, max(most, 1)), dtype=np.int64)
+    images, columns = np.indices(stacked.shape)[1:]
+    np.add.at(votes, (images, stacked, columns), 1)  # a row of -1 is the last one
+    votes = votes[:, :-1]
+    chosen = votes.max(-1) > 0
+    pairs = np.full((2, batch_size, chosen.sum(-1).max(initial=0)), -1, dtype=np.int64)
+    for image in range(batch_size):
+        rows = chosen[image].nonzero()[0]
+        pairs[:, image, : len(rows)] = rows, votes[image, rows].argmax(-1)
+    return pairs[0], pairs[1].clip(0)
 
 
 @dataclass(frozen=True)

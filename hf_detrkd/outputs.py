@@ -123,6 +123,14 @@ class Targets:
         lengths = torch.tensor(counts).to(device, non_blocking=True)
         return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
 
+    def repeated(self, times: int) -> Targets:
+        """Every image's rows `times` times over, padding included; `counts` stay those of the images."""
+        if times == 1:
+            return self
+        return Targets(
+            self.labels.repeat(1, times), self.boxes.repeat(1, times, 1), self.valid.repeat(1, times), self.counts
+        )
+
     def to_labels(self) -> list[dict[str, Tensor]]:
         """The list of dicts that transformers' models take."""
         rows = zip(self.labels, self.boxes, self.counts, strict=True)
@@ -140,12 +148,14 @@ class BatchTotals:
         boxes: number of ground-truth boxes; a loss clamps it away from zero with `boxes_or_one`.
         matched: number of boxes that find a query (fewer than `boxes` where an image has more boxes than queries).
         share: micro-batches times processes, what the counts were divided by.
+        is_global: whether other processes have the same totals and run the same step.
     """
 
     images: Tensor | float
     boxes: Tensor | float
     matched: Tensor | float
-    share: float = 1.0
+    share: Tensor | float = 1.0
+    is_global: bool = False
 
     @classmethod
     def of(cls, counts: Sequence[int], num_queries: int) -> BatchTotals:
@@ -157,6 +167,18 @@ class BatchTotals:
         """Boxes, at least one in the whole batch, so that a batch without boxes divides by one and not by zero."""
         least = 1.0 / self.share
         return self.boxes.clamp(min=least) if isinstance(self.boxes, Tensor) else max(self.boxes, least)
+
+    def repeated(self, times: int) -> BatchTotals:
+        """The totals where every box is matched `times` times, by so many groups of queries."""
+        return replace(self, boxes=self.boxes * times, matched=self.matched * times)
+
+    def mean_count(self, count: int, device: torch.device) -> Tensor:
+        """A count that only this step's matching knows, averaged over processes: a scalar."""
+        mean = torch.tensor(float(count)).to(device, non_blocking=True)
+        if self.is_global and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+            mean = mean / torch.distributed.get_world_size()
+        return mean
 
     def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
         """What a cross entropy with weighted no-object divides by: the weights of all queries."""

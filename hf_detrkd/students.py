@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import logging
 
-from .adapters import adapter_for, class_names
+from .adapters import ADAPTERS, adapter_for, class_names
 
 
 logger = logging.get_logger(__name__)
@@ -140,7 +141,9 @@ def load_image_processor(
     if name_or_path is not None:
         processor = AutoImageProcessor.from_pretrained(name_or_path)
     else:
-        processor = IMAGE_PROCESSOR_MAPPING[type(model.config)]["torchvision"]()
+        own = model.config.model_type
+        config_class = CONFIG_MAPPING[ADAPTERS[own].processor_type or own]
+        processor = IMAGE_PROCESSOR_MAPPING[config_class]["torchvision"]()
     if image_size is not None:
         height, width = image_size
         if keep_aspect_ratio:

@@ -81,7 +81,7 @@ class Teacher:
         device = pixel_values.device
         images = self._renormalize(pixel_values, pixel_mask)
         with self._mode(device.type):
-            output, _ = self.adapter(images, pixel_mask)
+            output, _ = self.adapter.encode(images, pixel_mask)
 
         def decode(queries: ObjectQueries) -> tuple[Predictions, ...]:
             with self._mode(device.type):

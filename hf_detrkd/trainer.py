@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .adapters import class_names, spec_for
 from .config import DistillationConfig
+from .criterion import TransformersCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
@@ -108,7 +109,10 @@ class DistillationTrainer(Trainer):
             method_class = METHODS[args.method]
             method = method_class(method_config or method_class.config_class(), spec_for(model.config), teacher.spec)
         distiller = Distiller(model, teacher, method, cast(dict[str, float] | None, args.loss_weights), args.seed)
-        distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
+        if args.criterion == "transformers":
+            distiller.adapter.criterion = TransformersCriterion()
+        else:
+            distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,

@@ -40,8 +40,12 @@ def configs(width: int) -> list[PreTrainedConfig]:
         forms = [{}]
         if model_type == "deformable_detr":
             forms = [{}, {"with_box_refine": True}, {"with_box_refine": True, "two_stage": True}]
-        widths = {"encoder_hidden_dim": width} if model_type == "rt_detr" else {}
-        found += [AutoConfig.for_model(model_type, d_model=width, **widths, **form) for form in forms]
+        fields: dict[str, object] = {"hidden_size" if model_type in ("dab-detr", "yolos") else "d_model": width}
+        if model_type in ("rt_detr", "rt_detr_v2", "d_fine", "deimv2"):
+            fields["encoder_hidden_dim"] = width
+        if model_type == "lw_detr":
+            fields["projector_scale_factors"] = [1.0]
+        found += [AutoConfig.for_model(model_type, **fields, **form) for form in forms]
     return found
 
 
@@ -59,18 +63,34 @@ def possible(student: DetectorSpec, teacher: DetectorSpec) -> str:
 
 def takes(spec: DetectorSpec) -> str:
     """The query fields that a family takes from outside."""
-    return ", ".join(sorted(spec.query_fields))
+    return ", ".join(sorted(spec.query_fields)) or "none"
+
+
+def groups_of(cells: dict[tuple[str, str], str], families: list[str]) -> dict[str, list[str]]:
+    """Families that can do the same with everybody, by the first of each group."""
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name in families:
+        key = tuple((cells[name, other], cells[other, name]) for other in families)
+        groups.setdefault(key, []).append(name)
+    return {group[0]: group for group in groups.values()}
 
 
 def support_table() -> str:
     """The table as Markdown."""
-    wide = [spec_for(config) for config in configs(256)]
-    narrow = [spec_for(config) for config in configs(128)]
-    lines = [LEGEND, "", "| | takes | " + " | ".join(spec.family for spec in wide) + " |"]
-    lines.append("|---|---|" + "---|" * len(wide))
-    for same, other in zip(wide, narrow, strict=True):
-        cells = (f"{possible(same, teacher)} / {possible(other, teacher)}" for teacher in wide)
-        lines.append(f"| **{same.family}** | {takes(same)} | " + " | ".join(cells) + " |")
+    wide = {spec.family: spec for spec in map(spec_for, configs(256))}
+    narrow = {spec.family: spec for spec in map(spec_for, configs(128))}
+    cells = {
+        (name, teacher): f"{possible(wide[name], wide[teacher])} / {possible(narrow[name], wide[teacher])}"
+        for name in wide
+        for teacher in wide
+    }
+    groups = groups_of(cells, list(wide))
+    lines = [LEGEND, "", "| student | takes | " + " | ".join(", ".join(group) for group in groups.values()) + " |"]
+    lines.append("|---|---|" + "---|" * len(groups))
+    for first, group in groups.items():
+        row = " | ".join(cells[first, teacher] for teacher in groups)
+        fields = " or ".join(dict.fromkeys(takes(wide[name]) for name in group))
+        lines.append(f"| **{', '.join(group)}** | {fields} | {row} |")
     return "\n".join(lines)
 
 

@@ -53,3 +53,9 @@ def build() -> Callable[..., transformers.PreTrainedModel]:
 def family(request: pytest.FixtureRequest) -> str:
     """Runs a test once per detector family."""
     return request.param
+
+
+@pytest.fixture(params=tiny.ASKABLE)
+def askable(request: pytest.FixtureRequest) -> str:
+    """Runs a test once per family whose decoder takes queries from outside."""
+    return request.param

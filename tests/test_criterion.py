@@ -12,28 +12,54 @@ import transformers
 from torch import Tensor
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from transformers.loss.loss_lw_detr import LwDetrForObjectDetectionLoss
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
 from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for
-from hf_detrkd.criterion import Denoising, DetectionCriterion
+from hf_detrkd.criterion import Answers, Denoising, DetectionCriterion, TransformersCriterion
 from hf_detrkd.outputs import BatchTotals, Predictions, Targets
 from tests import tiny
+from tests.aligned import aligned_loss
 
 
 LOSSES = {
     "detr": ForObjectDetectionLoss,
     "table-transformer": ForObjectDetectionLoss,
+    "yolos": ForObjectDetectionLoss,
+    "conditional_detr": DeformableDetrForObjectDetectionLoss,
+    "dab-detr": DeformableDetrForObjectDetectionLoss,
     "deformable_detr": DeformableDetrForObjectDetectionLoss,
     "rt_detr": RTDetrForObjectDetectionLoss,
+    "rt_detr_v2": RTDetrForObjectDetectionLoss,
+    "lw_detr": LwDetrForObjectDetectionLoss,
+    "rf_detr": LwDetrForObjectDetectionLoss,
 }
-CRITERIA = ("detr", "table-transformer", "deformable_detr/two_stage", "rt_detr")
-"""The forms of Deformable DETR share one."""
+CRITERIA = (
+    "detr",
+    "table-transformer",
+    "conditional_detr",
+    "dab-detr",
+    "deformable_detr/two_stage",
+    "rt_detr",
+    "rt_detr_v2",
+    "lw_detr",
+    "rf_detr",
+)
+"""The forms of Deformable DETR share one; D-FINE and DEIMv2 are in `test_distributions.py`."""
+DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+GROUPED = ("lw_detr", "rf_detr")
+SOFTMAX = ("detr", "table-transformer", "yolos")
 COUNTS = [(2, 1), (3, 0), (0, 0), (9, 2), (1, 4, 12, 0)]
 """Boxes per image, of 7 queries: usual, an empty image, no box at all, more boxes than queries."""
 
 
 def criterion_of(config: transformers.PreTrainedConfig) -> DetectionCriterion:
     return ADAPTERS[config.model_type].criterion_of(config)
+
+
+def comparable(family: str, **overrides: Any) -> dict[str, Any]:
+    """Config fields without which transformers' loss is another on purpose: see `test_criterion_faults.py`."""
+    return overrides | ({"cls_loss_coefficient": 1} if family in ("conditional_detr", "dab-detr") else {})
 
 
 def random_predictions(criterion: DetectionCriterion, batch: int, queries: int = tiny.NUM_QUERIES) -> Predictions:
@@ -66,7 +92,7 @@ def reference(
     **options: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """transformers' loss of these predictions."""
-    dim = 1 if config.model_type == "rt_detr" else 0
+    dim = 1 if config.model_type in DENOISING else 0
     logits, boxes = (torch.stack(parts, dim) for parts in ([p.logits for p in layers], [p.boxes for p in layers]))
     last = layers[-1]
     loss, parts, _ = LOSSES[config.model_type](
@@ -78,48 +104,64 @@ def reference(
 # --- equal to transformers -------------------------------------------------------------------------------------------
 
 
+def proposals_as(family: str, proposals: Predictions | None) -> dict[str, Tensor]:
+    """Encoder proposals by the names of transformers' loss."""
+    names = ("enc_outputs_class", "enc_outputs_coord") if family in GROUPED else ("enc_topk_logits", "enc_topk_bboxes")
+    return {} if proposals is None else dict(zip(names, tensors_of([proposals]), strict=True))
+
+
 @pytest.mark.parametrize("family", CRITERIA)
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize(("depth", "queries"), [(2, 7), (4, 30)])
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_value_and_gradient_are_those_of_transformers(family, counts, depth, queries, auxiliary):
-    config = tiny.config(family, decoder_layers=depth, auxiliary_loss=auxiliary)
+    config = tiny.config(family, **comparable(family, decoder_layers=depth, auxiliary_loss=auxiliary))
     criterion = replace(criterion_of(config), auxiliary=auxiliary)
+    groups = tiny.NUM_GROUPS if family in GROUPED else 1
+    if groups > 1 and not sum(counts):
+        pytest.skip("without boxes transformers divides by one, ours by one for every group")
     labels = tiny.batch(boxes=counts)["labels"]
-    layers = [random_predictions(criterion, len(counts), queries) for _ in range(depth)]
-    proposals = random_predictions(criterion, len(counts), queries) if family == "rt_detr" and auxiliary else None
-    options = {"enc_topk_logits": proposals.logits, "enc_topk_bboxes": proposals.boxes} if proposals else {}
-    expected, _ = reference(config, layers, labels, **options)
-    losses = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, queries), proposals)
+    layers = [random_predictions(criterion, len(counts), groups * queries) for _ in range(depth)]
+    two_stage = family in GROUPED or (family in DENOISING and auxiliary)
+    proposals = random_predictions(criterion, len(counts), groups * queries) if two_stage else None
+    expected, _ = reference(config, layers, labels, **proposals_as(family, proposals))
+    answers = Answers(tuple(layers), groups, proposals)
+    losses = criterion(answers, Targets.from_labels(labels), BatchTotals.of(counts, queries))
     assert_same_loss(sum(losses.values()), expected, tensors_of(layers if proposals is None else [*layers, proposals]))
 
 
-WEIGHTS = {
-    "detr": {"bbox_loss_coefficient": 3, "giou_loss_coefficient": 4, "eos_coefficient": 0.3, "class_cost": 4},
-    "deformable_detr": {"bbox_loss_coefficient": 3, "giou_loss_coefficient": 4, "focal_alpha": 0.4, "bbox_cost": 1},
-    "rt_detr": {
-        "weight_loss_vfl": 2.0,
-        "weight_loss_bbox": 3.0,
-        "weight_loss_giou": 4.0,
-        "focal_loss_alpha": 0.5,
-        "focal_loss_gamma": 3.0,
-        "matcher_alpha": 0.4,
-        "matcher_gamma": 1.0,
-    },
+COEFFICIENTS = {"bbox_loss_coefficient": 3, "giou_loss_coefficient": 4}
+RT_DETR = {
+    "weight_loss_vfl": 2.0,
+    "weight_loss_bbox": 3.0,
+    "weight_loss_giou": 4.0,
+    "focal_loss_alpha": 0.5,
+    "focal_loss_gamma": 3.0,
+    "matcher_alpha": 0.4,
+    "matcher_gamma": 1.0,
 }
-WEIGHTS["table-transformer"] = WEIGHTS["detr"]
+WEIGHTS = {
+    **dict.fromkeys(("detr", "table-transformer"), COEFFICIENTS | {"eos_coefficient": 0.3, "class_cost": 4}),
+    **dict.fromkeys(
+        ("conditional_detr", "dab-detr", "deformable_detr"), COEFFICIENTS | {"focal_alpha": 0.4, "bbox_cost": 1}
+    ),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2"), RT_DETR),
+    **dict.fromkeys(GROUPED, COEFFICIENTS | {"class_loss_coefficient": 2, "focal_alpha": 0.4, "giou_cost": 1}),
+}
 
 
+@pytest.mark.parametrize("family", CRITERIA)
 def test_the_weights_are_those_of_the_config(family):
     plain = tiny.config(family)
-    config = tiny.config(family, auxiliary_loss=True, **WEIGHTS[plain.model_type])
+    overrides = comparable(family, auxiliary_loss=True, **WEIGHTS[plain.model_type])
+    config = tiny.config(family, **overrides | {"group_detr": 1} if family in GROUPED else overrides)
     assert criterion_of(config) != criterion_of(plain)
     labels = tiny.batch(boxes=(3, 2))["labels"]
     layers = [random_predictions(criterion_of(config), 2) for _ in range(tiny.NUM_LAYERS + 1)]
-    layers, proposals = (layers[:-1], layers[-1]) if family == "rt_detr" else (layers[1:], None)
-    options = {"enc_topk_logits": proposals.logits, "enc_topk_bboxes": proposals.boxes} if proposals else {}
-    expected, _ = reference(config, layers, labels, **options)
-    losses = criterion_of(config)(layers, Targets.from_labels(labels), BatchTotals.of((3, 2), 7), proposals)
+    layers, proposals = (layers[:-1], layers[-1]) if family in DENOISING + GROUPED else (layers[1:], None)
+    expected, _ = reference(config, layers, labels, **proposals_as(family, proposals))
+    answers = Answers(tuple(layers), encoder=proposals)
+    losses = criterion_of(config)(answers, Targets.from_labels(labels), BatchTotals.of((3, 2), 7))
     assert_same_loss(sum(losses.values()), expected, tensors_of(layers))
 
 
@@ -144,33 +186,45 @@ def assert_same_parameter_gradients(model: torch.nn.Module, loss: Tensor, expect
         assert (found - wanted).abs().max() < 1e-5 * max(scale, 1), name
 
 
-# RT-DETR without auxiliary losses trains neither its encoder nor its denoising.
-STEPS = [(name, flag) for name in tiny.FAMILIES for flag in (False, True) if flag or name != "rt_detr"]
+# RT-DETR and its descendants without auxiliary losses train neither their encoder nor their denoising; YOLOS crashes
+# with them.
+STEPS = [
+    (name, flag)
+    for name in tiny.FAMILIES
+    for flag in (False, True)
+    if not ((name in DENOISING and not flag) or (name == "yolos" and flag))
+]
 
 
 @pytest.mark.parametrize(("family", "auxiliary"), STEPS)
 @pytest.mark.parametrize(("size", "counts"), [(96, (2, 1)), (96, (0, 0)), (128, (9, 0))])
 def test_a_training_step_has_the_loss_and_gradients_of_the_model_itself(build, family, counts, auxiliary, size):
-    softmax = family in ("detr", "table-transformer")  # with auxiliary_loss in their config they compute otherwise
-    adapter = adapter_for(build(family, auxiliary_loss=auxiliary and not softmax).train())
+    if family in GROUPED and not sum(counts):
+        pytest.skip("without boxes transformers divides by one, ours by one for every group")
+    late = family in ("detr", "table-transformer", "conditional_detr")  # with auxiliary_loss they compute otherwise
+    options = comparable(family, auxiliary_loss=auxiliary and not late)
+    adapter = adapter_for(build(family, **options).train().requires_grad_(True))
     adapter.criterion = replace(adapter.criterion, auxiliary=auxiliary)
-    inputs = tiny.batch(size, boxes=counts, padded=family != "rt_detr")
+    inputs = tiny.batch(size, boxes=counts, padded=adapter.uses_pixel_mask)
     losses = loss_of(adapter, inputs)
     torch.manual_seed(0)
-    if softmax and auxiliary:
-        config = tiny.config(family, auxiliary_loss=True)
+    if late and auxiliary:
+        config = tiny.config(family, **options | {"auxiliary_loss": True})
         layers = adapter(inputs["pixel_values"], inputs["pixel_mask"])[0].layers
         expected, _ = reference(config, layers, inputs["labels"])
+    elif family in ("d_fine", "deimv2"):
+        expected = aligned_loss(adapter.model, inputs)
     else:
         expected = adapter.model(**inputs).loss
     # Two-stage Deformable DETR: transformers leaves the proposals without a loss.
-    loss = sum(value for name, value in losses.items() if family == "rt_detr" or not name.endswith("_encoder"))
+    loss = sum(value for name, value in losses.items() if "deformable" not in family or not name.endswith("_encoder"))
     assert_same_parameter_gradients(adapter.model, loss, expected)
 
 
+@pytest.mark.parametrize("family", ["rt_detr", "rt_detr_v2"])
 @pytest.mark.parametrize("counts", [(2, 1), (0, 3), (9, 2), (5, 5)])
-def test_denoising_and_encoder_parts_are_those_of_transformers(build, counts):
-    adapter = adapter_for(build("rt_detr").train())
+def test_denoising_and_encoder_parts_are_those_of_transformers(build, family, counts):
+    adapter = adapter_for(build(family).train())
     inputs = tiny.batch(boxes=counts)
     losses = loss_of(adapter, inputs)
     torch.manual_seed(0)
@@ -183,55 +237,37 @@ def test_denoising_and_encoder_parts_are_those_of_transformers(build, counts):
             torch.testing.assert_close(losses[name + suffix], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_without_boxes_has_no_denoising_part(build):
-    adapter = adapter_for(build("rt_detr").train())
+@pytest.mark.parametrize("family", DENOISING)
+def test_a_batch_without_boxes_has_no_denoising_part(build, family):
+    adapter = adapter_for(build(family).train())
     assert not any(name.endswith("_denoising") for name in loss_of(adapter, tiny.batch(boxes=(0, 0))))
     assert any(name.endswith("_denoising") for name in loss_of(adapter, tiny.batch(boxes=(0, 1))))
 
 
-# --- what transformers lacks -----------------------------------------------------------------------------------------
+def test_the_criterion_of_transformers_gives_the_loss_of_the_model_and_the_same_answers(build, family):
+    adapter = adapter_for(build(family).train().requires_grad_(True))
+    inputs = tiny.batch(96, padded=adapter.uses_pixel_mask)
+    torch.manual_seed(0)
+    ours, _ = adapter(inputs["pixel_values"], inputs.get("pixel_mask"), Targets.from_labels(inputs["labels"]))
+    adapter.criterion = TransformersCriterion()
+    torch.manual_seed(0)
+    theirs, parts = adapter(inputs["pixel_values"], inputs.get("pixel_mask"), Targets.from_labels(inputs["labels"]))
+    torch.manual_seed(0)
+    expected = adapter.model(**inputs).loss
+    assert parts.keys() == {"transformers"} and theirs.loss.requires_grad
+    torch.testing.assert_close(theirs.loss, expected)
+    torch.testing.assert_close(theirs.layers[-1].logits, ours.layers[-1].logits, atol=1e-5, rtol=1e-5)
 
 
-def test_proposals_of_a_two_stage_deformable_detr_are_trained_by_us_and_not_by_transformers(build):
-    adapter = adapter_for(build("deformable_detr/two_stage").train())
-    inputs = tiny.batch(128, padded=True)
-    base = adapter.model.model
-    heads = [base.enc_output, base.enc_output_norm, base.decoder.class_embed[-1], base.decoder.bbox_embed[-1]]
-    parameters = [parameter for head in heads for parameter in head.parameters()]
-    theirs = torch.autograd.grad(adapter.model(**inputs).loss, parameters, allow_unused=True)
-    ours = torch.autograd.grad(sum(loss_of(adapter, inputs).values()), parameters, allow_unused=True)
-    assert all(gradient is None for gradient in theirs)
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in ours)
-    assert all(gradient.any() for gradient, p in zip(ours, parameters, strict=True) if len(p) != tiny.NUM_CLASSES)
-    assert ours[4][0].any()  # objectness; proposals know no other class
-
-
-@pytest.mark.parametrize("counts", COUNTS)
-def test_proposals_of_a_two_stage_deformable_detr_are_matched_as_objects_of_class_zero(counts):
-    config = tiny.config("deformable_detr/two_stage")
-    criterion, labels = criterion_of(config), tiny.batch(boxes=counts)["labels"]
-    layers, proposals = (
-        [random_predictions(criterion, len(counts), queries) for _ in range(tiny.NUM_LAYERS)] for queries in (7, 40)
-    )
-    losses = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7), proposals[0])
-    objects = [{**label, "class_labels": torch.zeros_like(label["class_labels"])} for label in labels]
-    expected, _ = reference(config, proposals[:1], objects)
-    found = sum(losses[f"{name}_encoder"] for name in ("class", "box", "giou"))
-    assert_same_loss(found, expected, tensors_of(proposals[:1]))
-    alone = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7))
-    assert alone.keys() == {"class", "box", "giou"}
-    for name, value in alone.items():
-        torch.testing.assert_close(losses[name], value)
-
-
+@pytest.mark.parametrize("family", CRITERIA)
 def test_half_precision_logits_under_autocast_give_the_loss_of_their_float32_values(family):
     criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=(3, 2))["labels"]
     half = [replace(one, logits=one.logits.bfloat16()) for one in (random_predictions(criterion, 2) for _ in range(3))]
     full = [replace(one, logits=one.logits.float()) for one in half]
     targets, totals = Targets.from_labels(labels), BatchTotals.of((3, 2), 7)
     with torch.autocast("cpu", torch.bfloat16):
-        found = criterion(half, targets, totals)
-    expected = criterion(full, targets, totals)
+        found = criterion(Answers(tuple(half)), targets, totals)
+    expected = criterion(Answers(tuple(full)), targets, totals)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -265,12 +301,13 @@ def test_the_mean_over_parts_with_common_totals_is_the_loss_of_the_whole_batch(f
     criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=counts)["labels"]
     layers = [random_predictions(criterion, 4) for _ in range(tiny.NUM_LAYERS + 1)]
     *decoder, encoder = layers
-    whole = criterion(decoder, Targets.from_labels(labels), BatchTotals.of(counts, 7), encoder)
+    answers = Answers(tuple(decoder), encoder=encoder)
+    whole = criterion(answers, Targets.from_labels(labels), BatchTotals.of(counts, 7))
     totals = share_of(counts, len(sizes), 7)
-    parts = [
-        criterion([rows(p, part) for p in decoder], Targets.from_labels(labels[part]), totals, rows(encoder, part))
-        for part in slices(sizes)
-    ]
+    parts = []
+    for part in slices(sizes):
+        answers = Answers(tuple(rows(p, part) for p in decoder), encoder=rows(encoder, part))
+        parts.append(criterion(answers, Targets.from_labels(labels[part]), totals))
     for name, expected in whole.items():
         mean = sum(part[name] for part in parts) / len(parts)
         torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
@@ -278,14 +315,16 @@ def test_the_mean_over_parts_with_common_totals_is_the_loss_of_the_whole_batch(f
     assert_same_loss(mean, sum(whole.values()), tensors_of(layers))
 
 
+@pytest.mark.parametrize("family", CRITERIA)
 def test_the_mean_over_parts_with_their_own_totals_is_another_loss(family):
     criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=(4, 0, 0, 1))["labels"]
     layers = [random_predictions(criterion, 4)]
-    whole = criterion(layers, Targets.from_labels(labels), BatchTotals.of((4, 0, 0, 1), 7))
+    whole = criterion(Answers(tuple(layers)), Targets.from_labels(labels), BatchTotals.of((4, 0, 0, 1), 7))
     parts = []
     for part in slices([2, 2]):
         targets = Targets.from_labels(labels[part])
-        parts.append(criterion([rows(layers[0], part)], targets, BatchTotals.of(targets.counts, 7)))
+        answers = Answers((rows(layers[0], part),))
+        parts.append(criterion(answers, targets, BatchTotals.of(targets.counts, 7)))
     assert abs(sum(sum(part.values()) for part in parts) / 2 - sum(whole.values())) > 0.1
 
 
@@ -293,17 +332,13 @@ def test_denoising_parts_with_common_totals_average_to_that_of_the_whole_batch()
     criterion, counts, groups = criterion_of(tiny.config("rt_detr")), (2, 1, 0, 2), 5
     labels = tiny.batch(boxes=counts)["labels"]
     layers, copies = ([random_predictions(criterion, 4, queries)] for queries in (7, 2 * 2 * groups))
-    whole = criterion(layers, Targets.from_labels(labels), BatchTotals.of(counts, 7), None, Denoising(copies, groups))
-    parts = [
-        criterion(
-            [rows(layers[0], part)],
-            Targets.from_labels(labels[part]),
-            share_of(counts, 2, 7),
-            None,
-            Denoising([rows(copies[0], part)], groups),
-        )
-        for part in slices([2, 2])
-    ]
+    answers = Answers(tuple(layers), denoising=Denoising(tuple(copies), groups))
+    whole = criterion(answers, Targets.from_labels(labels), BatchTotals.of(counts, 7))
+    parts = []
+    for part in slices([2, 2]):
+        denoising = Denoising((rows(copies[0], part),), groups)
+        answers = Answers((rows(layers[0], part),), denoising=denoising)
+        parts.append(criterion(answers, Targets.from_labels(labels[part]), share_of(counts, 2, 7)))
     for name, expected in whole.items():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, expected)
 
@@ -311,7 +346,9 @@ def test_denoising_parts_with_common_totals_average_to_that_of_the_whole_batch()
 @pytest.mark.parametrize("sizes", [[2, 2], [1, 3]])
 @pytest.mark.parametrize("counts", [(2, 1, 3, 0), (0, 0, 2, 9)])
 def test_micro_batches_of_a_model_accumulate_to_the_step_of_the_whole_batch(build, family, counts, sizes):
-    overrides = {"num_denoising": 0} if family == "rt_detr" else {}  # its noise would differ
+    overrides = {"num_denoising": 0} if family in DENOISING else {}  # its noise would differ
+    if family == "deimv2":
+        overrides["use_dense_one_to_one"] = False  # the size of the union is known to each micro-batch alone
     adapter = adapter_for(build(family, **overrides))  # eval: BatchNorm would see other batches
     inputs = tiny.batch(96, boxes=counts)
     whole = sum(loss_of(adapter, inputs).values())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.distiller import Distiller
+from hf_detrkd.matching import Assigning
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, DistillationMethod, KDDETRConfig
 from hf_detrkd.outputs import BatchTotals, DetectorOutput, Targets
 from hf_detrkd.teacher import Teacher
@@ -28,14 +29,15 @@ class Stub(DistillationMethod):
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.calls: list[dict[str, Any]] = []
 
-    def forward(
+    def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Targets,
         totals: BatchTotals,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    ) -> Assigning[dict[str, Tensor]]:
+        yield []
         draw = torch.randn(4, generator=generator)
         self.calls.append({"student": student, "teacher": teacher, "targets": targets, "totals": totals, "draw": draw})
         mean = student.layers[-1].boxes.mean()
@@ -184,8 +186,8 @@ def test_in_eval_mode_it_is_the_student_and_no_teacher_is_called(build, family, 
     distiller, method = distiller_of(build, family)
     distiller.eval()
     calls: list[int] = []
-    distiller.teacher.model.model.register_forward_hook(lambda *_: calls.append(1))
-    inputs = tiny.batch(64, padded=family != "rt_detr")
+    distiller.teacher.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    inputs = tiny.batch(64, padded=distiller.adapter.uses_pixel_mask)
     expected = distiller.student(**inputs)
     found = distiller(**(inputs if labelled else {k: v for k, v in inputs.items() if k != "labels"}))
     torch.testing.assert_close(found["logits"], expected.logits, atol=1e-5, rtol=1e-5)

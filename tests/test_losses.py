@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from hf_detrkd.losses import (
+    KINDS,
     box_distance,
     box_losses,
     box_overlap,
@@ -18,7 +19,7 @@ from hf_detrkd.losses import (
     detection_losses,
     gather_matched,
     hard_class_loss,
-    scatter_labels,
+    scatter_matched,
     soft_class_loss,
     softmax_kl,
 )
@@ -26,7 +27,6 @@ from hf_detrkd.outputs import Predictions
 from tests import tiny
 
 
-KINDS = ("cross_entropy", "focal", "varifocal")
 HEADS = ("sigmoid", "softmax")
 
 
@@ -257,15 +257,16 @@ GRID = [(1, 1, 1, 1), (3, 2, 7, 4), (2, 3, 4, 6), (1, 2, 5, 0)]
 
 
 @pytest.mark.parametrize(("layers", "batch", "queries", "most"), GRID)
-def test_labels_are_laid_out_by_query(layers, batch, queries, most):
-    index, labels = random_index(layers, batch, queries, most), torch.randint(0, 5, (batch, most))
-    found = scatter_labels(index, labels, queries, 9)
+def test_values_of_boxes_are_laid_out_by_query(layers, batch, queries, most):
+    index, values = random_index(layers, batch, queries, most), torch.rand(layers, batch, most)
+    rows = torch.rand(layers, batch, queries)
+    found = scatter_matched(index, values, rows)
     for layer in range(layers):
         for image in range(batch):
-            expected = [9] * queries
+            expected = rows[layer, image].tolist()
             for box in range(most):
                 if index[layer, image, box] >= 0:
-                    expected[index[layer, image, box]] = labels[image, box].item()
+                    expected[index[layer, image, box]] = values[layer, image, box].item()
             assert found[layer, image].tolist() == expected
 
 
@@ -289,10 +290,12 @@ def naive_class_loss(row: list[float], label: int | None, iou: float, kind: str)
         hit = label == column
         if kind == "focal":
             total += -0.25 * (1 - p) ** 2 * math.log(p) if hit else -0.75 * p**2 * math.log(1 - p)
-        elif hit:
-            total += -iou * (iou * math.log(p) + (1 - iou) * math.log(1 - p))
-        else:
-            total += -0.25 * p**2 * math.log(1 - p)
+            continue
+        target, weight = 0.0, {"iou_aware": 1.0}.get(kind, 0.25) * p**2
+        if hit:
+            target = {"varifocal": iou, "matchability": iou**2, "iou_aware": max(p**0.25 * iou**0.75, 0.01)}[kind]
+            weight = iou if kind == "varifocal" else 1.0
+        total -= weight * (target * math.log(p) + (1 - target) * math.log(1 - p))
     return total
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
@@ -17,7 +18,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from hf_detrkd.adapters import ADAPTERS
 from hf_detrkd.losses import class_targets
-from hf_detrkd.matching import HungarianMatcher, match_columns, stack_layers, to_host
+from hf_detrkd.matching import HungarianMatcher, match_columns, run_together, stack_layers, to_host, vote
 from hf_detrkd.outputs import Predictions, Targets
 from tests import tiny
 
@@ -74,6 +75,54 @@ def test_padding_columns_get_no_row_even_if_they_are_cheapest():
     assert all((index[:, image, count:] == -1).all() for image, count in enumerate(counts))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_every_group_of_rows_is_matched_as_if_it_were_alone(groups):
+    cost, counts = np.random.default_rng(groups).normal(size=(2, 3, groups * 6, 4)), [2, 0, 4]
+    index = match_columns(cost, counts, groups).reshape(2, 3, groups, 4)
+    for group in range(groups):
+        alone = match_columns(cost[:, :, group * 6 : group * 6 + 6], counts)
+        assert (index[:, :, group] == np.where(alone < 0, -1, alone + group * 6)).all()
+
+
+def votes_counted(indices: list[np.ndarray], image: int) -> dict[int, int]:
+    """Row to column in one image, by counting."""
+    ballots: dict[int, list[int]] = {}
+    for index in indices:
+        for layer in index[:, image].tolist():
+            for column, row in enumerate(layer):
+                if row >= 0:
+                    ballots.setdefault(row, []).append(column)
+    return {row: max(sorted(set(c)), key=c.count) for row, c in ballots.items()}
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (3, 0), (0, 0), (4, 4, 1)])
+@pytest.mark.parametrize("queries", [1, 5, 40])
+def test_every_row_that_a_layer_matched_gets_the_column_that_most_layers_gave_it(counts, queries):
+    random = np.random.default_rng(len(counts) + queries)
+    shape = (len(counts), queries, max(counts))
+    indices = [match_columns(random.normal(size=(layers, *shape)), counts) for layers in (3, 1)]
+    rows, columns = vote(indices, queries)
+    for image in range(len(counts)):
+        taken = rows[image] >= 0
+        found = dict(zip(rows[image][taken].tolist(), columns[image][taken].tolist(), strict=True))
+        assert found == votes_counted(indices, image)
+    assert columns.min(initial=0) >= 0 and (rows >= 0).sum(-1).max() == rows.shape[1]
+
+
+def test_computations_that_run_together_share_one_copy_and_get_their_own_costs(monkeypatch):
+    copies = []
+    monkeypatch.setattr("hf_detrkd.matching.to_host", lambda tensors: copies.append(1) or to_host(tensors))
+
+    def computation(*costs):
+        host = yield list(costs)
+        return [array.tolist() for array in host]
+
+    first, second, third = torch.rand(2, 3), torch.rand(4), torch.rand(1, 1)
+    results = run_together(computation(first, second), computation(), computation(third))
+    assert results == [[first.tolist(), second.tolist()], [], [third.tolist()]]
+    assert len(copies) == 1
+
+
 def test_images_without_columns_get_an_empty_answer():
     index = match_columns(np.zeros((3, 2, 5, 0)), [0, 0])
     assert index.shape == (3, 2, 0) and index.dtype == np.int64
@@ -99,11 +148,19 @@ def test_host_copies_keep_shapes_and_values_of_all_tensors():
 # --- with the ground truth -------------------------------------------------------------------------------------------
 
 
+def softmax_matcher(c: transformers.PreTrainedConfig) -> DetrHungarianMatcher:
+    return DetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost)
+
+
+def focal_matcher(c: transformers.PreTrainedConfig) -> DeformableDetrHungarianMatcher:
+    return DeformableDetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost)
+
+
+RT_DETRS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 REFERENCES = {
-    "detr": lambda c: DetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost),
-    "table-transformer": lambda c: DetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost),
-    "deformable_detr": lambda c: DeformableDetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost),
-    "rt_detr": RTDetrHungarianMatcher,
+    **dict.fromkeys(("detr", "table-transformer", "yolos"), softmax_matcher),
+    **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "lw_detr", "rf_detr"), focal_matcher),
+    **dict.fromkeys(RT_DETRS, RTDetrHungarianMatcher),
 }
 
 
@@ -126,12 +183,12 @@ def test_every_family_matches_like_transformers(family, counts, queries):
 
 def test_every_family_matches_with_the_weights_of_its_config(family):
     weights = {"class_cost": 3, "bbox_cost": 4, "giou_cost": 7}
-    if family == "rt_detr":
+    if family in RT_DETRS:
         weights = {f"matcher_{name}": float(value) for name, value in weights.items()}
         weights |= {"matcher_alpha": 0.4, "matcher_gamma": 1.0}
     config = tiny.config(family, **weights)
     matcher = ADAPTERS[config.model_type].criterion_of(config).matcher
-    focal = (0.4, 1.0) if family == "rt_detr" else (0.25, 2.0)
+    focal = (0.4, 1.0) if family in RT_DETRS else (0.25, 2.0)
     assert matcher == HungarianMatcher(3, 4, 7, *focal)
 
 

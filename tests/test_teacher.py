@@ -22,7 +22,7 @@ from tests import tiny
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
-TWO_STAGE = ("deformable_detr/two_stage", "rt_detr")
+TWO_STAGE = ("deformable_detr/two_stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr")
 
 
 def methods(student: DetectorAdapter, teacher: Teacher) -> list[DistillationMethod]:
@@ -58,7 +58,8 @@ def tensors(layers: tuple[Predictions, ...]) -> list[Tensor]:
 # --- frozen ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_is_in_eval_mode_and_makes_no_graph(build, family):
+def test_a_teacher_is_in_eval_mode_and_makes_no_graph(build, askable):
+    family = askable
     teacher = Teacher(build(family).train().requires_grad_(True), tiny.LABELS)
     assert not any(module.training for module in teacher.model.modules())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
@@ -81,7 +82,8 @@ def test_nothing_that_walks_a_module_tree_finds_the_teacher(build):
     assert not any(module.training for module in teacher.model.modules())
 
 
-def test_a_teacher_is_bit_identical_after_training_and_the_student_is_not(build, family):
+def test_a_teacher_is_bit_identical_after_training_and_the_student_is_not(build, askable):
+    family = askable
     student = build(family).requires_grad_(True)
     teacher = Teacher(tiny.build(family, seed=1), tiny.LABELS)
     before = copy.deepcopy([*teacher.model.parameters(), *teacher.model.buffers()])
@@ -96,7 +98,8 @@ def test_a_teacher_is_bit_identical_after_training_and_the_student_is_not(build,
     after = [*teacher.model.parameters(), *teacher.model.buffers()]
     assert all(torch.equal(now, was) for now, was in zip(after, before, strict=True))
     moved = [name for name, value in student.state_dict().items() if not torch.equal(value, started[name])]
-    assert {"encoder", "decoder", "backbone"} <= {part for name in moved for part in name.split(".")}
+    backbone = "conv_encoder" if family == "deimv2" else "backbone"
+    assert {"encoder", "decoder", backbone} <= {part for name in moved for part in name.split(".")}
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -118,7 +121,8 @@ def permuted(model: transformers.PreTrainedModel, order: list[int]) -> transform
     return model
 
 
-def test_a_teacher_with_its_classes_in_another_order_teaches_the_same(build, family):
+def test_a_teacher_with_its_classes_in_another_order_teaches_the_same(build, askable):
+    family = askable
     order = [3, 0, 4, 1, 2]
     plain, other = (Teacher(tiny.build(family, seed=1), tiny.LABELS) for _ in range(2))
     other = Teacher(permuted(other.model, order), tiny.LABELS)
@@ -156,7 +160,9 @@ def test_another_set_of_classes_is_refused_by_name(build, names, message):
 
 def seen_by(teacher: Teacher, *args: Any) -> tuple[Tensor, DetectorOutput]:
     seen: list[Tensor] = []
-    hook = teacher.model.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hook = teacher.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
     output = teacher(*args)
     hook.remove()
     return seen[0], output
@@ -198,8 +204,12 @@ def test_normalization_is_read_from_an_image_processor():
 TOLERANCE = {torch.bfloat16: (0.3, 0.04), torch.float16: (0.04, 0.006)}
 
 
-def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dtype: torch.dtype) -> None:
-    logits, boxes = TOLERANCE[dtype]
+UNBOUNDED = ("d_fine", "deimv2", "lw_detr", "rf_detr")
+"""Random models of these multiply or exponentiate what others squash: rounding grows with them."""
+
+
+def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dtype: torch.dtype, slack: int) -> None:
+    logits, boxes = (slack * tolerance for tolerance in TOLERANCE[dtype])
     for mine, wanted in zip(low, full, strict=True):
         assert mine.boxes.dtype == torch.float32 and mine.logits.isfinite().all() and mine.boxes.isfinite().all()
         torch.testing.assert_close(mine.logits.float(), wanted.logits, atol=logits, rtol=0)
@@ -207,21 +217,22 @@ def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dty
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, family, dtype):
+def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, askable, dtype):
+    family, slack = askable, 20 if askable in UNBOUNDED else 1
     low, full = Teacher(build(family), tiny.LABELS, dtype), Teacher(build(family), tiny.LABELS)
     pixels = tiny.batch(64)["pixel_values"]
     answers, exact, queries = low(pixels), full(pixels), foreign(family)
-    assert_near(answers.decode(queries), exact.decode(queries), dtype)
+    assert_near(answers.decode(queries), exact.decode(queries), dtype, slack)
     # The proposals that a random encoder finds best are a matter of rounding.
     own = answers.layers if family not in TWO_STAGE else answers.decode(exact.queries)
-    assert_near(own, exact.layers, dtype)
+    assert_near(own, exact.layers, dtype, slack)
     assert any(not torch.equal(a.logits.float(), b.logits) for a, b in zip(own, exact.layers, strict=True))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_student_in_either_precision_learns_from_a_teacher_in_16_bits(build, family, autocast):
-    student = adapter_for(build(family).requires_grad_(True))
-    teacher = Teacher(tiny.build(family, seed=1), tiny.LABELS, torch.bfloat16)
+def test_a_student_in_either_precision_learns_from_a_teacher_in_16_bits(build, askable, autocast):
+    student = adapter_for(build(askable).requires_grad_(True))
+    teacher = Teacher(tiny.build(askable, seed=1), tiny.LABELS, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         losses = losses_of(student, teacher)
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
@@ -229,8 +240,8 @@ def test_a_student_in_either_precision_learns_from_a_teacher_in_16_bits(build, f
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.model.parameters())
 
 
-def test_a_float32_teacher_keeps_its_precision_inside_a_student_s_autocast(build, family):
-    teacher, pixels, queries = Teacher(build(family), tiny.LABELS), tiny.batch(64)["pixel_values"], foreign(family)
+def test_a_float32_teacher_keeps_its_precision_inside_a_student_s_autocast(build, askable):
+    teacher, pixels, queries = Teacher(build(askable), tiny.LABELS), tiny.batch(64)["pixel_values"], foreign(askable)
     expected = teacher(pixels)
     with torch.autocast("cpu", torch.bfloat16):
         found = teacher(pixels)

@@ -18,6 +18,7 @@ NUM_CLASSES = len(LABELS)
 NUM_QUERIES = 7
 NUM_LAYERS = 3
 NUM_DENOISING = 10
+NUM_GROUPS = 3
 
 
 def build(name: str, width: int = 32, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
@@ -140,24 +141,113 @@ def _deformable_detr(**form: bool) -> Callable[[int, dict[str, Any]], Any]:
     return make
 
 
-def _rt_detr(width: int, overrides: dict[str, Any]) -> Any:
-    settings = _common(width) | {
-        "backbone_config": _resnet("RTDetrResNetConfig", 2),
+def _hybrid(width: int) -> dict[str, Any]:
+    return {
         "encoder_layers": 1,
         "encoder_hidden_dim": width,
         "encoder_in_channels": [16, 24, 32],
         "decoder_in_channels": [width] * 3,
         "num_denoising": NUM_DENOISING,
     }
-    return transformers.RTDetrConfig(**settings | overrides)
+
+
+def _rt_detr(kind: str) -> Callable[[int, dict[str, Any]], Any]:
+    def make(width: int, overrides: dict[str, Any]) -> Any:
+        settings = _common(width) | _hybrid(width) | {"backbone_config": _resnet("RTDetrResNetConfig", 2)}
+        return getattr(transformers, kind)(**settings | overrides)
+
+    return make
+
+
+def _dab_detr(width: int, overrides: dict[str, Any]) -> Any:
+    settings = _common(width) | {"backbone_config": _resnet("ResNetConfig", 1)} | overrides
+    settings["hidden_size"] = settings.pop("d_model")
+    return transformers.DabDetrConfig(**settings)
+
+
+def _d_fine(kind: str) -> Callable[[int, dict[str, Any]], Any]:
+    def make(width: int, overrides: dict[str, Any]) -> Any:
+        backbone = transformers.HGNetV2Config(
+            embedding_size=8,
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1] * 4,
+            stem_channels=[3, 8, 8],
+            stage_in_channels=[8, 8, 16, 24],
+            stage_mid_channels=[8] * 4,
+            stage_out_channels=[8, 16, 24, 32],
+            stage_num_blocks=[1] * 4,
+            stage_downsample=[False, True, True, True],
+            stage_light_block=[False, False, True, True],
+            stage_kernel_size=[3] * 4,
+            stage_numb_of_layers=[2] * 4,
+            out_features=["stage2", "stage3", "stage4"],
+        )
+        settings = (
+            _common(width) | _hybrid(width) | {"backbone_config": backbone, "max_num_bins": 8, "depth_mult": 0.34}
+        )
+        return getattr(transformers, kind)(**settings | overrides)
+
+    return make
+
+
+def _windowed(kind: str, backbone: str, **form: Any) -> Callable[[int, dict[str, Any]], Any]:
+    def make(width: int, overrides: dict[str, Any]) -> Any:
+        vit = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+        extra = dict(form)
+        projector = extra.pop("projector", {})
+        settings = {
+            "backbone_config": getattr(transformers, backbone)(**vit | extra),
+            "d_model": width,
+            "num_queries": NUM_QUERIES,
+            "decoder_layers": NUM_LAYERS,
+            "decoder_ffn_dim": 48,
+            "decoder_self_attention_heads": 4,
+            "decoder_cross_attention_heads": 4,
+            "group_detr": NUM_GROUPS,
+            "dropout": 0.0,
+        }
+        return getattr(transformers, kind)(**settings | projector | overrides)
+
+    return make
+
+
+def _yolos(width: int, overrides: dict[str, Any]) -> Any:
+    settings = {
+        "hidden_size": width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "image_size": [64, 64],
+        "patch_size": 16,
+        "num_detection_tokens": NUM_QUERIES,
+    }
+    return transformers.YolosConfig(**settings | overrides)
 
 
 _CONFIGS: dict[str, Callable[[int, dict[str, Any]], Any]] = {
     "detr": _detr("DetrConfig"),
     "table-transformer": _detr("TableTransformerConfig"),
+    "conditional_detr": _detr("ConditionalDetrConfig"),
+    "dab-detr": _dab_detr,
     "deformable_detr/plain": _deformable_detr(),
     "deformable_detr/refine": _deformable_detr(with_box_refine=True),
     "deformable_detr/two_stage": _deformable_detr(with_box_refine=True, two_stage=True),
-    "rt_detr": _rt_detr,
+    "rt_detr": _rt_detr("RTDetrConfig"),
+    "rt_detr_v2": _rt_detr("RTDetrV2Config"),
+    "d_fine": _d_fine("DFineConfig"),
+    "deimv2": _d_fine("Deimv2Config"),
+    "lw_detr": _windowed(
+        "LwDetrConfig",
+        "LwDetrViTConfig",
+        pretrain_image_size=64,
+        num_windows=4,
+        window_block_indices=[0, 2],
+        out_indices=[2, 4],
+        projector={"projector_scale_factors": [1.0, 0.5]},
+    ),
+    "rf_detr": _windowed("RfDetrConfig", "RfDetrDinov2Config", num_windows=2, out_features=["stage2", "stage4"]),
+    "yolos": _yolos,
 }
 FAMILIES = tuple(_CONFIGS)
+ASKABLE = tuple(name for name in FAMILIES if name != "yolos")
+"""Those whose decoder takes queries from outside."""

@@ -6,16 +6,29 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..outputs import DetectorSpec
 from .base import DetectorAdapter
+from .conditional_detr import ConditionalDetrAdapter
+from .d_fine import Deimv2Adapter, DFineAdapter
+from .dab_detr import DabDetrAdapter
 from .deformable_detr import DeformableDetrAdapter
 from .detr import DetrAdapter, TableTransformerAdapter
+from .lw_detr import LwDetrAdapter, RfDetrAdapter
 from .rt_detr import RTDetrAdapter
+from .yolos import YolosAdapter
 
 
 ADAPTERS: dict[str, type[DetectorAdapter]] = {
     "detr": DetrAdapter,
     "table-transformer": TableTransformerAdapter,
+    "conditional_detr": ConditionalDetrAdapter,
+    "dab-detr": DabDetrAdapter,
     "deformable_detr": DeformableDetrAdapter,
     "rt_detr": RTDetrAdapter,
+    "rt_detr_v2": RTDetrAdapter,
+    "d_fine": DFineAdapter,
+    "deimv2": Deimv2Adapter,
+    "lw_detr": LwDetrAdapter,
+    "rf_detr": RfDetrAdapter,
+    "yolos": YolosAdapter,
 }
 
 

@@ -8,8 +8,8 @@ recomputed, gradients reach the backbone, and no buffer of the model changes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..criterion import Denoising, DetectionCriterion
+from ..criterion import Answers, Denoising, DetectionCriterion, TransformersCriterion
 from ..outputs import (
     BatchTotals,
     DetectorOutput,
@@ -33,13 +33,14 @@ from ..outputs import (
 @dataclass
 class DecoderCall:
     """What one forward pass left behind: the base model's output, the decoder's keyword arguments and output, the
-    projected maps that enter the encoder, and the pixel mask."""
+    projected maps that enter the encoder, the pixel mask, and transformers' own loss where it was asked for."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     necks: list[Tensor] = field(default_factory=list)
     model_output: Any = None
     pixel_mask: Tensor | None = None
+    loss: Tensor | None = None
 
 
 class DetectorAdapter:
@@ -58,10 +59,20 @@ class DetectorAdapter:
     decoder_options: ClassVar[dict[str, Any]] = {}
     """Keyword arguments for the base model that make its decoder return every layer."""
 
+    backbone_prefix: ClassVar[str] = "model.backbone."
+    """What the names of the backbone's parameters begin with."""
+
+    processor_type: ClassVar[str | None] = None
+    """Model type whose image processor serves this family, where transformers gives it none."""
+
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.spec = self.spec_of(model.config)
-        self.criterion = self.criterion_of(model.config)
+        self.criterion: DetectionCriterion | TransformersCriterion = self.criterion_of(model.config)
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.decoder
 
     # --- what a family answers ---------------------------------------------------------------------------------------
 
@@ -79,6 +90,10 @@ class DetectorAdapter:
         """Modules whose outputs, in order, are the projected maps that enter the encoder."""
         raise NotImplementedError
 
+    def neck_maps(self, output: Any) -> list[Tensor]:
+        """The maps in the output of such a module."""
+        return [output]
+
     def own_queries(self, call: DecoderCall) -> ObjectQueries:
         """The queries that the model asked in this pass, without denoising rows."""
         raise NotImplementedError
@@ -88,7 +103,7 @@ class DetectorAdapter:
         raise NotImplementedError
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
-        """Every layer's predictions from a decoder's output, denoising rows included."""
+        """Every layer's predictions from a decoder's output, rows of denoising and of all query groups included."""
         raise NotImplementedError
 
     def denoising_groups(self, call: DecoderCall) -> tuple[int, int]:
@@ -99,6 +114,14 @@ class DetectorAdapter:
         """Predictions of a two-stage encoder that the detection loss supervises."""
         return None
 
+    def own_mode(self) -> AbstractContextManager[Any]:
+        """In force while the model's own queries are asked."""
+        return nullcontext()
+
+    def foreign_mode(self) -> AbstractContextManager[Any]:
+        """In force while other queries are asked."""
+        return self.own_mode()
+
     # --- the two verbs -----------------------------------------------------------------------------------------------
 
     def __call__(
@@ -108,49 +131,81 @@ class DetectorAdapter:
         targets: Targets | None = None,
         totals: BatchTotals | None = None,
     ) -> tuple[DetectorOutput, dict[str, Tensor]]:
-        """Encodes a batch and asks the model's own queries.
+        """Encodes a batch, asks the model's own queries and computes their detection loss.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for this model.
-            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): 1 where a pixel is real.
-            targets ([`Targets`], *optional*): with them the detection loss is computed.
+            pixel_values, pixel_mask, targets: see [`encode`]. With `targets` the detection loss is computed.
             totals ([`BatchTotals`], *optional*): divisors of the loss; default: of this batch alone.
 
         Returns:
             `tuple[DetectorOutput, dict[str, torch.Tensor]]`: the pass, and the weighted parts of its detection loss
             (empty without targets).
+        """
+        output, answers = self.encode(pixel_values, pixel_mask, targets)
+        if targets is None or answers is None:
+            return output, {}
+        totals = totals or BatchTotals.of(targets.counts, self.spec.num_queries)
+        losses = self.criterion(answers, targets, totals)
+        return replace(output, loss=torch.stack(list(losses.values())).sum()), losses
+
+    def encode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, targets: Targets | None = None
+    ) -> tuple[DetectorOutput, Answers | None]:
+        """Encodes a batch and asks the model's own queries, without computing a loss.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for this model.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): 1 where a pixel is real.
+            targets ([`Targets`], *optional*): families with denoising make queries from them.
+
+        Returns:
+            `tuple[DetectorOutput, Answers]`: the pass, and what the detection loss takes (`None` without targets).
 
         Raises:
             ValueError: a `pixel_mask` for a family that cannot mask padding.
         """
+        self.refuse_mask(pixel_mask)
+        with self._captured() as call, _straight_gradients(self.model, pixel_values), self.own_mode():
+            self._run(call, pixel_values, pixel_mask, targets)
+        call.pixel_mask = pixel_mask
+        everything, (rows, _) = self.read(call.output, call.arguments), self.denoising_groups(call)
+        output = DetectorOutput(
+            layers=tuple(_rows(layer, rows, rows + self.spec.num_queries) for layer in everything),
+            queries=self.own_queries(call),
+            features={"neck": self._maps(call, call.necks), "encoder": self._maps(call, self._memory(call))},
+            decode=partial(self._decode, call),
+        )
+        return output, None if targets is None else self.answers(everything, call)
+
+    def refuse_mask(self, pixel_mask: Tensor | None) -> None:
         if pixel_mask is not None and not self.uses_pixel_mask:
             raise ValueError(
                 f"{self.spec.family} sees padding as image, but the batch is padded: resize to a fixed size instead."
             )
-        with self._captured() as call, _straight_gradients(self.model, pixel_values):
-            labels = {} if targets is None else self._denoising_labels(targets)
-            call.model_output = self.model.model(pixel_values, pixel_mask=pixel_mask, **labels, **self.decoder_options)
-        call.pixel_mask = pixel_mask
+
+    def answers(self, layers: tuple[Predictions, ...], call: DecoderCall) -> Answers:
+        """What the detection loss takes, from the predictions of all rows."""
         rows, groups = self.denoising_groups(call)
-        answers = self.read(call.output, call.arguments)
-        layers = tuple(_rows(answer, rows, None) for answer in answers)
-        losses: dict[str, Tensor] = {}
-        if targets is not None:
-            totals = totals or BatchTotals.of(targets.counts, layers[-1].logits.shape[1])
-            denoising = Denoising(tuple(_rows(a, 0, rows) for a in answers), groups) if rows else None
-            losses = self.criterion(layers, targets, totals, self.encoder_proposals(call), denoising)
-        output = DetectorOutput(
-            layers=layers,
-            queries=self.own_queries(call),
-            features={"neck": self._maps(call, call.necks), "encoder": self._maps(call, self._memory(call))},
-            decode=partial(self._decode, call),
-            loss=torch.stack(list(losses.values())).sum() if losses else None,
-        )
-        return output, losses
+        own = tuple(_rows(layer, rows, None) for layer in layers)
+        denoising = Denoising(tuple(_rows(layer, 0, rows) for layer in layers), groups) if rows else None
+        num_groups = own[0].logits.shape[1] // self.spec.num_queries
+        return Answers(own, num_groups, self.encoder_proposals(call), denoising, model_loss=call.loss)
+
+    def _run(
+        self, call: DecoderCall, pixel_values: Tensor, pixel_mask: Tensor | None, targets: Targets | None
+    ) -> None:
+        """The forward pass: of the base model, or with heads and loss where transformers' own loss is wanted."""
+        inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask} | self.decoder_options
+        if targets is not None and isinstance(self.criterion, TransformersCriterion):
+            call.loss = self.model(**inputs, labels=targets.to_labels()).loss
+        else:
+            labels = {} if targets is None else self._denoising_labels(targets)
+            self.model.base_model(**inputs, **labels)
 
     def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
         arguments = call.arguments | self.place(queries, call)
-        return self.read(self.model.model.decoder(**arguments), arguments)
+        with self.foreign_mode():
+            return self.read(self.decoder(**arguments), arguments)
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
         """Labels for families that make denoising queries from them."""
@@ -158,7 +213,7 @@ class DetectorAdapter:
 
     @contextmanager
     def _captured(self) -> Iterator[DecoderCall]:
-        call, decoder = DecoderCall(), self.model.model.decoder
+        call = DecoderCall()
 
         def keep_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             call.arguments = dict(kwargs)
@@ -166,11 +221,15 @@ class DetectorAdapter:
         def keep_output(module: nn.Module, args: tuple, output: Any) -> None:
             call.output = output
 
-        def keep_neck(module: nn.Module, args: tuple, output: Tensor) -> None:
-            call.necks.append(output)
+        def keep_model_output(module: nn.Module, args: tuple, output: Any) -> None:
+            call.model_output = output
 
-        handles = [decoder.register_forward_pre_hook(keep_arguments, with_kwargs=True)]
-        handles.append(decoder.register_forward_hook(keep_output))
+        def keep_neck(module: nn.Module, args: tuple, output: Any) -> None:
+            call.necks.extend(self.neck_maps(output))
+
+        handles = [self.decoder.register_forward_pre_hook(keep_arguments, with_kwargs=True)]
+        handles.append(self.decoder.register_forward_hook(keep_output))
+        handles.append(self.model.base_model.register_forward_hook(keep_model_output))
         handles.extend(neck.register_forward_hook(keep_neck) for neck in self.necks())
         try:
             yield call
@@ -195,8 +254,8 @@ class DetectorAdapter:
 
     def backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Named parameters of the backbone, for its own learning rate and for freezing."""
-        prefix = "model.backbone."
-        return [(name, p) for name, p in self.model.named_parameters() if name.startswith(prefix)]
+        named = self.model.named_parameters()
+        return [(name, p) for name, p in named if name.startswith(self.backbone_prefix)]
 
 
 def _rows(predictions: Predictions, start: int, stop: int | None) -> Predictions:
@@ -236,3 +295,25 @@ def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
 def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
     """Tokens `(batch_size, num_tokens, width)` at `rows` `(batch_size, num_rows)`."""
     return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ...]) -> ObjectQueries:
+    """Queries whose missing fields are those of the own query nearest in place (ours).
+
+    Args:
+        queries ([`ObjectQueries`]): with `boxes` or `points`.
+        own ([`ObjectQueries`]): with the same, and all of `names`; no gradient goes to them.
+        names (`tuple[str]`): fields to fill.
+    """
+    missing = [name for name in names if name not in queries.fields]
+    if not missing:
+        return queries
+    own = own.detach()
+    if queries.boxes is not None and own.boxes is not None:
+        places, others = queries.boxes, own.boxes
+    else:
+        points = queries.points if queries.boxes is None else queries.boxes[..., :2]
+        assert points is not None and own.points is not None
+        places, others = points, own.points
+    nearest = torch.cdist(places.float(), others.float()).argmin(-1)
+    return replace(queries, **{name: take_rows(own.__dict__[name], nearest) for name in missing})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, DetectorAdapter, inverse_sigmoid
+from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, nearest_own
 
 
 class DeformableDetrAdapter(DetectorAdapter):
@@ -82,18 +81,12 @@ class DeformableDetrAdapter(DetectorAdapter):
         points = queries.points if queries.boxes is None else queries.boxes[..., :2]
         if points is None:
             raise ValueError(f"{self.spec.family} queries need `points`, got only {sorted(queries.fields)}.")
-        content, position = queries.content, queries.position
-        if content is None or position is None:
-            own = self.own_queries(call).detach()
-            assert own.content is not None and own.position is not None and own.points is not None
-            nearest = torch.cdist(points.float(), own.points.float()).argmin(-1)[..., None]
-            near = nearest.expand(-1, -1, own.content.shape[-1])
-            content = own.content.gather(1, near) if content is None else content
-            position = own.position.gather(1, near) if position is None else position
+        whole = nearest_own(queries, self.own_queries(call), ("content", "position"))
+        assert whole.content is not None and whole.position is not None
         return {
-            "inputs_embeds": content,
-            "object_queries_position_embeddings": position,
-            "reference_points": points.to(position.dtype),
+            "inputs_embeds": whole.content,
+            "object_queries_position_embeddings": whole.position,
+            "reference_points": points.to(whole.position.dtype),
         }
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:

@@ -15,13 +15,15 @@ from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, take_rows
 
 
 class RTDetrAdapter(DetectorAdapter):
-    """Adapter of `RTDetrForObjectDetection` (Zhao et al., https://arxiv.org/abs/2304.08069).
+    """Adapter of `RTDetrForObjectDetection` (Zhao et al., https://arxiv.org/abs/2304.08069) and
+    `RTDetrV2ForObjectDetection` (Lv et al., https://arxiv.org/abs/2407.17140).
 
     Foreign queries without content start from the model's own encoder tokens: those at `rows`, where teacher and
     student share the grid, or the token of the cell and level that fit a box (ours).
     """
 
     uses_pixel_mask: ClassVar[bool] = False
+    processor_type: ClassVar[str | None] = "rt_detr"
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:
@@ -43,13 +45,7 @@ class RTDetrAdapter(DetectorAdapter):
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
         return DetectionCriterion(
             "varifocal",
-            HungarianMatcher(
-                config.matcher_class_cost,
-                config.matcher_bbox_cost,
-                config.matcher_giou_cost,
-                config.matcher_alpha,
-                config.matcher_gamma,
-            ),
+            matcher_of(config),
             class_weight=config.weight_loss_vfl,
             box_weight=config.weight_loss_bbox,
             giou_weight=config.weight_loss_giou,
@@ -105,6 +101,17 @@ class RTDetrAdapter(DetectorAdapter):
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
         return {"labels": targets.to_labels()}
+
+
+def matcher_of(config: PreTrainedConfig) -> HungarianMatcher:
+    """The matcher of RT-DETR and its descendants."""
+    return HungarianMatcher(
+        config.matcher_class_cost,
+        config.matcher_bbox_cost,
+        config.matcher_giou_cost,
+        config.matcher_alpha,
+        config.matcher_gamma,
+    )
 
 
 def rows_at(boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:

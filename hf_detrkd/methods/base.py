@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..matching import Assigning, run_together
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Targets
 
 
@@ -55,7 +56,7 @@ class DistillationMethod(nn.Module):
         totals: BatchTotals,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Computes the unweighted losses of one batch.
+        """Computes the unweighted losses of one batch: [`steps`], alone.
 
         Args:
             student ([`DetectorOutput`]): with gradient.
@@ -67,6 +68,19 @@ class DistillationMethod(nn.Module):
         Returns:
             `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`.
         """
+        return run_together(self.steps(student, teacher, targets, totals, generator))[0]
+
+    def steps(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Targets,
+        totals: BatchTotals,
+        generator: torch.Generator,
+    ) -> Assigning[dict[str, Tensor]]:
+        """What a method writes: the computation of [`forward`], which yields once, the costs of its assignments (an
+        empty list where it has none), and is sent them on the host. So all assignments of a training step share one
+        copy: see [`~hf_detrkd.matching.run_together`]."""
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..losses import box_losses, box_overlap, class_targets, detection_losses, gather_matched, soft_class_loss
-from ..matching import HungarianMatcher, match_columns, stack_layers, to_host
+from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, Predictions, Targets
 from .base import DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
 
@@ -136,57 +136,64 @@ class DETRDistill(DistillationMethod):
             "detrdistill_assignment_giou": 2 * assignment,
         }
 
-    def forward(
+    def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Targets,
         totals: BatchTotals,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    ) -> Assigning[dict[str, Tensor]]:
         losses: dict[str, Tensor] = {}
         asked = self._ask_teacher_queries(student, teacher) if self.config.assignment_weight else ()
         with torch.autocast(targets.boxes.device.type, enabled=False):
-            index, pairing, positive = self._assignments(student, teacher, asked, targets)
+            costs = self._costs(student, teacher, asked, targets)
+        to_objects, *between = yield costs
+        solved = self._assignments(to_objects, between, targets.counts, teacher.layers[0].boxes.shape[1])
+        index, pairing, positive = to_device(solved, targets.boxes.device)
+        with torch.autocast(targets.boxes.device.type, enabled=False):
             if self.config.logits_weight:
-                losses |= self._logits(student, teacher, pairing, positive, totals)
+                losses |= self._logits(student, teacher, pairing, positive > 0, totals)
             if self.config.feature_weight:
                 losses |= self._features(student, teacher, targets, totals)
             if asked:
                 losses |= self._assignment(asked, index, targets, totals)
         return losses
 
-    # --- assignments: one copy to the host ---------------------------------------------------------------------------
+    # --- assignments -------------------------------------------------------------------------------------------------
 
-    def _assignments(
+    def _costs(
         self, student: DetectorOutput, teacher: DetectorOutput, asked: tuple[Predictions, ...], targets: Targets
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Solves every assignment of the step.
-
-        Returns:
-            `tuple` of `torch.Tensor`: the query of each box that supervises the asked layers, `(num_pairs, batch_size,
-            max_boxes)`; the student query of each teacher query, `(num_pairs, batch_size, teacher_queries)`, -1 for
-            none; and whether that teacher query is a positive.
-        """
+    ) -> list[Tensor]:
+        """Of the layers whose assignment supervises the asked ones against the ground truth, and of student against
+        teacher, `(num_pairs, batch_size, queries, columns)` both."""
         by_student = self.config.variant == "released" and bool(asked)
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
         costs = [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
         if self.config.logits_weight:
             answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
             costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))
-        to_objects, *between = to_host(costs)
-        index = match_columns(to_objects, targets.counts)
-        num_teacher = teacher.layers[0].boxes.shape[1]
-        pairing = np.full((len(self.pairs), len(targets.counts), num_teacher), -1, dtype=np.int64)
+        return costs
+
+    def _assignments(
+        self, to_objects: np.ndarray, between: list[np.ndarray], counts: tuple[int, ...], num_teacher: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Solves every assignment of the step.
+
+        Returns:
+            `tuple` of `np.ndarray`, int64: the query of each box that supervises the asked layers, `(num_pairs,
+            batch_size, max_boxes)`; the student query of each teacher query, `(num_pairs, batch_size,
+            teacher_queries)`, -1 for none; and 1 where that teacher query is a positive.
+        """
+        index = match_columns(to_objects, counts)
+        pairing = np.full((len(self.pairs), len(counts), num_teacher), -1, dtype=np.int64)
         positive = np.ones_like(pairing, dtype=bool)
         if between and self.config.variant == "released":
-            pairing = match_columns(between[0], [num_teacher] * len(targets.counts))
+            pairing = match_columns(between[0], [num_teacher] * len(counts))
         elif between:
             positive = positives(index, num_teacher)
             pairing = pair_positives_first(between[0], positive)
-        device = targets.boxes.device
-        solved = [torch.from_numpy(a).to(device, non_blocking=True) for a in (index, pairing, positive)]
-        return solved[0], solved[1], solved[2]
+        return index, pairing, positive.astype(np.int64)
 
     # --- the three losses --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..losses import box_losses, class_targets, soft_class_loss, softmax_kl
+from ..matching import Assigning
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
 from .base import (
     DistillationMethod,
@@ -142,14 +143,15 @@ class KDDETR(DistillationMethod):
         class_weight = 2.0 if self.config.scale == "normalized" else 1.0
         return {"kd_detr_class": class_weight, "kd_detr_box": 5.0, "kd_detr_giou": 2.0}
 
-    def forward(
+    def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Targets,
         totals: BatchTotals,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    ) -> Assigning[dict[str, Tensor]]:
+        yield []
         losses: dict[str, Tensor] = {}
         if self.config.specific_points:
             queries = teacher_queries(student, teacher, self._specific_fields())

@@ -1,0 +1,80 @@
+"""Conditional DETR: learned embeddings that each know a reference point; sigmoid heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..criterion import DetectionCriterion
+from ..matching import HungarianMatcher
+from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from .base import DecoderCall, inverse_sigmoid, nearest_own
+from .detr import DetrAdapter
+
+
+class ConditionalDetrAdapter(DetrAdapter):
+    """Adapter of `ConditionalDetrForObjectDetection` (Meng et al., https://arxiv.org/abs/2108.06152).
+
+    The decoder derives a reference point from each position embedding. A foreign point takes its place; without
+    embeddings it borrows those of the own query whose point is nearest (ours).
+    """
+
+    @staticmethod
+    def spec_of(config: PreTrainedConfig) -> DetectorSpec:
+        fields = frozenset({"content", "position", "points"})
+        return replace(DetrAdapter.spec_of(config), query_fields=fields, activation="sigmoid")
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return DetectionCriterion(
+            "focal",
+            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
+            class_weight=config.cls_loss_coefficient,
+            box_weight=config.bbox_loss_coefficient,
+            giou_weight=config.giou_loss_coefficient,
+            alpha=config.focal_alpha,
+        )
+
+    def own_queries(self, call: DecoderCall) -> ObjectQueries:
+        return replace(super().own_queries(call), points=call.output.reference_points.transpose(0, 1))
+
+    def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
+        if not queries.fields & {"boxes", "points", "position"}:
+            raise ValueError(f"{self.spec.family} queries need `points`, got only {sorted(queries.fields)}.")
+        if queries.position is None:
+            queries = nearest_own(queries, self.own_queries(call), ("position", "content"))
+        return super().place(queries, call)
+
+    def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
+        points = queries.points if queries.boxes is None else queries.boxes[..., :2]
+        if points is None:
+            return super()._decode(call, queries)
+        with _returning(self.decoder.ref_point_head, inverse_sigmoid(points, eps=1e-7)):
+            return super()._decode(call, queries)
+
+    def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
+        origin = inverse_sigmoid(output.reference_points.transpose(0, 1))
+        origin = nn.functional.pad(origin, (0, 2))
+        return tuple(
+            Predictions(
+                self.model.class_labels_classifier(states),
+                (self.model.bbox_predictor(states).float() + origin).sigmoid(),
+                states,
+            )
+            for states in self._layer_states(output)
+        )
+
+
+@contextmanager
+def _returning(module: nn.Module, value: Tensor) -> Iterator[None]:
+    """The module returns `value`, whatever it is given."""
+    handle = module.register_forward_hook(lambda _, args, output: value.to(output.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()

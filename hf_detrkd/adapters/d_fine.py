@@ -1,0 +1,100 @@
+"""D-FINE and DEIMv2: RT-DETR whose boxes are distributions over bins, refined from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..criterion import Answers, DetectionCriterion
+from ..distributions import EdgeDistributions
+from ..outputs import Predictions
+from .base import DecoderCall
+from .rt_detr import RTDetrAdapter, matcher_of
+
+
+class DFineAdapter(RTDetrAdapter):
+    """Adapter of `DFineForObjectDetection` (Peng et al., https://arxiv.org/abs/2410.13842).
+
+    Beside its layers the decoder gives a first guess, made by its own head before layer 1, and in training alone the
+    answers of all layers: the decoder module's flag is set for the pass.
+    """
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return DetectionCriterion(
+            "varifocal",
+            matcher_of(config),
+            class_weight=config.weight_loss_vfl,
+            box_weight=config.weight_loss_bbox,
+            giou_weight=config.weight_loss_giou,
+            fgl_weight=config.weight_loss_fgl,
+            ddf_weight=config.weight_loss_ddf,
+            alpha=config.focal_loss_alpha,
+            gamma=config.focal_loss_gamma,
+        )
+
+    @contextmanager
+    def own_mode(self) -> Iterator[None]:
+        before, self.decoder.training = self.decoder.training, True
+        try:
+            yield
+        finally:
+            self.decoder.training = before
+
+    def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
+        num_layers = output.intermediate_predicted_corners.shape[1]  # one less than answers: the first guess
+        layers = zip(
+            output.intermediate_logits[:, -num_layers:].unbind(1),
+            output.intermediate_reference_points[:, -num_layers:].unbind(1),
+            output.intermediate_hidden_states.unbind(0),
+            strict=True,
+        )
+        return tuple(Predictions(logits, boxes.float(), states) for logits, boxes, states in layers)
+
+    def answers(self, layers: tuple[Predictions, ...], call: DecoderCall) -> Answers:
+        """With the first guess in front and the edges' distributions; boxes end at the image's border, as in the
+        authors' loss."""
+        output = call.output
+        guess = Predictions(output.intermediate_logits[:, 0], output.intermediate_reference_points[:, 0].float())
+        inside = tuple(
+            Predictions(layer.logits, layer.boxes.clamp(0, 1), None, layer.activation) for layer in (guess, *layers)
+        )
+        answers = super().answers(inside, call)
+        rows, _ = self.denoising_groups(call)
+        denoising = answers.denoising and replace(answers.denoising, edges=self._edges(output, 0, rows))
+        return replace(answers, denoising=denoising, edges=self._edges(output, rows, None))
+
+    def _edges(self, output: Any, start: int, stop: int | None) -> EdgeDistributions:
+        config, rows = self.model.config, slice(start, stop)
+        corners: Tensor = output.intermediate_predicted_corners[:, :, rows]
+        logits = corners.unflatten(-1, (4, config.max_num_bins + 1)).transpose(0, 1)
+        first = output.initial_reference_points[:, 0, rows].detach()
+        return EdgeDistributions(logits, first, config.up, config.reg_scale)
+
+
+class Deimv2Adapter(DFineAdapter):
+    """Adapter of `Deimv2ForObjectDetection` (Huang et al., https://arxiv.org/abs/2509.20787): MAL, and every query
+    that any layer matched learns a box in all layers."""
+
+    backbone_prefix: ClassVar[str] = "model.conv_encoder.model."
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return replace(
+            DFineAdapter.criterion_of(config),
+            classification="matchability",
+            class_weight=config.weight_loss_mal,
+            alpha=1.0 if config.mal_alpha is None else config.mal_alpha,
+            dense_boxes=config.use_dense_one_to_one,
+        )
+
+    def necks(self) -> list[nn.Module]:
+        return [self.model.model.conv_encoder]
+
+    def neck_maps(self, output: Any) -> list[Tensor]:
+        return list(output)

@@ -1,0 +1,66 @@
+"""DAB-DETR: queries are boxes, refined from layer to layer; sigmoid heads."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..criterion import DetectionCriterion
+from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, nearest_own
+from .conditional_detr import ConditionalDetrAdapter
+
+
+class DabDetrAdapter(DetectorAdapter):
+    """Adapter of `DabDetrForObjectDetection` (Liu et al., https://arxiv.org/abs/2201.12329).
+
+    Foreign boxes without content take that of the nearest own box: zeros, or its pattern where the model has some.
+    """
+
+    processor_type: ClassVar[str | None] = "conditional_detr"
+
+    @staticmethod
+    def spec_of(config: PreTrainedConfig) -> DetectorSpec:
+        return DetectorSpec(
+            family=config.model_type,
+            query_fields=frozenset({"content", "boxes"}),
+            width=config.hidden_size,
+            num_layers=config.decoder_layers,
+            num_queries=config.num_queries * max(config.num_patterns, 1),
+            num_classes=config.num_labels,
+            activation="sigmoid",
+            features={"neck": (config.hidden_size,), "encoder": (config.hidden_size,)},
+        )
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return ConditionalDetrAdapter.criterion_of(config)
+
+    def necks(self) -> list[nn.Module]:
+        return [self.model.model.input_projection]
+
+    def own_queries(self, call: DecoderCall) -> ObjectQueries:
+        arguments = call.arguments
+        boxes = arguments["query_position_embeddings"].float().sigmoid()
+        return ObjectQueries(content=arguments["inputs_embeds"], boxes=boxes)
+
+    def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
+        if queries.boxes is None:
+            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
+        content = nearest_own(queries, self.own_queries(call), ("content",)).content
+        assert content is not None
+        anchors = inverse_sigmoid(queries.boxes, eps=1e-7).to(content.dtype)
+        return {"inputs_embeds": content, "query_position_embeddings": anchors}
+
+    def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
+        layers = zip(output.intermediate_hidden_states.unbind(0), output.reference_points.unbind(0), strict=True)
+        return tuple(
+            Predictions(
+                self.model.class_embed(states),
+                (self.model.bbox_predictor(states).float() + inverse_sigmoid(boxes)).sigmoid(),
+                states,
+            )
+            for states, boxes in layers
+        )

@@ -1,0 +1,118 @@
+"""LW-DETR and RF-DETR: a ViT, no encoder, plain boxes as queries, and in training many groups of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..criterion import DetectionCriterion
+from ..matching import HungarianMatcher
+from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from .base import DecoderCall, DetectorAdapter, nearest_own
+
+
+class LwDetrAdapter(DetectorAdapter):
+    """Adapter of `LwDetrForObjectDetection` (Chen et al., https://arxiv.org/abs/2406.03459).
+
+    Own queries and predictions are those of the first group, which is all that remains in evaluation; the detection
+    loss takes every group. Foreign queries are one group, and their boxes borrow the content of the nearest own box
+    (ours: contents are learned and belong to no place).
+    """
+
+    backbone_prefix: ClassVar[str] = "model.backbone.backbone."
+
+    @staticmethod
+    def spec_of(config: PreTrainedConfig) -> DetectorSpec:
+        levels = (config.d_model,) * len(config.projector_scale_factors)
+        return _spec(config, levels)
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return DetectionCriterion(
+            "iou_aware",
+            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
+            class_weight=config.class_loss_coefficient,
+            box_weight=config.bbox_loss_coefficient,
+            giou_weight=config.giou_loss_coefficient,
+            alpha=config.focal_alpha,
+        )
+
+    def necks(self) -> list[nn.Module]:
+        return [self.model.model.backbone]
+
+    def neck_maps(self, output: Any) -> list[Tensor]:
+        return [values for values, _ in output]
+
+    def own_queries(self, call: DecoderCall) -> ObjectQueries:
+        first = slice(0, self.spec.num_queries)
+        return ObjectQueries(
+            content=call.arguments["inputs_embeds"][:, first], boxes=call.arguments["reference_points"][:, first]
+        )
+
+    def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
+        if queries.boxes is None:
+            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
+        content = nearest_own(queries, self.own_queries(call), ("content",)).content
+        assert content is not None
+        return {"inputs_embeds": content, "reference_points": queries.boxes.to(content.dtype)}
+
+    @contextmanager
+    def foreign_mode(self) -> Iterator[None]:
+        """Self-attention modules split queries into groups while they train."""
+        modules = [layer.self_attn for layer in self.decoder.layers]
+        before = [module.training for module in modules]
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, training in zip(modules, before, strict=True):
+                module.training = training
+
+    def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
+        states = output.intermediate_hidden_states
+        logits = self.model.class_embed(states)
+        boxes = refined(arguments["reference_points"], self.model.bbox_embed(states))
+        layers = zip(logits.unbind(0), boxes.unbind(0), states.unbind(0), strict=True)
+        return tuple(Predictions(*layer) for layer in layers)
+
+    def encoder_proposals(self, call: DecoderCall) -> Predictions | None:
+        output, heads = call.model_output, self.model.model.enc_out_class_embed
+        groups = output.enc_outputs_class.split(self.spec.num_queries, dim=1)  # states in spite of their name
+        logits = torch.cat([head(states) for head, states in zip(heads, groups, strict=False)], dim=1)
+        return Predictions(logits, output.enc_outputs_coord_logits.float())  # boxes in spite of their name
+
+
+class RfDetrAdapter(LwDetrAdapter):
+    """Adapter of `RfDetrForObjectDetection` (Robinson et al., https://arxiv.org/abs/2511.09554): one level."""
+
+    @staticmethod
+    def spec_of(config: PreTrainedConfig) -> DetectorSpec:
+        return _spec(config, (config.d_model,))
+
+    def neck_maps(self, output: Any) -> list[Tensor]:
+        return [output[0]]
+
+
+def _spec(config: PreTrainedConfig, levels: tuple[int, ...]) -> DetectorSpec:
+    return DetectorSpec(
+        family=config.model_type,
+        query_fields=frozenset({"content", "boxes"}),
+        width=config.d_model,
+        num_layers=config.decoder_layers,
+        num_queries=config.num_queries,
+        num_classes=config.num_labels,
+        activation="sigmoid",
+        features={"neck": levels, "encoder": levels},
+    )
+
+
+def refined(boxes: Tensor, delta: Tensor) -> Tensor:
+    """Boxes moved by a part of their size and scaled by an exponential: no sigmoid, so they may leave the image."""
+    boxes, delta = boxes.float(), delta.float()
+    return torch.cat([delta[..., :2] * boxes[..., 2:] + boxes[..., :2], delta[..., 2:].exp() * boxes[..., 2:]], dim=-1)

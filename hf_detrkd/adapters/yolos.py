@@ -1,0 +1,79 @@
+"""YOLOS: a plain ViT whose last tokens are the detections. It has no decoder that could be asked again."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..criterion import Answers, DetectionCriterion, TransformersCriterion
+from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
+from .base import DetectorAdapter
+from .detr import DetrAdapter
+
+
+class YolosAdapter(DetectorAdapter):
+    """Adapter of `YolosForObjectDetection` (Fang et al., https://arxiv.org/abs/2106.00666).
+
+    It gives its own predictions, of the last layer (the only one that its heads were made for), and its patch tokens
+    as features. Other queries are refused: they would need the whole ViT again.
+    """
+
+    uses_pixel_mask: ClassVar[bool] = False
+    backbone_prefix: ClassVar[str] = "vit."
+
+    @staticmethod
+    def spec_of(config: PreTrainedConfig) -> DetectorSpec:
+        return DetectorSpec(
+            family=config.model_type,
+            query_fields=frozenset(),
+            width=config.hidden_size,
+            num_layers=1,
+            num_queries=config.num_detection_tokens,
+            num_classes=config.num_labels,
+            activation="softmax",
+            features={"neck": (config.hidden_size,), "encoder": (config.hidden_size,)},
+        )
+
+    @staticmethod
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+        return DetrAdapter.criterion_of(config)
+
+    def encode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, targets: Targets | None = None
+    ) -> tuple[DetectorOutput, Answers | None]:
+        self.refuse_mask(pixel_mask)
+        vit, patches = self.model.vit, []
+        projection = vit.embeddings.patch_embeddings.projection
+        handles = [projection.register_forward_hook(lambda _, args, output: patches.append(output))]
+        tokens: list[Tensor] = []
+        handles.append(vit.register_forward_hook(lambda _, args, output: tokens.append(output.last_hidden_state)))
+        loss = None
+        try:
+            if targets is not None and isinstance(self.criterion, TransformersCriterion):
+                loss = self.model(pixel_values, labels=targets.to_labels()).loss
+            else:
+                vit(pixel_values)
+        finally:
+            for handle in handles:
+                handle.remove()
+        split = self.spec.num_queries
+        states, shape = tokens[0][:, -split:], patches[0].shape[-2:]
+        layer = Predictions(
+            self.model.class_labels_classifier(states),
+            self.model.bbox_predictor(states).float().sigmoid(),
+            states,
+            "softmax",
+        )
+        memory = tokens[0][:, 1:-split].mT.unflatten(-1, tuple(shape))
+        output = DetectorOutput(
+            layers=(layer,),
+            queries=ObjectQueries(),
+            features={"neck": (FeatureMap(patches[0]),), "encoder": (FeatureMap(memory),)},
+            decode=self._refuse,
+        )
+        return output, None if targets is None else Answers((layer,), model_loss=loss)
+
+    def _refuse(self, queries: ObjectQueries) -> Any:
+        raise ValueError("yolos cannot be asked other queries: it has no decoder apart from its backbone.")
