@@ -68,6 +68,13 @@ class DistillationConfig(TrainingArguments):
             "trained, whatever transformers froze. Example: model\\.backbone"
         },
     )
+    freeze_stages: int = field(
+        default=0,
+        metadata={
+            "help": "Freeze so many parts of the student's backbone: 1 the stem, 2 the stem and the first stage, as "
+            "DETR and its line do with trained backbones."
+        },
+    )
     metric_for_best_model: str | None = field(
         default="map", metadata={"help": "Metric that chooses the best checkpoint."}
     )

@@ -32,6 +32,7 @@ from .criterion import TransformersCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
+from .initialization import freeze_stages
 from .methods import METHODS
 from .outputs import BatchTotals, Predictions
 from .teacher import Teacher, normalization_of
@@ -102,6 +103,7 @@ class DistillationTrainer(Trainer):
         if isinstance(model, str):
             model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
         apply_freezing(model, args.freeze)
+        freeze_stages(model, args.freeze_stages)
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
         method = None
         if teacher is not None:

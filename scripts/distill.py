@@ -27,7 +27,7 @@ import torch
 import yaml
 from PIL import Image
 from torch import Tensor
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
@@ -42,6 +42,7 @@ from hf_detrkd.data import (
     parse_image_size,
 )
 from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
+from hf_detrkd.initialization import init_from_teacher
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
 from hf_detrkd.visualization import class_colors, comparison_grid, draw_detections
@@ -72,6 +73,12 @@ class ScriptArguments:
     backbone_weights: str | None = field(
         default=None, metadata={"help": "Safetensors file of a classifier for the backbone of --config_name."}
     )
+    init_from_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Start the student of --config_name from what fits of the teacher; the control does so too."
+        },
+    )
     image_size: str | None = field(
         default=None,
         metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the student's image processor."},
@@ -93,6 +100,8 @@ class ScriptArguments:
             )
         if self.backbone_weights is not None and self.config_name is None:
             raise ValueError("--backbone_weights needs --config_name: a trained student has a trained backbone.")
+        if self.init_from_teacher and self.config_name is None:
+            raise ValueError("--init_from_teacher needs --config_name: a trained student has weights of its own.")
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, DistillationConfig, object]:
@@ -134,11 +143,15 @@ def read_recipe(path: str | None) -> dict[str, object]:
     return {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.items()}
 
 
-def make_student(script: ScriptArguments, classes: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+def make_student(
+    script: ScriptArguments, classes: list[str], config: DistillationConfig
+) -> tuple[PreTrainedModel, Any]:
     """Student and image processor; the same seed gives the same weights."""
-    set_seed(seed)
+    set_seed(config.seed)
     if script.config_name is not None:
         model = build_student(script.config_name, classes)
+        if script.init_from_teacher:
+            print(inherit(model, config))
         if script.backbone_weights is not None:
             load_backbone_weights(model, script.backbone_weights)
     else:
@@ -146,6 +159,15 @@ def make_student(script: ScriptArguments, classes: list[str], seed: int) -> tupl
     size = parse_image_size(script.image_size)
     processor = load_image_processor(model, script.model_name_or_path, size, script.keep_aspect_ratio)
     return model, processor
+
+
+def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
+    """Starts a student from the run's teacher; returns what was copied and what was not."""
+    name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
+    if name is None:
+        raise ValueError("--init_from_teacher needs --teacher_model_name_or_path.")
+    teacher = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    return init_from_teacher(student, teacher).summary()
 
 
 def with_transforms(
@@ -242,7 +264,7 @@ def main(argv: list[str]) -> None:
         )
 
     def make_trainer(config: DistillationConfig) -> DistillationTrainer:
-        model, processor = make_student(script, splits.train.classes, config.seed)
+        model, processor = make_student(script, splits.train.classes, config)
         train_set, eval_set = with_transforms(splits, processor, augmentation, config.seed)
         return DistillationTrainer(
             model=model,

@@ -15,7 +15,24 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_losses_of_every_family_are_equal_and_their_times_are_written(tmp_path: Path) -> None:
-    sizes = ["--batch_size", "2", "--queries", "12", "--boxes", "4", "--layers", "2", "--classes", "5", "--groups", "3", "--denoising", "8", "--repeats", "1"]
+    sizes = [
+        "--batch_size",
+        "2",
+        "--queries",
+        "12",
+        "--boxes",
+        "4",
+        "--layers",
+        "2",
+        "--classes",
+        "5",
+        "--groups",
+        "3",
+        "--denoising",
+        "8",
+        "--repeats",
+        "1",
+    ]
     file = tmp_path / "figures.json"
     command = [sys.executable, "scripts/benchmark.py", "criterion", *sizes, "--output_file", str(file)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

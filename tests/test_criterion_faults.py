@@ -170,3 +170,23 @@ def test_evaluation_matches_all_queries_at_once_by_us_and_in_groups_by_transform
     outputs = {"logits": output.logits[:, :6], "pred_boxes": output.pred_boxes[:, :6]}
     matched = LwDetrHungarianMatcher()(outputs, inputs["labels"], tiny.NUM_GROUPS)
     assert len(matched[0][0]) == 2 * tiny.NUM_GROUPS
+
+
+# --- DETR, Table Transformer and Conditional DETR --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["detr", "table-transformer", "conditional_detr"])
+def test_auxiliary_losses_change_the_answers_of_transformers_and_not_ours(build, family):
+    model, inputs = build(family), tiny.batch(96)
+    pixels = inputs["pixel_values"]
+    adapter = adapter_for(model)
+    answers = []
+    for auxiliary in (False, True):
+        adapter.criterion = adapter.criterion.with_auxiliary(auxiliary)
+        output, _ = adapter(pixels, targets=Targets.from_labels(inputs["labels"]))
+        answers.append(output.layers[-1].logits)
+    assert torch.equal(*answers)
+    plain = model(pixels).logits
+    model.config.auxiliary_loss = True
+    assert (model(pixels).logits - plain).abs().max() > 0.01
+    torch.testing.assert_close(answers[0], plain, atol=1e-5, rtol=1e-5)

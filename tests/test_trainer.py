@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,14 +45,17 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], t
 
 
 def assert_same_update(
-    before: dict[str, torch.Tensor], one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
+    before: dict[str, torch.Tensor],
+    one: dict[str, torch.Tensor],
+    other: dict[str, torch.Tensor],
+    tolerance: float = 1e-5,
 ) -> None:
-    """One plain gradient step each: the difference is at most 1e-5 of the step's length."""
+    """One plain gradient step each: the difference is at most so much of the step's length."""
     floats = [name for name, value in before.items() if value.is_floating_point()]
     step = torch.cat([(one[name] - before[name]).flatten() for name in floats])
     difference = torch.cat([(one[name] - other[name]).flatten() for name in floats])
     assert step.norm() > 0
-    assert difference.norm() <= 1e-5 * step.norm(), (difference.norm(), step.norm())
+    assert difference.norm() <= tolerance * step.norm(), (difference.norm(), step.norm())
 
 
 def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
@@ -90,6 +94,23 @@ def test_two_processes_train_as_one_also_when_one_has_no_box(tmp_path: Path, fam
     assert reports[0]["log"][0]["loss"] == pytest.approx(reports[1]["log"][0]["loss"], rel=1e-5)
     figures = [{k: v for k, v in r["metrics"].items() if "map" in k or "mar" in k} for r in reports]
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+
+
+FROM_DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_of_every_family_train_as_one_also_when_one_has_no_box(tmp_path: Path, family: str) -> None:
+    student = {"num_denoising": 0} if family in FROM_DENOISING else {}
+    names = [n for n, m in tiny.build(family).named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    freeze = [f"^{re.escape(name)}\\." for name in names] or None
+    common = PLAIN | {"family": family, "empty": [2, 3], "student": student, "freeze": freeze}
+    before = weights_of(make_trainer(tmp_path, **common))
+    one = run(tmp_path / "one", per_device_train_batch_size=4, **common)
+    two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common)
+    # Rounding in a random box refinement: 3e-5 in float32; in float64 parts differ from the whole by 1e-8.
+    assert_same_update(before, one, two, 1e-4 if family == "deformable_detr/refine" else 1e-5)
 
 
 @pytest.mark.distributed

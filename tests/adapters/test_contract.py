@@ -643,3 +643,15 @@ def test_activation_checkpointing_changes_no_gradient_of_either_pass(build, name
         assert (gradient is None) == (checkpointed[key] is None), key
         if gradient is not None:
             torch.testing.assert_close(checkpointed[key], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_forward_pass_compiles_without_a_graph_break_after_a_pass_of_ours(adapter):
+    inputs = {k: v for k, v in inputs_for(adapter, padded=True).items() if k != "labels"}
+    adapter.model.eval()
+    torch._dynamo.reset()  # families share code, and dynamo counts how often it compiled each piece
+    with torch.no_grad():
+        expected = adapter(inputs["pixel_values"], inputs.get("pixel_mask"))[0].layers[-1]
+        found = torch.compile(adapter.model, backend="eager", fullgraph=True)(**inputs)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pred_boxes, expected.boxes, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,115 @@
+"""Students that start from their teacher, and backbones whose first stages stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from hf_detrkd.initialization import freeze_stages, init_from_teacher
+from tests import tiny
+
+
+def test_a_student_of_its_teacher_s_size_becomes_the_teacher(family: str) -> None:
+    student, teacher = tiny.build(family, seed=1), tiny.build(family, seed=2)
+    inherited = init_from_teacher(student, teacher)
+    assert not inherited.left and inherited.copied.keys() == student.state_dict().keys()
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in student.state_dict().items())
+    assert inherited.summary() == f"{len(inherited.copied)} of {len(inherited.copied)} tensors are the teacher's."
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "taken"), [(1, 3, [2]), (2, 3, [1, 2]), (3, 6, [1, 3, 5]), (3, 2, [0, 1, 1])]
+)
+def test_fewer_layers_are_evenly_spaced_ones_and_the_last_is_the_last(own: int, theirs: int, taken: list[int]) -> None:
+    student = tiny.build("detr", seed=1, decoder_layers=own, encoder_layers=own)
+    teacher = tiny.build("detr", seed=2, decoder_layers=theirs, encoder_layers=theirs)
+    inherited = init_from_teacher(student, teacher)
+    assert not inherited.left
+    for half in ("encoder", "decoder"):
+        for layer, source in enumerate(taken):
+            pair = [getattr(m.model, half).layers[i].state_dict() for m, i in ((student, layer), (teacher, source))]
+            assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+
+
+def test_heads_per_layer_follow_their_layers_and_the_encoder_s_head_stays_last() -> None:
+    student, teacher = (tiny.build("deformable_detr/two_stage", seed=n, decoder_layers=n) for n in (2, 4))
+    init_from_teacher(student, teacher)
+    for own, source in ((0, 1), (1, 3), (2, 4)):
+        pair = [m.bbox_embed[i].layers[0].weight for m, i in ((student, own), (teacher, source))]
+        assert torch.equal(*pair), own
+
+
+def test_another_width_leaves_what_does_not_fit_and_says_so() -> None:
+    student, teacher = tiny.build("rt_detr", 32, seed=1), tiny.build("rt_detr", 64, seed=2)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    inherited = init_from_teacher(student, teacher)
+    after = student.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in inherited.left)
+    assert all(name.startswith("model.backbone") for name in inherited.copied if after[name].ndim == 4)
+    assert "of another shape: " in inherited.summary() and "model.decoder.layers" in inherited.summary()
+
+
+def test_heads_of_other_classes_start_anew() -> None:
+    names = ["star", "circle", "square", "triangle", "cross"]  # as many, in another order
+    student = tiny.build("rt_detr", seed=1, id2label=dict(enumerate(names)))
+    inherited = init_from_teacher(student, tiny.build("rt_detr", seed=2))
+    assert {name.split(".")[-3] for name in inherited.left if "class_embed" in name} >= {"class_embed"}
+    assert "the classes differ: " in inherited.summary()
+    assert all("class" in name or "score" in name for name in inherited.left)
+
+
+def test_a_teacher_of_which_nothing_fits_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="Nothing of the yolos teacher fits the detr student: leave init_from_teacher"
+    ):
+        init_from_teacher(tiny.build("detr"), tiny.build("yolos", 64))
+
+
+# --- frozen stages ---------------------------------------------------------------------------------------------------
+
+
+def timm_detr() -> transformers.PreTrainedModel:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_queries": 3}
+    config = transformers.DetrConfig(
+        use_timm_backbone=True,
+        backbone="resnet18",
+        use_pretrained_backbone=False,
+        backbone_config=None,
+        d_model=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        **sizes,
+    )
+    return transformers.DetrForObjectDetection(config).requires_grad_(True)
+
+
+WORDS = {
+    "detr": [("embedder",), ("stages.0",)],
+    "dab-detr": [("embedder",), ("stages.0",)],
+    "rt_detr": [("embedder",), ("stages.0",)],
+    "d_fine": [("embedder",), ("stages.0",)],
+    "deimv2": [("embedder",), ("stages.0",)],
+    "timm": [(".conv1.", ".bn1."), (".layer1.",)],
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_first_parts_of_a_backbone_are_frozen_and_nothing_else(name: str, number: int) -> None:
+    model = timm_detr() if name == "timm" else tiny.build(name).requires_grad_(True)
+    frozen = freeze_stages(model, number)
+    assert frozen == [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert bool(frozen) == bool(number)
+    for part, words in enumerate(WORDS[name]):
+        place = "backbone" if name != "deimv2" else "conv_encoder"
+        found = [n for n in frozen if place in n and any(word in n for word in words) and ".layer" not in n[:28]]
+        assert bool(found) == (part < number) or name == "timm"
+    if name == "timm":
+        parts = {n.removeprefix("model.backbone.model.").split(".")[0] for n in frozen}
+        assert parts == [set(), {"conv1"}, {"conv1", "layer1"}][number]
+
+
+def test_a_backbone_without_stages_is_refused_with_its_names() -> None:
+    with pytest.raises(ValueError, match="freeze_stages is 2, but the backbone of this yolos has no part 0"):
+        freeze_stages(tiny.build("yolos"), 2)

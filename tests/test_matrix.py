@@ -1,0 +1,94 @@
+"""Every teacher with every student: one training step of all that the pair can do, and refusals of what it cannot."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_detrkd.adapters import adapter_for
+from hf_detrkd.distiller import Distiller
+from hf_detrkd.methods import METHODS, DistillationMethod
+from hf_detrkd.outputs import DetectorSpec
+from hf_detrkd.teacher import Teacher
+from tests import tiny
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import support_table
+
+
+OPTIONS = {
+    "detrdistill": {"L": "logits_weight", "F": "feature_weight", "A": "assignment_weight"},
+    "kd_detr": {"S": "specific_points", "G": "general_points"},
+}
+OFF = {"specific_points": False, "general_points": 0}
+
+
+@functools.cache
+def teacher_of(family: str) -> Teacher:
+    return Teacher(tiny.build(family, 64, seed=3), tiny.LABELS)
+
+
+def methods_of(student: DetectorSpec, teacher: DetectorSpec) -> list[DistillationMethod]:
+    """Each method with all that this pair can do."""
+    possible = support_table.possible(student, teacher)
+    found = []
+    for name, options in OPTIONS.items():
+        chosen = {
+            option: (10 if option == "general_points" else 1) for key, option in options.items() if key in possible
+        }
+        others = {option: OFF.get(option, 0) for option in options.values() if option not in chosen}
+        if chosen:
+            found.append(METHODS[name](METHODS[name].config_class(**chosen, **others), student, teacher))
+    return found
+
+
+def assert_a_step_trains(student_family: str, teacher_family: str) -> None:
+    teacher = teacher_of(teacher_family)
+    before = [tensor.clone() for tensor in (*teacher.model.parameters(), *teacher.model.buffers())]
+    student = tiny.build(student_family, 32, seed=4).requires_grad_(True)
+    methods = methods_of(adapter_for(student).spec, teacher.spec)
+    assert methods
+    for method in methods:
+        distiller = Distiller(copy.deepcopy(student), teacher, method).train()
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
+        output = distiller(**tiny.batch(64, boxes=(2, 3)))
+        parts = {name: value for name, value in output["parts"].items() if name.startswith(method.name)}
+        assert parts and all(value.isfinite() for value in output["parts"].values()), parts
+        (output["loss"] - output["parts"]["task_loss"]).backward(retain_graph=True)
+        assert all(p.grad is None or p.grad.isfinite().all() for p in distiller.parameters())
+        output["loss"].backward()
+        optimizer.step()
+        moved = [n for n, p in distiller.student.named_parameters() if not torch.equal(p, student.state_dict()[n])]
+        assert any("backbone" in n or "conv_encoder" in n or "vit." in n for n in moved)
+    after = (*teacher.model.parameters(), *teacher.model.buffers())
+    assert all(torch.equal(now, was) for now, was in zip(after, before, strict=True))
+
+
+def test_a_wider_teacher_of_its_own_family_trains_a_student(family: str) -> None:
+    assert_a_step_trains(family, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", tiny.FAMILIES)
+def test_every_teacher_trains_every_student(family: str, teacher: str) -> None:
+    assert_a_step_trains(family, teacher)
+
+
+def test_what_a_pair_cannot_do_is_refused_with_what_to_do(family: str) -> None:
+    student = adapter_for(tiny.build(family)).spec
+    refused = 0
+    for teacher in map(teacher_of, tiny.FAMILIES):
+        possible = support_table.possible(student, teacher.spec)
+        for letter, (method, config) in support_table.PARTS.items():
+            if letter not in possible:
+                refused += 1
+                with pytest.raises(ValueError, match=rf"{teacher.spec.family}.*(set|choose) ") as error:
+                    method(config, student, teacher.spec)
+                assert student.family in str(error.value)
+    assert refused
