@@ -26,6 +26,7 @@ from transformers import (
     HfArgumentParser,
 )
 
+from hf_detrkd.coco_files import evaluate_coco_files
 from hf_detrkd.data import (
     DetectionCollator,
     DetectionDataset,
@@ -38,7 +39,6 @@ from hf_detrkd.evaluation import (
     PADDING,
     CocoEvaluator,
     detections_from_predictions,
-    evaluate_coco_files,
     gatherable,
     predictions_from_heads,
     references_from_labels,

@@ -27,15 +27,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_detrkd.coco_files import evaluate_coco_files, read_coco_files
 from hf_detrkd.evaluation import (
     FIGURES,
     CocoBoxMetric,
     CocoEvaluator,
     detections_from_predictions,
-    evaluate_coco_files,
     gatherable,
     predictions_from_heads,
-    read_coco_files,
     references_from_labels,
 )
 from hf_detrkd.outputs import Predictions
