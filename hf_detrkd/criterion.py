@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -196,12 +196,11 @@ class DetectionCriterion:
     def _ddf(self, one: Matched, edges: EdgeDistributions, index: Tensor, ious: Tensor) -> Tensor:
         """Means over matched and over other edges, weighted with the roots of their numbers."""
         matched, others = decoupled_focal(edges, index, ious, one.logits[-1])
-        count = one.totals.matched if one.box_count is None else one.box_count
-        count = torch.as_tensor(count, device=matched.device)
-        roots = (4 * count).sqrt(), (4 * (one.totals.images * one.logits.shape[2] - count)).clamp(min=0).sqrt()
-        tiny = torch.finfo(torch.float32).tiny
-        means = matched.sum() / roots[0].clamp(min=tiny) + others.sum() / roots[1].clamp(min=tiny)
-        return means / (roots[0] + roots[1])
+        count: Any = one.totals.matched if one.box_count is None else one.box_count
+        rest = one.totals.images * one.logits.shape[2] - count
+        # Where one kind is missing its sum is zero, whatever divides it.
+        roots = ((4 * count) ** 0.5 + 1e-6, abs(4 * rest) ** 0.5 + 1e-6)
+        return (matched.sum() / roots[0] + others.sum() / roots[1]) / (roots[0] + roots[1])
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,7 @@ def decoupled_focal(
     own = (edges.logits[:-1].float() / TEMPERATURE).log_softmax(-1)
     divergence = (torch.xlogy(goal, goal).sum(-1) - (goal * own).sum(-1)).sum(-1)  # (num_layers - 1, batch, queries)
     best = last_logits.detach().float().sigmoid().amax(-1).expand_as(divergence)
-    matched = index >= 0
     losses = TEMPERATURE**2 * divergence
     weighted = losses * scatter_matched(index, ious, best)
-    of_matched = (gather_matched(weighted[..., None], index)[..., 0] * matched).sum((1, 2))
-    return of_matched, weighted.sum((1, 2)) - of_matched
+    chosen = scatter_matched(index, torch.ones_like(ious), torch.zeros_like(best))
+    return (weighted * chosen).sum((1, 2)), (weighted * (1 - chosen)).sum((1, 2))

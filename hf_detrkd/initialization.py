@@ -10,12 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for, class_names
+from .students import with_classes
 
 
-LAYER = re.compile(r"^(?P<before>.*?\b(?:layers|class_embed|bbox_embed|lqe_layers)\.)(?P<index>\d+)(?P<behind>\..*)$")
+LAYER = re.compile(
+    r"^(?P<before>.*?\b(?:layers|vit\.encoder\.layer|class_embed|bbox_embed|lqe_layers)\.)(?P<index>\d+)(?P<behind>\..*)$"
+)
 ROOT = r"(?:conv_encoder\.)?(?:model\.)?"
-STEM = ROOT + r"(?:embedder|conv1|bn1|stem)\."
-STAGE = ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number})\."
+STEM = ROOT + r"(?:embedder|conv1|bn1|stem\w*|conv_stem)\."
+STAGE = ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
+CONSTANTS = ("decoder.up", "decoder.reg_scale")  # D-FINE's bins, which belong to the config
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> Inh
     """Copies into a student what fits of its teacher, by name and shape: backbone, encoder, decoder, heads.
 
     Where the student has fewer layers, it takes evenly spaced ones, the last one always (student layer s of L takes
-    teacher layer ceil(s * L_T / L)). Heads of classes are copied where both have the same classes in one order.
+    teacher layer ceil(s * L_T / L)). A backbone is copied whole or not at all. Rows of classes follow the classes'
+    names; classes that the teacher does not know start anew.
 
     Args:
         student ([`~transformers.PreTrainedModel`]): changed in place.
@@ -58,20 +63,17 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> Inh
     Raises:
         ValueError: nothing fits.
     """
-    own, theirs = student.state_dict(), teacher.state_dict()
-    same_classes = class_names(student.config) == class_names(teacher.config)
-    of_classes = set() if same_classes else _class_tensors(student, theirs)
-    copied, left = {}, {}
-    for name, value in own.items():
-        source = _matching_layer(name, own, theirs)
-        if source not in theirs:
-            left[name] = "the teacher has none"
-        elif name in of_classes:
-            left[name] = "the classes differ"
-        elif theirs[source].shape != value.shape:
-            left[name] = "of another shape"
-        else:
-            copied[name] = source
+    own = student.state_dict()
+    theirs = with_classes(teacher, class_names(student.config)).state_dict()
+    prefix = adapter_for(student).backbone_prefix
+    # Where the backbone is the whole model (YOLOS), its layers are like an encoder's.
+    backbone = {n: n for n in own if n.startswith(prefix)} if prefix != f"{student.base_model_prefix}." else {}
+    sources = {name: _matching_layer(name, own, theirs) for name in own} | backbone
+    left = {name: reason for name, source in sources.items() if (reason := _misfit(source, own[name], theirs))}
+    deeper = backbone and backbone.keys() != {name for name in theirs if name.startswith(prefix)}
+    if deeper or any(name in left for name in backbone):
+        left |= dict.fromkeys(backbone, "the backbone is another")
+    copied = {name: source for name, source in sources.items() if name not in left}
     if all(own[name].ndim < 2 for name in copied):
         raise ValueError(
             f"Nothing of the {teacher.config.model_type} teacher fits the {student.config.model_type} student: leave "
@@ -80,6 +82,15 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> Inh
     for name, source in copied.items():
         own[name].copy_(theirs[source])
     return Inherited(copied, left)
+
+
+def _misfit(source: str, value: Tensor, theirs: dict[str, Tensor]) -> str | None:
+    """Why a tensor cannot be copied from this one of the teacher's."""
+    if source not in theirs:
+        return "the teacher has none"
+    if source.endswith(CONSTANTS):
+        return "a constant of its config"
+    return None if theirs[source].shape == value.shape else "of another shape"
 
 
 def _matching_layer(name: str, own: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
@@ -97,12 +108,6 @@ def _matching_layer(name: str, own: dict[str, Tensor], theirs: dict[str, Tensor]
 def _count(before: str, tensors: dict[str, Tensor]) -> int:
     pattern = re.compile(re.escape(before) + r"(\d+)\.")
     return len({match[1] for match in map(pattern.match, tensors) if match})
-
-
-def _class_tensors(student: PreTrainedModel, theirs: dict[str, Tensor]) -> set[str]:
-    """Tensors with a row per class, whose rows would go to the wrong classes."""
-    words = ("class", "score")
-    return {name for name in student.state_dict() if any(word in name for word in words) and name in theirs}
 
 
 def freeze_stages(model: PreTrainedModel, number: int) -> list[str]:

@@ -174,7 +174,7 @@ class BatchTotals:
 
     def mean_count(self, count: int, device: torch.device) -> Tensor:
         """A count that only this step's matching knows, averaged over processes: a scalar."""
-        mean = torch.tensor(float(count)).to(device, non_blocking=True)
+        mean = torch.full((), float(count), device=device)
         if self.is_global and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(mean)
             mean = mean / torch.distributed.get_world_size()

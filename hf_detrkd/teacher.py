@@ -53,6 +53,7 @@ class Teacher:
         self.adapter = adapter_for(model)
         self.dtype = dtype
         self._class_order = class_order(model, class_names)
+        self._columns: Tensor | None = None  # the same, on the device
         self._scale, self._shift = _renormalization(student_normalization, normalization)
 
     @property
@@ -100,10 +101,11 @@ class Teacher:
     def _in_student_order(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
         if self._class_order is None:
             return layers
-        order = self._class_order
-        if layers[0].activation == "softmax":
-            order = [*order, len(order)]
-        return tuple(replace(layer, logits=layer.logits[..., order]) for layer in layers)
+        logits = layers[0].logits
+        columns = [*self._class_order, *range(len(self._class_order), logits.shape[-1])]  # no-object stays last
+        if self._columns is None or self._columns.device != logits.device:
+            self._columns = torch.tensor(columns, device=logits.device)
+        return tuple(replace(layer, logits=layer.logits.index_select(-1, self._columns)) for layer in layers)
 
 
 def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:

@@ -26,7 +26,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from .adapters import class_names, spec_for
+from .adapters import adapter_for, class_names, spec_for
 from .config import DistillationConfig
 from .criterion import TransformersCriterion
 from .data import DetectionCollator
@@ -163,11 +163,13 @@ class DistillationTrainer(Trainer):
         queries = self.distiller.adapter.spec.num_queries
         counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
         of = BatchTotals.of(counts, queries)
-        totals = torch.tensor([of.images, of.boxes, of.matched])
+        totals = torch.tensor([of.images, of.boxes, of.matched, float(max(1, len(batches)))])
+        if device.type == "cuda":
+            totals = totals.pin_memory()
+        totals = totals.to(device, non_blocking=True)
         if self.args.world_size > 1:
-            totals = self.accelerator.reduce(totals.to(device), "sum")
-        share = max(1, len(batches)) * self.args.world_size
-        totals = torch.cat([totals / share, totals.new_tensor([share])])
+            totals = self.accelerator.reduce(totals, "sum")
+        totals = torch.cat([totals[:3] / totals[3], totals[3:]])
         self._images_seen += len(counts) * self.args.world_size
         return [{**batch, "totals": totals} for batch in batches], num_items
 
@@ -329,16 +331,17 @@ class EpochCallback(TrainerCallback):
 
 
 def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
-    """Makes every floating-point parameter trainable but those whose name matches a pattern.
+    """Makes the whole backbone trainable, then freezes every parameter whose name matches a pattern.
 
-    transformers freezes some backbones entirely and others not at all; this is the only place that decides.
+    transformers freezes some backbones entirely and others not at all; this is the only place that decides. What it
+    keeps from training elsewhere are constants, such as D-FINE's bins, and stays.
 
     Raises:
         ValueError: a pattern that matches no parameter.
     """
-    parameters = dict(model.named_parameters())
-    for parameter in parameters.values():
+    for _, parameter in adapter_for(model).backbone_parameters():
         parameter.requires_grad_(True)
+    parameters = dict(model.named_parameters())
     for pattern in patterns or []:
         names = [name for name in parameters if re.search(pattern, name)]
         if not names:

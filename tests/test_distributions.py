@@ -167,3 +167,10 @@ def test_edges_far_outside_and_boxes_without_size_give_finite_losses():
     index, targets = torch.tensor([[[0, 1]]]), torch.tensor([[[9.0, -9.0, 0.1, 0.1], [0.5, 0.5, 0.0, 0.0]]])
     assert fine_grained_localization(edges, index, targets, torch.ones(1, 1, 2)).isfinite().all()
     assert F.cross_entropy(edges.logits[0, 0, 0], torch.zeros(4, dtype=torch.long)).isfinite()
+
+
+@pytest.mark.parametrize("name", ["d_fine", "deimv2"])
+@pytest.mark.parametrize("counts", [(7, 7), (8, 9), (20, 20)])
+def test_where_every_query_is_matched_the_loss_stays_small(build, name, counts):
+    losses = loss_of(adapter_for(build(name).train()), tiny.batch(96, boxes=counts))
+    assert all(0 <= value < 1e3 for value in losses.values()), losses

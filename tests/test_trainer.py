@@ -179,8 +179,8 @@ def test_general_points_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["kd_detr", "detrdistill"])
-def test_bf16_trains_through_the_extra_decoder_passes(tmp_path: Path, family: str, method: str) -> None:
-    trainer = make_trainer(tmp_path, family=family, method=method, bf16=True, teacher_dtype="bfloat16")
+def test_bf16_trains_through_the_extra_decoder_passes(tmp_path: Path, askable: str, method: str) -> None:
+    trainer = make_trainer(tmp_path, family=askable, method=method, bf16=True, teacher_dtype="bfloat16")
     before = weights_of(trainer)
     trainer.train()
     assert_trained(before, weights_of(trainer))
@@ -394,3 +394,16 @@ def test_arguments_that_cannot_work_are_refused_before_training(tmp_path: Path) 
         DistillationTrainer(tiny.build("detr"), DistillationConfig(str(tmp_path), method="kd_detr", use_cpu=True))
     with pytest.raises(ValueError, match="A teacher was given but no method"):
         DistillationTrainer(tiny.build("detr"), DistillationConfig(str(tmp_path), use_cpu=True), tiny.build("detr"))
+
+
+@pytest.mark.parametrize("name", ["d_fine", "deimv2"])
+def test_the_bins_of_d_fine_are_constants(tmp_path: Path, name: str) -> None:
+    trainer = make_trainer(tmp_path, family=name)
+    before = [parameter.clone() for n, parameter in bins_of(trainer)]
+    trainer.train()
+    assert len(before) == 2
+    assert all(torch.equal(was, now) for was, (_, now) in zip(before, bins_of(trainer), strict=True))
+
+
+def bins_of(trainer: DistillationTrainer) -> list[tuple[str, torch.Tensor]]:
+    return [(n, p) for n, p in trainer.student.named_parameters() if n.endswith(("decoder.up", "decoder.reg_scale"))]

@@ -87,7 +87,9 @@ def random_boxes(*shape: int, generator: torch.Generator | None = None) -> Tenso
 
 def _perturb(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("decoder.up", "decoder.reg_scale")):
+                continue  # constants, which the loss takes from the config
             fan_in = parameter[0].numel()
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else fan_in**-0.5))
         for module in model.modules():

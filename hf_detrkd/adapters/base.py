@@ -59,7 +59,7 @@ class DetectorAdapter:
     decoder_options: ClassVar[dict[str, Any]] = {}
     """Keyword arguments for the base model that make its decoder return every layer."""
 
-    backbone_prefix: ClassVar[str] = "model.backbone."
+    backbone_prefix: str = "model.backbone."
     """What the names of the backbone's parameters begin with."""
 
     processor_type: ClassVar[str | None] = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..criterion import Answers, DetectionCriterion
 from ..distributions import EdgeDistributions
@@ -81,7 +81,10 @@ class Deimv2Adapter(DFineAdapter):
     """Adapter of `Deimv2ForObjectDetection` (Huang et al., https://arxiv.org/abs/2509.20787): MAL, and every query
     that any layer matched learns a box in all layers."""
 
-    backbone_prefix: ClassVar[str] = "model.conv_encoder.model."
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        name = "backbone" if model.config.backbone_config.model_type == "dinov3_vit" else "model"
+        self.backbone_prefix = f"model.conv_encoder.{name}."
 
     @staticmethod
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
@@ -94,7 +97,9 @@ class Deimv2Adapter(DFineAdapter):
         )
 
     def necks(self) -> list[nn.Module]:
+        if self.model.config.encoder_type == "lite":  # projects inside its encoder
+            return list(self.model.model.encoder.input_proj)
         return [self.model.model.conv_encoder]
 
     def neck_maps(self, output: Any) -> list[Tensor]:
-        return list(output)
+        return [output] if isinstance(output, Tensor) else list(output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class LwDetrAdapter(DetectorAdapter):
     (ours: contents are learned and belong to no place).
     """
 
-    backbone_prefix: ClassVar[str] = "model.backbone.backbone."
+    backbone_prefix: str = "model.backbone.backbone."
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

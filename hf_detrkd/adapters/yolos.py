@@ -21,7 +21,7 @@ class YolosAdapter(DetectorAdapter):
     """
 
     uses_pixel_mask: ClassVar[bool] = False
-    backbone_prefix: ClassVar[str] = "vit."
+    backbone_prefix: str = "vit."
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

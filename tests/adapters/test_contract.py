@@ -655,3 +655,31 @@ def test_the_forward_pass_compiles_without_a_graph_break_after_a_pass_of_ours(ad
         found = torch.compile(adapter.model, backend="eager", fullgraph=True)(**inputs)
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.pred_boxes, expected.boxes, atol=1e-5, rtol=1e-5)
+
+
+def test_deimv2_s_lite_encoder_and_dinov3_backbone_are_read_right(build):
+    lite = adapter_for(build("deimv2", encoder_type="lite"))
+    output = run(lite, inputs_for(lite, 128))
+    found = {place: tuple(level.values.shape[1] for level in maps) for place, maps in output.features.items()}
+    assert found["encoder"] == lite.spec.features["encoder"]
+    assert set(found["neck"]) == set(lite.spec.features["neck"])
+    vit = transformers.DINOv3ViTConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=16,
+        num_register_tokens=1,
+        out_features=["stage1", "stage2", "stage4"],
+        apply_layernorm=False,
+        reshape_hidden_states=True,
+    )
+    config = tiny.config("deimv2", backbone_config=vit, encoder_in_channels=[32, 32, 32])
+    model = transformers.AutoModelForObjectDetection.from_config(config).eval()
+    adapter = adapter_for(model)
+    backbone = {name for name, _ in adapter.backbone_parameters()}
+    own = {id(p) for p in model.model.conv_encoder.backbone.parameters()}
+    assert backbone == {name for name, p in model.named_parameters() if id(p) in own} != set()
+    output = run(adapter, inputs_for(adapter, 128))
+    assert_same(output.decode(output.queries), output.layers)

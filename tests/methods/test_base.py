@@ -18,9 +18,9 @@ from tests.methods.naive import taught_by
 
 
 SPECS = {(name, width): spec_for(tiny.config(name, width)) for name in tiny.FAMILIES for width in (32, 64)}
-DETR_LIKE = ("detr", "table-transformer")
-ONE_STAGE = ("deformable_detr/plain", "deformable_detr/refine")
-TWO_STAGE = ("deformable_detr/two_stage", "rt_detr")
+PLACELESS = ("detr", "table-transformer", "yolos")
+OF_POINTS = ("conditional_detr", "deformable_detr/plain", "deformable_detr/refine")
+OF_BOXES = tuple(name for name in tiny.FAMILIES if name not in PLACELESS + OF_POINTS)
 
 
 @pytest.mark.parametrize("num_student", range(1, 8))
@@ -63,9 +63,9 @@ def test_plain_deformable_models_of_equal_width_share_embeddings_and_points():
 @pytest.mark.parametrize("student", tiny.FAMILIES)
 @pytest.mark.parametrize("teacher", tiny.FAMILIES)
 def test_unequal_models_share_a_place_or_nothing(student, teacher):
-    if teacher in TWO_STAGE and student not in DETR_LIKE:
+    if teacher in OF_BOXES and student not in PLACELESS:
         expected = {"boxes"}
-    elif teacher in ONE_STAGE and student in ONE_STAGE:
+    elif teacher in OF_POINTS and student in OF_POINTS:
         expected = {"points"}
     else:
         expected = set()

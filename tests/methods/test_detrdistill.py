@@ -327,7 +327,8 @@ def distil(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_student_that_is_its_teacher_has_no_loss_in_answers_and_features(build, family, variant):
+def test_a_student_that_is_its_teacher_has_no_loss_in_answers_and_features(build, askable, variant):
+    family = askable
     student, teacher = adapter_for(build(family)), Teacher(build(family), tiny.LABELS)
     _, losses = distil(student, teacher, variant=variant)
     compared = {name: value for name, value in losses.items() if "assignment" not in name}
@@ -338,12 +339,13 @@ def test_a_student_that_is_its_teacher_has_no_loss_in_answers_and_features(build
 
 
 @pytest.mark.parametrize("place", ["neck", "encoder"])
-def test_each_loss_reaches_the_backbone_and_the_projections(build, family, place):
+def test_each_loss_reaches_the_backbone_and_the_projections(build, askable, place):
+    family = askable
     model = build(family).requires_grad_(True)
     student, width = adapter_for(model), 32 if family in ("detr", "table-transformer") else 64
     teacher = Teacher(tiny.build(family, width, seed=1), tiny.LABELS)
-    method, losses = distil(student, teacher, feature_level=place, padded=family != "rt_detr")
-    first = next(p for n, p in model.named_parameters() if n.startswith("model.backbone."))
+    method, losses = distil(student, teacher, feature_level=place, padded=student.uses_pixel_mask)
+    first = next(p for n, p in student.backbone_parameters() if n.endswith("weight") and p.ndim == 4)
     for name in method.weights:
         terms = torch.stack([value for key, value in losses.items() if key.startswith(name)])
         assert torch.autograd.grad(terms.sum(), first, retain_graph=True)[0].any(), name

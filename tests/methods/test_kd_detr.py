@@ -24,7 +24,8 @@ from tests.methods.fakes import Fake, by_image, spec, targets_of
 
 HEADS = ("sigmoid", "softmax")
 GROUPS = ("specific", "general")
-TWO_STAGE = ("deformable_detr/two_stage", "rt_detr")
+TWO_STAGE = ("deformable_detr/two_stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+THROUGH_SIGMOID = (*TWO_STAGE, "dab-detr", "conditional_detr")
 # (batch, general points, queries of student and teacher, layers of both, classes)
 SIZES = {
     "equal": (2, 4, 5, 5, 2, 2, 3),
@@ -288,6 +289,10 @@ def distil(
     return method(output, teacher(inputs["pixel_values"]), targets, totals, generator)
 
 
+def backbone_weight(detector: DetectorAdapter) -> Tensor:
+    return next(p for n, p in detector.backbone_parameters() if n.endswith("weight") and p.ndim == 4)
+
+
 def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
@@ -300,11 +305,12 @@ def gradients(model: transformers.PreTrainedModel, loss: Tensor) -> dict[str, Te
 
 def rounding(family: str, name: str) -> float:
     """A proposal goes through a sigmoid and back to become the student's query; narrow boxes amplify its rounding."""
-    return 1e-4 if family in TWO_STAGE and "specific" in name else 1e-6
+    return 1e-4 if family in THROUGH_SIGMOID and "specific" in name else 1e-6
 
 
 @pytest.mark.parametrize(("scale", "class_loss"), [("normalized", "softmax_kl"), ("released", "bce")])
-def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, family, scale, class_loss):
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, askable, scale, class_loss):
+    family = askable
     student = adapter_for(build(family).requires_grad_(True))
     teacher = Teacher(build(family), tiny.LABELS)
     config = KDDETRConfig(general_points=20, content="own", scale=scale, class_loss=class_loss, teacher_layers="each")
@@ -318,7 +324,8 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, family
         assert gradient.abs().max() < 1e-5, name
 
 
-def test_the_last_layer_of_a_student_that_is_its_teacher_has_no_loss_when_all_copy_the_last(build, family):
+def test_the_last_layer_of_a_student_that_is_its_teacher_has_no_loss_when_all_copy_the_last(build, askable):
+    family = askable
     losses = distil(adapter_for(build(family)), Teacher(build(family), tiny.LABELS), KDDETRConfig(content="own"))
     last = {name: value for name, value in losses.items() if name.endswith(f"_{tiny.NUM_LAYERS - 1}")}
     assert len(last) == 6 and all(abs(value) < rounding(family, name) for name, value in last.items())
@@ -333,22 +340,43 @@ def test_with_zero_content_only_the_general_points_of_an_equal_student_have_no_l
         assert value < 1e-6 if "general" in name else value > 1e-6, name
 
 
-# Parameters that make a family's own queries.
+# Parameters that make a family's own queries (and D-FINE's first guess, and a token that RF-DETR never uses).
+RT_DETR = ("enc_output", "enc_score_head", "enc_bbox_head", "denoising_class_embed")
+LW_DETR = ("enc_output", "enc_out_", "query_feat", "reference_point_embed")
 QUERY_MAKERS = {
     "detr": ("query_position_embeddings",),
     "table-transformer": ("query_position_embeddings",),
     "deformable_detr/plain": ("query_position_embeddings", "model.reference_points"),
     "deformable_detr/refine": ("query_position_embeddings", "model.reference_points"),
     "deformable_detr/two_stage": ("model.enc_output", "class_embed.3", "bbox_embed.3"),
-    "rt_detr": ("enc_output", "enc_score_head", "enc_bbox_head", "denoising_class_embed"),
+    "rt_detr": RT_DETR,
+    "rt_detr_v2": RT_DETR,
+    "d_fine": (*RT_DETR, "pre_bbox_head"),
+    "deimv2": (*RT_DETR, "pre_bbox_head"),
+    "conditional_detr": ("query_position_embeddings", "ref_point_head"),
+    "dab-detr": ("query_refpoint_embeddings",),
+    "lw_detr": LW_DETR,
+    "rf_detr": (*LW_DETR, "mask_token"),
 }
 # The first self-attention passes on nothing but its bias where every content is zero.
-READ_ZEROS = {"model.decoder.layers.0.self_attn.v_proj.weight", "model.decoder.layers.0.self_attn_layer_norm.weight"}
+READ_ZEROS = {
+    f"model.decoder.layers.0.{name}.weight"
+    for name in (
+        "self_attn.v_proj",
+        "self_attn_layer_norm",
+        "self_attn.q_content_proj",
+        "self_attn.k_content_proj",
+        "self_attn.self_attn_query_content_proj",
+        "self_attn.self_attn_key_content_proj",
+        "self_attn.self_attn_value_proj",
+    )
+}
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("content", ["zero", "own"])
-def test_gradients_reach_every_parameter_of_the_student_but_its_queries(build, family, group, content):
+def test_gradients_reach_every_parameter_of_the_student_but_its_queries(build, askable, group, content):
+    family = askable
     student, teacher = pair(build, family, family)
     points = 20 if group == "general" else 0
     config = KDDETRConfig(general_points=points, specific_points=group == "specific", content=content)
@@ -359,21 +387,24 @@ def test_gradients_reach_every_parameter_of_the_student_but_its_queries(build, f
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
-def test_each_term_alone_reaches_the_backbone(build, family):
+def test_each_term_alone_reaches_the_backbone(build, askable):
+    family = askable
     student, teacher = pair(build, family, family)
     losses = distil(student, teacher, KDDETRConfig(general_points=20))
-    first = next(p for n, p in student.model.named_parameters() if n.startswith("model.backbone."))
+    first = backbone_weight(student)
     for part, group in itertools.product(("class", "box", "giou"), GROUPS):
         terms = [value for name, value in losses.items() if name.startswith(f"kd_detr_{part}_{group}_")]
         assert torch.autograd.grad(torch.stack(terms).sum(), first, retain_graph=True)[0].any(), (part, group)
 
 
 @pytest.mark.parametrize(("points", "calls"), [(0, 1), (20, 2)])
-def test_specific_points_cost_no_teacher_pass(build, family, points, calls):
+def test_specific_points_cost_no_teacher_pass(build, askable, points, calls):
+    family = askable
     student, teacher = pair(build, family, family)
     decoder_calls, encoder_calls = [], []
     teacher.model.model.decoder.register_forward_hook(lambda *_: decoder_calls.append(1))
-    teacher.model.model.encoder.register_forward_hook(lambda *_: encoder_calls.append(1))
+    backbone = teacher.model.model.conv_encoder if family == "deimv2" else teacher.model.model.backbone
+    backbone.register_forward_hook(lambda *_: encoder_calls.append(1))
     distil(student, teacher, KDDETRConfig(general_points=points))
     assert (len(decoder_calls), len(encoder_calls)) == (calls, 1)
 
