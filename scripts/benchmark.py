@@ -9,6 +9,7 @@ of both. Times are medians; read the ratios, since both sides are measured in tu
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -183,7 +185,9 @@ def aligned_parts(config: PreTrainedConfig, output: Any, labels: list[dict[str, 
         guess, layers = _entries(output, meta["dn_num_split"], 0)
         outputs |= {"dn_auxiliary_outputs": [guess, *layers], "denoising_meta_values": meta}
     criterion = {"d_fine": DFineLoss, "deimv2": Deimv2Loss}[config.model_type](config)
-    return criterion.to(proposals["logits"].device)(outputs, labels)
+    # DEIMv2's union of matches breaks ties by a sort that is not stable.
+    with mock.patch("torch.argsort", functools.partial(torch.argsort, stable=True)):
+        return criterion.to(proposals["logits"].device)(outputs, labels)
 
 
 def _entries(output: Any, split: list[int] | None, part: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

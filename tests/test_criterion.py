@@ -110,16 +110,17 @@ def proposals_as(family: str, proposals: Predictions | None) -> dict[str, Tensor
     return {} if proposals is None else dict(zip(names, tensors_of([proposals]), strict=True))
 
 
-@pytest.mark.parametrize("family", CRITERIA)
-@pytest.mark.parametrize("counts", COUNTS)
+# Without boxes transformers divides by one, ours by one for every group.
+PAIRS = [(family, counts) for family in CRITERIA for counts in COUNTS if sum(counts) or family not in GROUPED]
+
+
+@pytest.mark.parametrize(("family", "counts"), PAIRS)
 @pytest.mark.parametrize(("depth", "queries"), [(2, 7), (4, 30)])
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_value_and_gradient_are_those_of_transformers(family, counts, depth, queries, auxiliary):
     config = tiny.config(family, **comparable(family, decoder_layers=depth, auxiliary_loss=auxiliary))
     criterion = replace(criterion_of(config), auxiliary=auxiliary)
     groups = tiny.NUM_GROUPS if family in GROUPED else 1
-    if groups > 1 and not sum(counts):
-        pytest.skip("without boxes transformers divides by one, ours by one for every group")
     labels = tiny.batch(boxes=counts)["labels"]
     layers = [random_predictions(criterion, len(counts), groups * queries) for _ in range(depth)]
     two_stage = family in GROUPED or (family in DENOISING and auxiliary)
@@ -189,18 +190,16 @@ def assert_same_parameter_gradients(model: torch.nn.Module, loss: Tensor, expect
 # RT-DETR and its descendants without auxiliary losses train neither their encoder nor their denoising; YOLOS crashes
 # with them.
 STEPS = [
-    (name, flag)
+    (name, flag, size, counts)
     for name in tiny.FAMILIES
     for flag in (False, True)
-    if not ((name in DENOISING and not flag) or (name == "yolos" and flag))
+    for size, counts in ((96, (2, 1)), (96, (0, 0)), (128, (9, 0)))
+    if not (name in DENOISING and not flag or name == "yolos" and flag or name in GROUPED and not sum(counts))
 ]
 
 
-@pytest.mark.parametrize(("family", "auxiliary"), STEPS)
-@pytest.mark.parametrize(("size", "counts"), [(96, (2, 1)), (96, (0, 0)), (128, (9, 0))])
+@pytest.mark.parametrize(("family", "auxiliary", "size", "counts"), STEPS)
 def test_a_training_step_has_the_loss_and_gradients_of_the_model_itself(build, family, counts, auxiliary, size):
-    if family in GROUPED and not sum(counts):
-        pytest.skip("without boxes transformers divides by one, ours by one for every group")
     late = family in ("detr", "table-transformer", "conditional_detr")  # with auxiliary_loss they compute otherwise
     options = comparable(family, auxiliary_loss=auxiliary and not late)
     adapter = adapter_for(build(family, **options).train().requires_grad_(True))
