@@ -176,7 +176,9 @@ def trainable(model: torch.nn.Module) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def assert_same_parameter_gradients(model: torch.nn.Module, loss: Tensor, expected: Tensor) -> None:
+def assert_same_parameter_gradients(
+    model: torch.nn.Module, loss: Tensor, expected: Tensor, tolerance: float = 1e-5
+) -> None:
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     first, second = (torch.autograd.grad(v, trainable(model), allow_unused=True) for v in (loss, expected))
@@ -184,7 +186,7 @@ def assert_same_parameter_gradients(model: torch.nn.Module, loss: Tensor, expect
     assert scale > 0.1
     for name, found, wanted in zip(names, first, second, strict=True):
         found, wanted = (torch.zeros(()) if gradient is None else gradient for gradient in (found, wanted))
-        assert (found - wanted).abs().max() < 1e-5 * max(scale, 1), name
+        assert (found - wanted).abs().max() < tolerance * max(scale, 1), name
 
 
 # RT-DETR and its descendants without auxiliary losses train neither their encoder nor their denoising; YOLOS crashes
@@ -194,7 +196,7 @@ STEPS = [
     for name in tiny.FAMILIES
     for flag in (False, True)
     for size, counts in ((96, (2, 1)), (96, (0, 0)), (128, (9, 0)))
-    if not (name in DENOISING and not flag or name == "yolos" and flag or name in GROUPED and not sum(counts))
+    if not ((name in DENOISING and not flag) or (name == "yolos" and flag) or (name in GROUPED and not sum(counts)))
 ]
 
 
@@ -356,4 +358,5 @@ def test_micro_batches_of_a_model_accumulate_to_the_step_of_the_whole_batch(buil
         sum(loss_of(adapter, {name: value[part] for name, value in inputs.items()}, totals).values())
         for part in slices(sizes)
     ]
-    assert_same_parameter_gradients(adapter.model, sum(parts) / 2, whole)
+    # Other batch sizes take other convolutions: random box refinements amplify their rounding.
+    assert_same_parameter_gradients(adapter.model, sum(parts) / 2, whole, tolerance=5e-5)

@@ -88,7 +88,8 @@ def test_layers_of_d_fine_are_beside_their_own_distributions_by_us_and_not_by_tr
     for layer in answers.layers:
         assert gradients(sum(loss.values()), [layer.logits])[0].any()
     (corners,) = gradients(sum(loss.values()), [answers.edges.logits])
-    assert all(layer.any() for layer in corners)
+    assert all(layer.any() for layer in corners[:-1])
+    assert corners[-1].any() or not loss["fgl"].any()  # boxes that overlap nothing weigh nothing
 
 
 # --- two-stage Deformable DETR ---------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_evaluation_matches_all_queries_at_once_by_us_and_in_groups_by_transform
         enc_outputs_coord=output.enc_outputs_coord_logits,
     )
     torch.testing.assert_close(ours, right, atol=1e-5, rtol=1e-5)
-    assert abs(output.loss - right) > 0.01 * right
+    assert abs(output.loss - right) > 1e-4 * right
     outputs = {"logits": output.logits[:, :6], "pred_boxes": output.pred_boxes[:, :6]}
     matched = LwDetrHungarianMatcher()(outputs, inputs["labels"], tiny.NUM_GROUPS)
     assert len(matched[0][0]) == 2 * tiny.NUM_GROUPS

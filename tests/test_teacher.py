@@ -218,7 +218,7 @@ def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dty
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, askable, dtype):
-    family, slack = askable, 20 if askable in UNBOUNDED else 1
+    family, slack = askable, 40 if askable in UNBOUNDED else 1
     low, full = Teacher(build(family), tiny.LABELS, dtype), Teacher(build(family), tiny.LABELS)
     pixels = tiny.batch(64)["pixel_values"]
     answers, exact, queries = low(pixels), full(pixels), foreign(family)
