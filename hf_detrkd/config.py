@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from .methods import METHODS
+from .schedule import DistillationSchedule
 
 
 @dataclass
@@ -40,6 +41,17 @@ class DistillationConfig(TrainingArguments):
     )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Multiplies the sum of all distillation losses."}
+    )
+    distillation_schedule: str = field(
+        default="constant",
+        metadata={"help": "How much distillation counts over the training: constant, or linear or cosine to zero."},
+    )
+    distillation_warmup: float = field(
+        default=0.0, metadata={"help": "Fraction of the training over which distillation sets in."}
+    )
+    distillation_stop: float = field(
+        default=1.0,
+        metadata={"help": "Fraction of the training after which distillation ends, and with it the teacher's cost."},
     )
     loss_weights: dict[str, Any] | str | None = field(
         default=None,
@@ -96,6 +108,7 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {self.loss_weights!r}.")
         if self.method != "none" and self.method not in METHODS:
             raise ValueError(f"method must be none or one of {', '.join(sorted(METHODS))}, got {self.method!r}.")
+        self.schedule()
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:
@@ -104,6 +117,10 @@ class DistillationConfig(TrainingArguments):
             raise ValueError("remove_unused_columns must be false: labels have to reach the model.")
         if self.teacher_dtype is not None and self.teacher_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, got {self.teacher_dtype!r}.")
+
+    def schedule(self) -> DistillationSchedule:
+        """The factor of distillation over the training."""
+        return DistillationSchedule(self.distillation_schedule, self.distillation_warmup, self.distillation_stop)
 
     def resolved_teacher_dtype(self) -> torch.dtype:
         """The teacher's precision on this device."""

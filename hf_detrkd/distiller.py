@@ -82,7 +82,8 @@ class Distiller(nn.Module):
             labels (`list[dict[str, torch.Tensor]]`, *optional*): `class_labels` and `boxes` of each image.
             totals (`torch.Tensor` of shape `(4,)`, *optional*): the fields of [`BatchTotals`].
             step (`int`): the optimizer step; random points follow it.
-            distillation_weight (`float`): of the method's weighted sum, from its schedule.
+            distillation_weight (`float`): of the method's weighted sum, from its schedule; at 0 neither teacher nor
+                method is asked.
 
         Returns:
             `dict`: `loss`, `parts` (detached scalars by name, for the log), `logits` and `pred_boxes`.
@@ -98,7 +99,7 @@ class Distiller(nn.Module):
             images, boxes, matched, share = totals.unbind()
             counts = BatchTotals(images, boxes, matched, share, is_global=True)
         computations: list[Assigning[dict[str, Tensor]]] = [self.adapter.criterion.steps(answers, targets, counts)]
-        if self.training and self.method is not None and self.teacher is not None:
+        if self.training and distillation_weight and self.method is not None and self.teacher is not None:
             generator = torch.Generator().manual_seed(_mix(self.seed, step))
             wanted = self.teacher(pixel_values, pixel_mask)
             computations.append(self.method.steps(output, wanted, targets, counts, generator))

@@ -176,7 +176,9 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs = model(**inputs, step=self.state.global_step, distillation_weight=self.args.distillation_weight)
+        step = self.state.global_step
+        weight = self.args.distillation_weight * self.args.schedule()(step, self.state.max_steps)
+        outputs = model(**inputs, step=step, distillation_weight=weight)
         if self.model.training:
             for name, value in outputs["parts"].items():
                 self._parts[name] = self._parts.get(name, 0) + value / self.current_gradient_accumulation_steps

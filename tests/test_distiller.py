@@ -58,7 +58,7 @@ def distiller_of(build: Any, family: str = "detr", **options: Any) -> tuple[Dist
 # --- the sum ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_loss_is_the_task_loss_plus_the_weighted_sum(build, family, weight):
     distiller, method = distiller_of(build, family)
     inputs = tiny.batch(64)
@@ -73,6 +73,16 @@ def test_loss_is_the_task_loss_plus_the_weighted_sum(build, family, weight):
     torch.testing.assert_close(found["loss"] - weight * weighted, sum(task.values()), atol=1e-4, rtol=1e-4)
     found["loss"].backward()
     torch.testing.assert_close(method.scale.grad, torch.tensor(weight * (2.0 + 0.5 * 10)))
+
+
+def test_without_weight_neither_teacher_nor_method_is_asked(build):
+    distiller, method = distiller_of(build)
+    asked: list[int] = []
+    distiller.teacher.model.register_forward_hook(lambda *_: asked.append(1))
+    distiller.teacher.model.model.register_forward_hook(lambda *_: asked.append(1))
+    found = distiller(**tiny.batch(64), distillation_weight=0.0)
+    assert not asked and not method.calls
+    assert all(name.startswith("task_") for name in found["parts"])
 
 
 def test_parts_are_detached_and_named_with_layers_summed(build):

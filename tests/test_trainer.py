@@ -407,3 +407,13 @@ def test_the_bins_of_d_fine_are_constants(tmp_path: Path, name: str) -> None:
 
 def bins_of(trainer: DistillationTrainer) -> list[tuple[str, torch.Tensor]]:
     return [(n, p) for n, p in trainer.student.named_parameters() if n.endswith(("decoder.up", "decoder.reg_scale"))]
+
+
+def test_distillation_follows_its_schedule_and_ends(tmp_path: Path) -> None:
+    arguments = {"distillation_schedule": "linear", "distillation_stop": 0.5, "max_steps": 4, "learning_rate": 0.0}
+    trainer = make_trainer(tmp_path, family="detr", method="kd_detr", **arguments)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "task_loss" in entry]
+    shares = [(entry["loss"] - entry["task_loss"]) / entry.get("distillation_loss", 1.0) for entry in log]
+    assert shares == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-3)
+    assert ["distillation_loss" in entry for entry in log] == [True, True, False, False]
