@@ -207,10 +207,6 @@ class DetectionCriterion:
 class TransformersCriterion:
     """transformers' own loss, faults included, in place of ours: for comparison."""
 
-    def with_auxiliary(self, auxiliary: bool) -> TransformersCriterion:
-        """Itself: the model's config decides."""
-        return self
-
     def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
         return run_together(self.steps(answers, targets, totals))[0]
 

@@ -110,6 +110,27 @@ def _count(before: str, tensors: dict[str, Tensor]) -> int:
     return len({match[1] for match in map(pattern.match, tensors) if match})
 
 
+def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
+    """Makes the whole backbone trainable, then freezes every parameter whose name matches a pattern.
+
+    transformers freezes some backbones entirely and others not at all; this is the only place that decides. What it
+    keeps from training elsewhere are constants, such as D-FINE's bins, and stays.
+
+    Raises:
+        ValueError: a pattern that matches no parameter.
+    """
+    for _, parameter in adapter_for(model).backbone_parameters():
+        parameter.requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    for pattern in patterns or []:
+        names = [name for name in parameters if re.search(pattern, name)]
+        if not names:
+            known = ", ".join(list(parameters)[:3])
+            raise ValueError(f"freeze pattern {pattern!r} matches no parameter; their names look like {known}.")
+        for name in names:
+            parameters[name].requires_grad_(False)
+
+
 def freeze_stages(model: PreTrainedModel, number: int) -> list[str]:
     """Freezes the stem and the first stages of a backbone, whichever library it is from.
 

@@ -41,6 +41,11 @@ class ObjectQueries:
         """Names of the fields that hold a tensor."""
         return frozenset(f.name for f in fields(self) if self.__dict__[f.name] is not None)
 
+    @property
+    def centers(self) -> Tensor | None:
+        """Where the queries look, `(batch_size, num_queries, 2)`: a box serves as a point, at its centre."""
+        return self.points if self.boxes is None else self.boxes[..., :2]
+
     def detach(self) -> ObjectQueries:
         return ObjectQueries(**{name: self.__dict__[name].detach() for name in self.fields})
 

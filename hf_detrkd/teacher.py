@@ -102,9 +102,9 @@ class Teacher:
         if self._class_order is None:
             return layers
         logits = layers[0].logits
-        columns = [*self._class_order, *range(len(self._class_order), logits.shape[-1])]  # no-object stays last
         if self._columns is None or self._columns.device != logits.device:
-            self._columns = torch.tensor(columns, device=logits.device)
+            no_object = range(len(self._class_order), logits.shape[-1])  # stays last
+            self._columns = torch.tensor([*self._class_order, *no_object], device=logits.device)
         return tuple(replace(layer, logits=layer.logits.index_select(-1, self._columns)) for layer in layers)
 
 

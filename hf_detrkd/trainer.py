@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import time
 from pathlib import Path
@@ -26,13 +25,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from .adapters import adapter_for, class_names, spec_for
+from .adapters import class_names, spec_for
 from .config import DistillationConfig
 from .criterion import TransformersCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
-from .initialization import freeze_stages
+from .initialization import apply_freezing, freeze_stages
 from .methods import METHODS
 from .outputs import BatchTotals, Predictions
 from .teacher import Teacher, normalization_of
@@ -114,7 +113,9 @@ class DistillationTrainer(Trainer):
         if args.criterion == "transformers":
             distiller.adapter.criterion = TransformersCriterion()
         else:
-            distiller.adapter.criterion = distiller.adapter.criterion.with_auxiliary(args.auxiliary_loss)
+            distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
+                args.auxiliary_loss
+            )
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -127,6 +128,7 @@ class DistillationTrainer(Trainer):
         )
         if teacher is not None:
             teacher.to(args.device)
+        self._schedule = args.schedule()
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
         self._log_time = time.perf_counter()
@@ -177,7 +179,7 @@ class DistillationTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         step = self.state.global_step
-        weight = self.args.distillation_weight * self.args.schedule()(step, self.state.max_steps)
+        weight = self.args.distillation_weight * self._schedule(step, self.state.max_steps)
         outputs = model(**inputs, step=step, distillation_weight=weight)
         if self.model.training:
             for name, value in outputs["parts"].items():
@@ -330,27 +332,6 @@ class EpochCallback(TrainerCallback):
         dataset = train_dataloader.dataset
         if isinstance(dataset, SeesEpochs):
             dataset.set_epoch(int(state.epoch or 0))
-
-
-def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
-    """Makes the whole backbone trainable, then freezes every parameter whose name matches a pattern.
-
-    transformers freezes some backbones entirely and others not at all; this is the only place that decides. What it
-    keeps from training elsewhere are constants, such as D-FINE's bins, and stays.
-
-    Raises:
-        ValueError: a pattern that matches no parameter.
-    """
-    for _, parameter in adapter_for(model).backbone_parameters():
-        parameter.requires_grad_(True)
-    parameters = dict(model.named_parameters())
-    for pattern in patterns or []:
-        names = [name for name in parameters if re.search(pattern, name)]
-        if not names:
-            known = ", ".join(list(parameters)[:3])
-            raise ValueError(f"freeze pattern {pattern!r} matches no parameter; their names look like {known}.")
-        for name in names:
-            parameters[name].requires_grad_(False)
 
 
 def make_teacher(

@@ -46,8 +46,7 @@ CRITERIA = (
     "rf_detr",
 )
 """The forms of Deformable DETR share one; D-FINE and DEIMv2 are in `test_distributions.py`."""
-DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
-GROUPED = ("lw_detr", "rf_detr")
+DENOISING, GROUPED = tiny.DENOISING, tiny.GROUPED
 SOFTMAX = ("detr", "table-transformer", "yolos")
 COUNTS = [(2, 1), (3, 0), (0, 0), (9, 2), (1, 4, 12, 0)]
 """Boxes per image, of 7 queries: usual, an empty image, no box at all, more boxes than queries."""

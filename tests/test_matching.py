@@ -156,11 +156,10 @@ def focal_matcher(c: transformers.PreTrainedConfig) -> DeformableDetrHungarianMa
     return DeformableDetrHungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost)
 
 
-RT_DETRS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 REFERENCES = {
     **dict.fromkeys(("detr", "table-transformer", "yolos"), softmax_matcher),
     **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "lw_detr", "rf_detr"), focal_matcher),
-    **dict.fromkeys(RT_DETRS, RTDetrHungarianMatcher),
+    **dict.fromkeys(tiny.DENOISING, RTDetrHungarianMatcher),
 }
 
 
@@ -183,12 +182,12 @@ def test_every_family_matches_like_transformers(family, counts, queries):
 
 def test_every_family_matches_with_the_weights_of_its_config(family):
     weights = {"class_cost": 3, "bbox_cost": 4, "giou_cost": 7}
-    if family in RT_DETRS:
+    if family in tiny.DENOISING:
         weights = {f"matcher_{name}": float(value) for name, value in weights.items()}
         weights |= {"matcher_alpha": 0.4, "matcher_gamma": 1.0}
     config = tiny.config(family, **weights)
     matcher = ADAPTERS[config.model_type].criterion_of(config).matcher
-    focal = (0.4, 1.0) if family in RT_DETRS else (0.25, 2.0)
+    focal = (0.4, 1.0) if family in tiny.DENOISING else (0.25, 2.0)
     assert matcher == HungarianMatcher(3, 4, 7, *focal)
 
 

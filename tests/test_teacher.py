@@ -22,7 +22,7 @@ from tests import tiny
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
-TWO_STAGE = ("deformable_detr/two_stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr")
+TWO_STAGE = ("deformable_detr/two_stage", *tiny.DENOISING, *tiny.GROUPED)
 
 
 def methods(student: DetectorAdapter, teacher: Teacher) -> list[DistillationMethod]:
@@ -204,10 +204,6 @@ def test_normalization_is_read_from_an_image_processor():
 TOLERANCE = {torch.bfloat16: (0.3, 0.04), torch.float16: (0.04, 0.006)}
 
 
-UNBOUNDED = ("d_fine", "deimv2", "lw_detr", "rf_detr")
-"""Random models of these multiply or exponentiate what others squash: rounding grows with them."""
-
-
 def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dtype: torch.dtype, slack: int) -> None:
     logits, boxes = (slack * tolerance for tolerance in TOLERANCE[dtype])
     for mine, wanted in zip(low, full, strict=True):
@@ -218,7 +214,7 @@ def assert_near(low: tuple[Predictions, ...], full: tuple[Predictions, ...], dty
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, askable, dtype):
-    family, slack = askable, 40 if askable in UNBOUNDED else 1
+    family, slack = askable, 40 if askable in tiny.UNBOUNDED else 1
     low, full = Teacher(build(family), tiny.LABELS, dtype), Teacher(build(family), tiny.LABELS)
     pixels = tiny.batch(64)["pixel_values"]
     answers, exact, queries = low(pixels), full(pixels), foreign(family)

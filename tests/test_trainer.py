@@ -96,13 +96,10 @@ def test_two_processes_train_as_one_also_when_one_has_no_box(tmp_path: Path, fam
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
-FROM_DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
-
-
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_of_every_family_train_as_one_also_when_one_has_no_box(tmp_path: Path, family: str) -> None:
-    student = {"num_denoising": 0} if family in FROM_DENOISING else {}
+    student = {"num_denoising": 0} if family in tiny.DENOISING else {}
     names = [n for n, m in tiny.build(family).named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     freeze = [f"^{re.escape(name)}\\." for name in names] or None
     common = PLAIN | {"family": family, "empty": [2, 3], "student": student, "freeze": freeze}

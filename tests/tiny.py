@@ -253,3 +253,9 @@ _CONFIGS: dict[str, Callable[[int, dict[str, Any]], Any]] = {
 FAMILIES = tuple(_CONFIGS)
 ASKABLE = tuple(name for name in FAMILIES if name != "yolos")
 """Those whose decoder takes queries from outside."""
+DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+"""Those with denoising queries in training; their own queries are proposals of the encoder."""
+GROUPED = ("lw_detr", "rf_detr")
+"""Those with groups of queries in training."""
+UNBOUNDED = ("d_fine", "deimv2", *GROUPED)
+"""Those whose boxes pass no sigmoid and may leave the image: rounding grows with random ones."""

@@ -106,6 +106,17 @@ class DetectorAdapter:
         """Every layer's predictions from a decoder's output, rows of denoising and of all query groups included."""
         raise NotImplementedError
 
+    def needed(self, queries: ObjectQueries, name: str) -> Tensor:
+        """A field that the family cannot be asked without; a box serves as a point.
+
+        Raises:
+            ValueError: the queries do not have it.
+        """
+        value: Tensor | None = queries.centers if name == "points" else queries.__dict__[name]
+        if value is None:
+            raise ValueError(f"{self.spec.family} queries need `{name}`, got only {sorted(queries.fields)}.")
+        return value
+
     def denoising_groups(self, call: DecoderCall) -> tuple[int, int]:
         """Number of denoising rows in front of the own queries, and the number of their groups."""
         return 0, 0
@@ -312,8 +323,7 @@ def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ..
     if queries.boxes is not None and own.boxes is not None:
         places, others = queries.boxes, own.boxes
     else:
-        points = queries.points if queries.boxes is None else queries.boxes[..., :2]
-        assert points is not None and own.points is not None
-        places, others = points, own.points
+        assert queries.centers is not None and own.points is not None
+        places, others = queries.centers, own.points
     nearest = torch.cdist(places.float(), others.float()).argmin(-1)
     return replace(queries, **{name: take_rows(own.__dict__[name], nearest) for name in missing})

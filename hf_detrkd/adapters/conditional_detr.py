@@ -44,17 +44,15 @@ class ConditionalDetrAdapter(DetrAdapter):
         return replace(super().own_queries(call), points=call.output.reference_points.transpose(0, 1))
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        if not queries.fields & {"boxes", "points", "position"}:
-            raise ValueError(f"{self.spec.family} queries need `points`, got only {sorted(queries.fields)}.")
         if queries.position is None:
+            self.needed(queries, "points")
             queries = nearest_own(queries, self.own_queries(call), ("position", "content"))
         return super().place(queries, call)
 
     def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
-        points = queries.points if queries.boxes is None else queries.boxes[..., :2]
-        if points is None:
+        if queries.centers is None:
             return super()._decode(call, queries)
-        with _returning(self.decoder.ref_point_head, inverse_sigmoid(points, eps=1e-7)):
+        with _returning(self.decoder.ref_point_head, inverse_sigmoid(queries.centers, eps=1e-7)):
             return super()._decode(call, queries)
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:

@@ -14,7 +14,7 @@ from ..criterion import Answers, DetectionCriterion
 from ..distributions import EdgeDistributions
 from ..outputs import Predictions
 from .base import DecoderCall
-from .rt_detr import RTDetrAdapter, matcher_of
+from .rt_detr import RTDetrAdapter
 
 
 class DFineAdapter(RTDetrAdapter):
@@ -26,17 +26,8 @@ class DFineAdapter(RTDetrAdapter):
 
     @staticmethod
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
-        return DetectionCriterion(
-            "varifocal",
-            matcher_of(config),
-            class_weight=config.weight_loss_vfl,
-            box_weight=config.weight_loss_bbox,
-            giou_weight=config.weight_loss_giou,
-            fgl_weight=config.weight_loss_fgl,
-            ddf_weight=config.weight_loss_ddf,
-            alpha=config.focal_loss_alpha,
-            gamma=config.focal_loss_gamma,
-        )
+        plain = RTDetrAdapter.criterion_of(config)
+        return replace(plain, fgl_weight=config.weight_loss_fgl, ddf_weight=config.weight_loss_ddf)
 
     @contextmanager
     def own_mode(self) -> Iterator[None]:

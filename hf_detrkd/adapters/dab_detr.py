@@ -47,11 +47,9 @@ class DabDetrAdapter(DetectorAdapter):
         return ObjectQueries(content=arguments["inputs_embeds"], boxes=boxes)
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        if queries.boxes is None:
-            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
-        content = nearest_own(queries, self.own_queries(call), ("content",)).content
-        assert content is not None
-        anchors = inverse_sigmoid(queries.boxes, eps=1e-7).to(content.dtype)
+        boxes = self.needed(queries, "boxes")
+        content = self.needed(nearest_own(queries, self.own_queries(call), ("content",)), "content")
+        anchors = inverse_sigmoid(boxes, eps=1e-7).to(content.dtype)
         return {"inputs_embeds": content, "query_position_embeddings": anchors}
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:

@@ -65,9 +65,7 @@ class DeformableDetrAdapter(DetectorAdapter):
         return self._place_points(queries, call)
 
     def _place_boxes(self, queries: ObjectQueries) -> dict[str, Any]:
-        if queries.boxes is None:
-            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
-        model, boxes = self.model.model, queries.boxes
+        model, boxes = self.model.model, self.needed(queries, "boxes")
         embedded = model.get_proposal_pos_embed(inverse_sigmoid(boxes, eps=1e-7)).to(model.pos_trans.weight.dtype)
         position, own = model.pos_trans_norm(model.pos_trans(embedded)).chunk(2, dim=-1)
         content = own if queries.content is None else queries.content
@@ -78,9 +76,7 @@ class DeformableDetrAdapter(DetectorAdapter):
         }
 
     def _place_points(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        points = queries.points if queries.boxes is None else queries.boxes[..., :2]
-        if points is None:
-            raise ValueError(f"{self.spec.family} queries need `points`, got only {sorted(queries.fields)}.")
+        points = self.needed(queries, "points")
         whole = nearest_own(queries, self.own_queries(call), ("content", "position"))
         assert whole.content is not None and whole.position is not None
         return {

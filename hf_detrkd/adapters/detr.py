@@ -54,10 +54,9 @@ class DetrAdapter(DetectorAdapter):
         return ObjectQueries(content=call.arguments["inputs_embeds"], position=call.arguments[self.position_argument])
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        if queries.position is None:
-            raise ValueError(f"{self.spec.family} queries need `position`, got only {sorted(queries.fields)}.")
-        content = torch.zeros_like(queries.position) if queries.content is None else queries.content
-        return {"inputs_embeds": content, self.position_argument: queries.position, "output_hidden_states": True}
+        position = self.needed(queries, "position")
+        content = torch.zeros_like(position) if queries.content is None else queries.content
+        return {"inputs_embeds": content, self.position_argument: position, "output_hidden_states": True}
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
         return tuple(

@@ -55,11 +55,9 @@ class LwDetrAdapter(DetectorAdapter):
         )
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        if queries.boxes is None:
-            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
-        content = nearest_own(queries, self.own_queries(call), ("content",)).content
-        assert content is not None
-        return {"inputs_embeds": content, "reference_points": queries.boxes.to(content.dtype)}
+        boxes = self.needed(queries, "boxes")
+        content = self.needed(nearest_own(queries, self.own_queries(call), ("content",)), "content")
+        return {"inputs_embeds": content, "reference_points": boxes.to(content.dtype)}
 
     @contextmanager
     def foreign_mode(self) -> Iterator[None]:

@@ -45,7 +45,13 @@ class RTDetrAdapter(DetectorAdapter):
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
         return DetectionCriterion(
             "varifocal",
-            matcher_of(config),
+            HungarianMatcher(
+                config.matcher_class_cost,
+                config.matcher_bbox_cost,
+                config.matcher_giou_cost,
+                config.matcher_alpha,
+                config.matcher_gamma,
+            ),
             class_weight=config.weight_loss_vfl,
             box_weight=config.weight_loss_bbox,
             giou_weight=config.weight_loss_giou,
@@ -64,12 +70,11 @@ class RTDetrAdapter(DetectorAdapter):
         return ObjectQueries(content=content, boxes=boxes, rows=best.topk(content.shape[1], dim=1).indices)
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        if queries.boxes is None:
-            raise ValueError(f"{self.spec.family} queries need `boxes`, got only {sorted(queries.fields)}.")
+        boxes = self.needed(queries, "boxes")
         content = self._own_content(queries, call) if queries.content is None else queries.content
         return {
             "inputs_embeds": content,
-            "reference_points": inverse_sigmoid(queries.boxes).to(content.dtype),
+            "reference_points": inverse_sigmoid(boxes).to(content.dtype),
             "encoder_attention_mask": None,  # the self-attention mask of denoising rows, whatever its name
         }
 
@@ -101,17 +106,6 @@ class RTDetrAdapter(DetectorAdapter):
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
         return {"labels": targets.to_labels()}
-
-
-def matcher_of(config: PreTrainedConfig) -> HungarianMatcher:
-    """The matcher of RT-DETR and its descendants."""
-    return HungarianMatcher(
-        config.matcher_class_cost,
-        config.matcher_bbox_cost,
-        config.matcher_giou_cost,
-        config.matcher_alpha,
-        config.matcher_gamma,
-    )
 
 
 def rows_at(boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:

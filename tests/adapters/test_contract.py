@@ -24,11 +24,8 @@ SPECS = {name: spec_for(tiny.config(name)) for name in tiny.FAMILIES}
 ASKABLE = tiny.ASKABLE
 PLACED = [name for name, spec in SPECS.items() if spec.query_fields & {"boxes", "points"}]
 MASKING = [name for name in tiny.FAMILIES if ADAPTERS[tiny.config(name).model_type].uses_pixel_mask]
-DENOISING = ["rt_detr", "rt_detr_v2", "d_fine", "deimv2"]
+DENOISING, GROUPED = tiny.DENOISING, tiny.GROUPED
 TWO_STAGE = ["deformable_detr/two_stage", *DENOISING]
-GROUPED = ["lw_detr", "rf_detr"]
-UNBOUNDED = ["d_fine", "deimv2", *GROUPED]
-"""Whose boxes pass no sigmoid and may leave the image."""
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
@@ -369,7 +366,7 @@ def test_boxes_are_inside_the_unit_square(askable_adapter):
     adapter = askable_adapter
     output = run(adapter, inputs_for(adapter, padded=True))
     for layer in (*output.layers, *output.decode(foreign(adapter.spec, 300))):
-        slack = 100 if adapter.spec.family in UNBOUNDED else 0
+        slack = 100 if adapter.spec.family in tiny.UNBOUNDED else 0
         assert layer.boxes.min() >= -slack and layer.boxes.max() <= 1 + slack
     for name in output.queries.fields & {"boxes", "points"}:
         assert getattr(output.queries, name).min() >= -slack and getattr(output.queries, name).max() <= 1 + slack

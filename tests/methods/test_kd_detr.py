@@ -24,7 +24,7 @@ from tests.methods.fakes import Fake, by_image, spec, targets_of
 
 HEADS = ("sigmoid", "softmax")
 GROUPS = ("specific", "general")
-TWO_STAGE = ("deformable_detr/two_stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+TWO_STAGE = ("deformable_detr/two_stage", *tiny.DENOISING)
 THROUGH_SIGMOID = (*TWO_STAGE, "dab-detr", "conditional_detr")
 # (batch, general points, queries of student and teacher, layers of both, classes)
 SIZES = {
