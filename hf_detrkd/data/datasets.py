@@ -13,6 +13,7 @@ from .checks import find_readable_images
 from .coco import coco_splits, load_coco
 from .detection import DetectionDataset
 from .errors import DatasetError
+from .kitti import kitti_splits, load_kitti
 from .rows import load_rows
 from .shapes import SHAPE_CLASSES, SHAPES_SIZES, ShapesRecords
 
@@ -60,6 +61,9 @@ def load_detection_splits(
         dataset_name (`str`, `Path`, `datasets.Dataset` or `dict[str, datasets.Dataset]`):
             - `"shapes"`: the generated set, 2000 images to train on and 300 each in `validation` and `test`;
             - a folder in COCO layout (`annotations/instances_<split>.json`, `<split>/` images);
+            - a folder in KITTI layout (`image_2/`, `label_2/` text files), or one with such a folder `training`. The
+              classes are Car, Pedestrian and Cyclist, regions of other types are not judged. `train` and `val` are
+              those of `ImageSets/<split>.txt`, or else drawn 8 : 2;
             - a folder written by `save_to_disk`, or any other that `datasets.load_dataset` reads;
             - the id of a data set on the Hub;
             - a `datasets.DatasetDict` or `datasets.Dataset`; the latter is one split, `train` if it has no name.
@@ -68,8 +72,9 @@ def load_detection_splits(
         max_train_samples (`int`, *optional*): the first so many images. `shapes` generates exactly so many, also more
             than its default.
         max_eval_samples (`int`, *optional*): likewise.
-        seed (`int`, *optional*, defaults to 0): of the generated set, and of nothing else: runs with several
-            training seeds see the same images. The augmentation has its own in [`DetectionDataset.with_transform`].
+        seed (`int`, *optional*, defaults to 0): of the generated set and of KITTI's drawn splits, and of nothing
+            else: runs with several training seeds see the same images. The augmentation has its own in
+            [`DetectionDataset.with_transform`].
         skip_unreadable_images (`bool`, *optional*, defaults to `False`): decode every image once now, and drop and
             count those that cannot be. Every process does so on its own and comes to the same images.
         shapes_size (`tuple[int, int]`, *optional*, defaults to (128, 128)): (height, width) of the generated images.
@@ -154,6 +159,8 @@ def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int]) ->
     folder = Path(dataset_name)
     if (folder / "annotations").is_dir():
         return _coco(folder)
+    if kitti_splits(folder):
+        return _kitti(folder, seed)
     return _rows(_load_rows(str(dataset_name)), str(dataset_name))
 
 
@@ -175,6 +182,13 @@ def _coco(folder: Path) -> _Source:
         return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
     return _Source(str(folder), splits, load)
+
+
+def _kitti(folder: Path, seed: int) -> _Source:
+    def load(split: str, max_samples: int | None) -> DetectionDataset:
+        return load_kitti(folder, split, max_samples, seed)
+
+    return _Source(str(folder), kitti_splits(folder), load)
 
 
 def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str) -> _Source:
@@ -204,6 +218,7 @@ def _load_rows(name: str) -> Mapping[str, hf_datasets.Dataset]:
         except (FileNotFoundError, ConnectionError) as error:
             raise DatasetError(
                 f"There is no data set {name!r} here or within reach ({error}): give `shapes`, a folder in COCO "
-                "layout (annotations/instances_<split>.json), a folder written by `save_to_disk`, or a Hub id."
+                "layout (annotations/instances_<split>.json) or KITTI layout (image_2, label_2), a folder written by "
+                "`save_to_disk`, or a Hub id."
             ) from error
     return {str(loaded.split or "train"): loaded} if isinstance(loaded, hf_datasets.Dataset) else loaded
