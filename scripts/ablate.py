@@ -14,6 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -26,9 +27,13 @@ def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: in
     """The command line of one run."""
     command = [sys.executable, str(SCRIPT), "--config", recipe, "--output_dir", str(folder), "--seed", str(seed)]
     for name, value in arguments.items():
-        text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
-        command += [f"--{name}", text]
+        command += [f"--{name}", as_text(value)]
     return command
+
+
+def as_text(value: object) -> str:
+    """A value as the command line takes it."""
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -56,6 +61,24 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def run_series(
+    series: dict[str, Any], seeds: list[int], jobs: int, output_dir: Path
+) -> dict[str, list[dict[str, float]]]:
+    """Runs all variants with all seeds; the results of each, seed by seed."""
+    common = series.get("arguments") or {}
+    folders = {name: [output_dir / name / str(seed) for seed in seeds] for name in series["variants"]}
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = []
+        for place, seed in enumerate(seeds):  # seed by seed, so that a table can be read early
+            for name, arguments in series["variants"].items():
+                folder = folders[name][place]
+                command = command_of(series["recipe"], common | (arguments or {}), folder, seed)
+                runs.append(pool.submit(run, command, folder))
+        for future in tqdm(runs, desc="runs"):
+            future.result()
+    return {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", required=True, help="YAML file with recipe, arguments and variants.")
@@ -65,20 +88,8 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     given = parser.parse_args()
     series = yaml.safe_load(Path(given.variants).read_text())
-    chosen = {n: v or {} for n, v in series["variants"].items() if not given.only or n in given.only}
-    folders = {name: [Path(given.output_dir, name, str(seed)) for seed in given.seeds] for name in chosen}
-    common = series.get("arguments") or {}
-    with ThreadPoolExecutor(given.jobs) as pool:
-        runs = []
-        for place, seed in enumerate(given.seeds):  # seed by seed, so that a table can be read early
-            for name, arguments in chosen.items():
-                folder = folders[name][place]
-                command = command_of(series["recipe"], common | arguments, folder, seed)
-                runs.append(pool.submit(run, command, folder))
-        for future in tqdm(runs, desc="runs"):
-            future.result()
-    results = {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}
-    text = table(results)
+    series["variants"] = {n: v for n, v in series["variants"].items() if not given.only or n in given.only}
+    text = table(run_series(series, given.seeds, given.jobs, Path(given.output_dir)))
     Path(given.output_dir, "table.md").write_text(text + "\n")
     print(text)
 
