@@ -7,9 +7,12 @@ from .evaluation import CocoBoxMetric
 from .methods import (
     KDDETR,
     METHODS,
+    CLoCKDistill,
+    CLoCKDistillConfig,
     DETRDistill,
     DETRDistillConfig,
     DistillationMethod,
+    ExtraQueriesConfig,
     KDDETRConfig,
 )
 from .outputs import DetectorOutput, ObjectQueries, Predictions
@@ -23,6 +26,8 @@ __all__ = [
     "ADAPTERS",
     "KDDETR",
     "METHODS",
+    "CLoCKDistill",
+    "CLoCKDistillConfig",
     "CocoBoxMetric",
     "DETRDistill",
     "DETRDistillConfig",
@@ -32,6 +37,7 @@ __all__ = [
     "DistillationMethod",
     "DistillationTrainer",
     "Distiller",
+    "ExtraQueriesConfig",
     "KDDETRConfig",
     "ObjectQueries",
     "Predictions",

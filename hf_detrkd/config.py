@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .data import parse_image_size
 from .methods import METHODS
 from .schedule import DistillationSchedule
 
@@ -27,13 +28,30 @@ class DistillationConfig(TrainingArguments):
 
     method: str = field(
         default="none",
-        metadata={"help": f"Distillation method: none (plain training, the control), {', '.join(sorted(METHODS))}."},
+        metadata={
+            "help": f"Distillation method: none (plain training, the control), {', '.join(sorted(METHODS))}; or "
+            "several with commas between them, which share the teacher's pass."
+        },
     )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the teacher; needed by every method but none."}
     )
     teacher_model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub."}
+    )
+    class_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML or JSON file of `student class: teacher class` (null for none) where the labels' names do "
+            "not tell; names that differ in case and separators alone pair by themselves."
+        },
+    )
+    teacher_image_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the teacher sees: a number or HEIGHTxWIDTH in pixels, made from the same augmented image. "
+            "Default: the student's size."
+        },
     )
     teacher_dtype: str | None = field(
         default=None,
@@ -58,6 +76,36 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "JSON object of weights that replace the method's own, by the beginning of the losses' names, "
             'for example {"kd_detr_class": 1.0, "kd_detr_box_general": 0}.'
+        },
+    )
+    min_teacher_map: float = field(
+        default=0.05,
+        metadata={
+            "help": "Stop before training if the teacher's mAP on the evaluation set is below; 0 leaves the check out."
+        },
+    )
+    teacher_check_samples: int | None = field(
+        default=500, metadata={"help": "Check the teacher on the first so many evaluation images; none for all."}
+    )
+    probe: bool = field(
+        default=True,
+        metadata={"help": "Before training, print every term's value and gradient, and stop if one teaches nothing."},
+    )
+    calibrate_weights: int = field(
+        default=0,
+        metadata={
+            "help": "Choose the weights of all terms from so many steps, for example 200; a resumed run keeps them."
+        },
+    )
+    calibration_fraction: float = field(
+        default=0.3,
+        metadata={"help": "Gradient norm of each calibrated term as a fraction of the task loss's, on the student."},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Decay of a moving average of the student, which is then what is evaluated, saved and pushed; for "
+            "example 0.9998. Default: none."
         },
     )
     auxiliary_loss: bool = field(
@@ -106,9 +154,22 @@ class DistillationConfig(TrainingArguments):
             self.loss_weights = json.loads(self.loss_weights)
         if not isinstance(self.loss_weights, dict | None):
             raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {self.loss_weights!r}.")
-        if self.method != "none" and self.method not in METHODS:
-            raise ValueError(f"method must be none or one of {', '.join(sorted(METHODS))}, got {self.method!r}.")
+        if len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
+            raise ValueError(
+                f"method must be none, or some of {', '.join(sorted(METHODS))} with commas between them, got "
+                f"{self.method!r}."
+            )
         self.schedule()
+        parse_image_size(self.teacher_image_size)
+        if self.calibrate_weights < 0 or self.calibration_fraction <= 0:
+            raise ValueError(
+                "calibrate_weights must be at least 0 and calibration_fraction above, got "
+                f"{self.calibrate_weights} and {self.calibration_fraction}."
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")
+        if self.ema_decay is not None and (self.deepspeed or self.fsdp):
+            raise ValueError("ema_decay needs whole weights on every process: leave it out with DeepSpeed and FSDP.")
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:
@@ -117,6 +178,15 @@ class DistillationConfig(TrainingArguments):
             raise ValueError("remove_unused_columns must be false: labels have to reach the model.")
         if self.teacher_dtype is not None and self.teacher_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, got {self.teacher_dtype!r}.")
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods; none for plain training."""
+        return method_names(self.method)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(METHODS[name].needs_teacher for name in self.methods)
 
     def schedule(self) -> DistillationSchedule:
         """The factor of distillation over the training."""
@@ -127,3 +197,8 @@ class DistillationConfig(TrainingArguments):
         if self.teacher_dtype is not None:
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.teacher_dtype]
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+
+def method_names(method: str) -> list[str]:
+    """The names in `--method a,b`; `none` is no name."""
+    return [] if method == "none" else [name.strip() for name in method.split(",")]

@@ -114,10 +114,12 @@ class DetectionCriterion:
             `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, then the same with
             `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
         """
-        return run_together(self.steps(answers, targets, totals))[0]
+        (losses,) = run_together(self.steps(answers, targets, totals))
+        return {name: layers.sum() for name, layers in losses.items()}
 
     def steps(self, answers: Answers, targets: Targets, totals: BatchTotals) -> Assigning[dict[str, Tensor]]:
-        """The loss as a computation that needs assignments: see [`~hf_detrkd.matching.run_together`]."""
+        """The loss as a computation that needs assignments: see [`~hf_detrkd.matching.run_together`]. Its parts are
+        per layer, `(num_layers,)`."""
         if not self.auxiliary:
             edges = answers.edges and answers.edges.last()
             answers = replace(answers, layers=answers.layers[-1:], edges=edges)
@@ -180,17 +182,17 @@ class DetectionCriterion:
             index, wanted, divisor = one.box_index, one.box_targets, one.box_count.clamp(min=1e-6)
             distance, giou, ious = matched_box_losses(one.boxes, index, wanted)
         losses = {
-            f"class{name}": self.class_weight * classes.sum() / class_divisor,
-            f"box{name}": self.box_weight * distance.sum() / divisor,
-            f"giou{name}": self.giou_weight * giou.sum() / divisor,
+            f"class{name}": self.class_weight * classes / class_divisor,
+            f"box{name}": self.box_weight * distance / divisor,
+            f"giou{name}": self.giou_weight * giou / divisor,
         }
         if one.edges is not None:
             num_layers = len(one.edges.logits)
             index, ious = index[-num_layers:], ious[-num_layers:]
             fgl = fine_grained_localization(one.edges, index, wanted, ious)
-            losses[f"fgl{name}"] = self.fgl_weight * fgl.sum() / divisor
+            losses[f"fgl{name}"] = self.fgl_weight * fgl / divisor
             if num_layers > 1:
-                losses[f"ddf{name}"] = self.ddf_weight * self._ddf(one, one.edges, index, ious)
+                losses[f"ddf{name}"] = self.ddf_weight * self._ddf(one, one.edges, index, ious)[None]
         return losses
 
     def _ddf(self, one: Matched, edges: EdgeDistributions, index: Tensor, ious: Tensor) -> Tensor:
@@ -208,12 +210,13 @@ class TransformersCriterion:
     """transformers' own loss, faults included, in place of ours: for comparison."""
 
     def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
-        return run_together(self.steps(answers, targets, totals))[0]
+        (losses,) = run_together(self.steps(answers, targets, totals))
+        return {name: whole.sum() for name, whole in losses.items()}
 
     def steps(self, answers: Answers, targets: Targets, totals: BatchTotals) -> Assigning[dict[str, Tensor]]:
         yield []
         assert answers.model_loss is not None
-        return {"transformers": answers.model_loss}
+        return {"transformers": answers.model_loss[None]}
 
 
 def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -> Matched:

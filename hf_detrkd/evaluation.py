@@ -337,9 +337,16 @@ def _figures(
     evaluator.run()
     figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
     precision = evaluator.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes): all areas, 100 detections
-    taken = Counter(FIGURES) + Counter(f"map_{name}" for name in id2label.values())
-    for i, (number, name) in enumerate(sorted(id2label.items())):
+    for i, key in enumerate(class_figures(id2label).values()):
         known = precision[..., i][precision[..., i] > -1]
-        key = f"map_{name}" if taken[f"map_{name}"] == 1 else f"map_{name}_{number}"
         figures[key] = float(known.mean()) if known.size else -1.0
     return figures
+
+
+def class_figures(id2label: Mapping[int, str]) -> dict[int, str]:
+    """What the figure of each class is called, by its number: see [`CocoBoxMetric`]."""
+    taken = Counter(FIGURES) + Counter(f"map_{name}" for name in id2label.values())
+    return {
+        number: f"map_{name}" if taken[f"map_{name}"] == 1 else f"map_{name}_{number}"
+        for number, name in sorted(id2label.items())
+    }

@@ -16,7 +16,7 @@ from .students import with_classes
 LAYER = re.compile(
     r"^(?P<before>.*?\b(?:layers|vit\.encoder\.layer|class_embed|bbox_embed|lqe_layers)\.)(?P<index>\d+)(?P<behind>\..*)$"
 )
-ROOT = r"(?:conv_encoder\.)?(?:model\.)?"
+ROOT = r"(?:conv_encoder\.)?(?:model\.)?(?:_backbone\.)?"
 STEM = ROOT + r"(?:embedder|conv1|bn1|stem\w*|conv_stem)\."
 STAGE = ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
 CONSTANTS = ("decoder.up", "decoder.reg_scale")  # D-FINE's bins, which belong to the config

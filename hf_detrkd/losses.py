@@ -6,6 +6,8 @@ otherwise, so that callers choose the weights and the divisor. Boxes are `(cente
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,6 +79,18 @@ def class_targets(teacher: Predictions, activation: str) -> Tensor:
         return teacher.logits.float().softmax(-1)
     scores = torch.cat([scores, 1 - scores.amax(-1, keepdim=True)], -1)
     return scores / scores.sum(-1, keepdim=True)
+
+
+UNKNOWN = -1e4  # logit of a class that is left out: no probability, no gradient, and finite in 16 bits
+
+
+def among_known(student: Predictions, teacher: Predictions) -> Predictions:
+    """The student's predictions without the classes that the teacher does not know, so that class terms compare the
+    rest alone: the left-out columns have no probability on either side."""
+    if teacher.known is None:
+        return student
+    known = F.pad(teacher.known, (0, student.logits.shape[-1] - len(teacher.known)), value=True)
+    return replace(student, logits=student.logits.masked_fill(~known, UNKNOWN))
 
 
 def soft_class_loss(logits: Tensor, probabilities: Tensor, activation: str) -> Tensor:

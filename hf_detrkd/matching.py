@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .losses import box_distance, box_overlap, class_targets
+from .losses import among_known, box_distance, box_overlap, class_targets
 from .outputs import Predictions, Targets
 
 
@@ -153,7 +153,8 @@ class HungarianMatcher:
     def cost_between(self, student: Predictions, teacher: Predictions) -> Tensor:
         """Cost of pairing each student query with each teacher query; the class cost is the cross entropy of the
         teacher's probabilities. Returns `(batch_size, student_queries, teacher_queries)`."""
-        probabilities, logits = class_targets(teacher, student.activation), student.logits.float()
+        probabilities = class_targets(teacher, student.activation)
+        logits = among_known(student, teacher).logits.float()
         if student.activation == "sigmoid":
             # softplus(-z) @ p + softplus(z) @ (1 - p) is the binary cross entropy of every pair.
             softplus = torch.nn.functional.softplus

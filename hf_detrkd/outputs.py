@@ -28,6 +28,8 @@ class ObjectQueries:
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): reference boxes.
         rows (`torch.LongTensor` of shape `(batch_size, num_queries)`): the encoder token that each query of a
             two-stage detector was selected from, an index into its flattened levels.
+        groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): queries see only those of their image with
+            the same number; `None` where all see each other.
     """
 
     content: Tensor | None = None
@@ -35,11 +37,17 @@ class ObjectQueries:
     points: Tensor | None = None
     boxes: Tensor | None = None
     rows: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def fields(self) -> frozenset[str]:
         """Names of the fields that hold a tensor."""
         return frozenset(f.name for f in fields(self) if self.__dict__[f.name] is not None)
+
+    @property
+    def size(self) -> int:
+        """Number of queries."""
+        return next(self.__dict__[name].shape[1] for name in self.fields)
 
     @property
     def centers(self) -> Tensor | None:
@@ -69,12 +77,15 @@ class Predictions:
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`)
         hidden_states (`torch.Tensor` of shape `(batch_size, num_queries, width)`, *optional*)
         activation (`"sigmoid"` or `"softmax"`): how logits become probabilities.
+        known (`torch.BoolTensor` of shape `(num_classes,)`, *optional*): classes that a teacher with other classes
+            knows; what it says of the rest means nothing. `None` where it knows all.
     """
 
     logits: Tensor
     boxes: Tensor
     hidden_states: Tensor | None = None
     activation: Activation = "sigmoid"
+    known: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -127,6 +138,13 @@ class Targets:
             boxes[i, :count] = label["boxes"].float()
         lengths = torch.tensor(counts).to(device, non_blocking=True)
         return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
+
+    def at_least_one_row(self) -> Targets:
+        """The same targets, with a row of padding where no image has a box: a decoder cannot be asked nothing."""
+        if self.labels.shape[1]:
+            return self
+        labels, boxes = self.labels.new_zeros(len(self.counts), 1), self.boxes.new_full((len(self.counts), 1, 4), 0.5)
+        return Targets(labels, boxes, torch.zeros_like(labels, dtype=torch.bool), self.counts)
 
     def repeated(self, times: int) -> Targets:
         """Every image's rows `times` times over, padding included; `counts` stay those of the images."""

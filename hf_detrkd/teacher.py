@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for
 from .adapters import class_names as class_names_of
+from .class_map import ClassMap
+from .losses import UNKNOWN
 from .outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 
 
@@ -33,12 +36,15 @@ class Teacher:
         dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (Weights of
             16 bits would round reference points to a fifth of a cell, and meet float32 queries in layers that take
             one type only.)
-        class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order.
+        class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order, and say
+            which of them it knows: see [`ClassMap`].
+        class_map (`dict[str, str | None]`, *optional*): classes of the student and the teacher's for them, where the
+            names do not tell.
         normalization ([`Normalization`]): what the teacher was trained on.
         student_normalization ([`Normalization`]): what the batches carry.
 
     Raises:
-        ValueError: the class names differ as sets.
+        ValueError: the teacher knows none of the classes, or `class_map` is wrong.
     """
 
     def __init__(
@@ -48,12 +54,13 @@ class Teacher:
         dtype: torch.dtype = torch.float32,
         normalization: Normalization = NO_NORMALIZATION,
         student_normalization: Normalization = NO_NORMALIZATION,
+        class_map: Mapping[str, str | None] | None = None,
     ):
         self.model = model.float().eval().requires_grad_(False)
         self.adapter = adapter_for(model)
         self.dtype = dtype
-        self._class_order = class_order(model, class_names)
-        self._columns: Tensor | None = None  # the same, on the device
+        self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
+        self._columns: tuple[Tensor, Tensor] | None = None  # the map on the device: columns, and whether known
         self._scale, self._shift = _renormalization(student_normalization, normalization)
 
     @property
@@ -99,26 +106,22 @@ class Teacher:
         return images if pixel_mask is None else images * pixel_mask[:, None]
 
     def _in_student_order(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
-        if self._class_order is None:
+        if self.class_map.is_identity:
             return layers
         logits = layers[0].logits
-        if self._columns is None or self._columns.device != logits.device:
-            no_object = range(len(self._class_order), logits.shape[-1])  # stays last
-            self._columns = torch.tensor([*self._class_order, *no_object], device=logits.device)
-        return tuple(replace(layer, logits=layer.logits.index_select(-1, self._columns)) for layer in layers)
-
-
-def class_order(model: PreTrainedModel, class_names: Sequence[str]) -> list[int] | None:
-    """For each of the student's classes the teacher's index; `None` where the order is the same already."""
-    names = class_names_of(model.config)
-    if set(names) != set(class_names):
-        missing, surplus = sorted(set(class_names) - set(names)), sorted(set(names) - set(class_names))
-        raise ValueError(
-            f"Teacher and student must have the same class names, but the teacher lacks {missing[:10]} and has "
-            f"{surplus[:10]} besides: train a teacher on this data set with --method none."
+        if self._columns is None or self._columns[0].device != logits.device:
+            columns = self.class_map.columns
+            no_object = range(len(self.class_map.teacher), logits.shape[-1])  # stays last
+            order = torch.tensor([*(column or 0 for column in columns), *no_object], device=logits.device)
+            self._columns = order, torch.tensor([column is not None for column in columns], device=logits.device)
+        order, known = self._columns
+        if self.class_map.is_complete:
+            return tuple(replace(layer, logits=layer.logits.index_select(-1, order)) for layer in layers)
+        answered = F.pad(known, (0, len(order) - len(known)), value=True)
+        return tuple(
+            replace(layer, logits=layer.logits.index_select(-1, order).masked_fill(~answered, UNKNOWN), known=known)
+            for layer in layers
         )
-    order = [names.index(name) for name in class_names]
-    return None if order == list(range(len(order))) else order
 
 
 def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor | None, Tensor | None]:

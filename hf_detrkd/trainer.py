@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,28 +15,24 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .adapters import class_names, spec_for
+from .assembly import make_methods, make_teacher
+from .averaging import StudentAverage
 from .config import DistillationConfig
 from .criterion import TransformersCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
+from .guards import FiniteGuard
 from .initialization import apply_freezing, freeze_stages
-from .methods import METHODS
+from .losses import UNKNOWN
 from .outputs import BatchTotals, Predictions
-from .teacher import Teacher, normalization_of
+from .preparation import prepare
 
 
 logger = logging.get_logger(__name__)
@@ -56,7 +54,8 @@ class DistillationTrainer(Trainer):
         args ([`DistillationConfig`])
         teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): default:
             `args.teacher_model_name_or_path`.
-        method_config (*optional*): options of `args.method`, an instance of its `config_class`. Default: its defaults.
+        method_config (*optional*): options of `args.method`, an instance of its `config_class`, or a list of such for
+            several methods. Default: their defaults.
         processing_class (image processor, *optional*): the student's; saved with it.
         teacher_processing_class (image processor, *optional*): the teacher's, for its pixel normalisation. Default:
             loaded with a teacher given by name; the student's for a teacher given as an object.
@@ -104,12 +103,11 @@ class DistillationTrainer(Trainer):
         apply_freezing(model, args.freeze)
         freeze_stages(model, args.freeze_stages)
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
-        method = None
-        if teacher is not None:
-            set_seed(args.seed)  # the projections' weights belong to the seed of the run
-            method_class = METHODS[args.method]
-            method = method_class(method_config or method_class.config_class(), spec_for(model.config), teacher.spec)
-        distiller = Distiller(model, teacher, method, cast(dict[str, float] | None, args.loss_weights), args.seed)
+        set_seed(args.seed)  # the projections' weights belong to the seed of the run
+        methods = make_methods(
+            args.methods, method_config, spec_for(model.config), None if teacher is None else teacher.spec
+        )
+        distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         if args.criterion == "transformers":
             distiller.adapter.criterion = TransformersCriterion()
         else:
@@ -123,12 +121,15 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             data_collator=data_collator or DetectionCollator(),
             compute_metrics=compute_metrics or CocoEvaluator(dict(enumerate(class_names(model.config)))),
-            callbacks=[EpochCallback(), *(callbacks or [])],
+            callbacks=[StepCallback(self), *(callbacks or [])],
             **kwargs,
         )
         if teacher is not None:
             teacher.to(args.device)
         self._schedule = args.schedule()
+        self._guard = FiniteGuard()
+        self.teacher_metrics: dict[str, float] | None = None  # once it was checked
+        self._average = None if args.ema_decay is None else StudentAverage(model, args.ema_decay)
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
         self._log_time = time.perf_counter()
@@ -148,9 +149,15 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
+        self._first_step = None
+        resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        prepare(self, resumes)
         self._log_time = started = time.perf_counter()
-        self._evaluation_seconds, self._first_step = 0.0, None
+        self._evaluation_seconds = 0.0
         output = super().train(*args, **kwargs)
+        self._guard.settle(self.student)
+        if self._average is not None:
+            self._average.adopt()
         seconds = time.perf_counter() - started - self._evaluation_seconds
         steps = max(1, self.state.global_step - (self._first_step or 0))
         return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
@@ -182,6 +189,7 @@ class DistillationTrainer(Trainer):
         weight = self.args.distillation_weight * self._schedule(step, self.state.max_steps)
         outputs = model(**inputs, step=step, distillation_weight=weight)
         if self.model.training:
+            self._guard.watch(step, outputs["terms"], inputs["labels"])
             for name, value in outputs["parts"].items():
                 self._parts[name] = self._parts.get(name, 0) + value / self.current_gradient_accumulation_steps
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -235,8 +243,17 @@ class DistillationTrainer(Trainer):
         self._log_time += seconds
         return metrics
 
-    def evaluate_teacher(self, metric_key_prefix: str = "teacher") -> dict[str, float]:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, with the student's averaged weights where there are such."""
+        with nullcontext() if self._average is None else self._average.in_place():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def evaluate_teacher(self, metric_key_prefix: str = "teacher", dataset: Any = None) -> dict[str, float]:
         """The teacher's metrics on the evaluation set, seeing exactly what it will teach from.
+
+        Args:
+            metric_key_prefix (`str`)
+            dataset (*optional*): in place of the evaluation set.
 
         Raises:
             ValueError: the run has no teacher.
@@ -247,7 +264,7 @@ class DistillationTrainer(Trainer):
             self.compute_metrics.reset()
         self._teacher_answers = True
         try:
-            loader = self.get_eval_dataloader()
+            loader = self.get_eval_dataloader(dataset)
             return self.evaluation_loop(loader, "Evaluating the teacher", metric_key_prefix=metric_key_prefix).metrics
         finally:
             self._teacher_answers = False
@@ -263,7 +280,10 @@ class DistillationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         teacher, outputs = self.distiller.teacher, {"loss": None}
         if self._teacher_answers and teacher is not None:
-            answers = teacher(inputs["pixel_values"], inputs.get("pixel_mask")).layers[-1]
+            view = "teacher_" if "teacher_pixel_values" in inputs else ""
+            answers = teacher(inputs[f"{view}pixel_values"], inputs.get(f"{view}pixel_mask")).layers[-1]
+            # A teacher whose answers are no numbers finds nothing, and fails its check.
+            answers = replace(answers, logits=answers.logits.nan_to_num(UNKNOWN), boxes=answers.boxes.nan_to_num(0.5))
         else:
             with torch.no_grad():
                 outputs = model(**inputs)
@@ -284,38 +304,58 @@ class DistillationTrainer(Trainer):
         distiller = self.distiller
         state_dict = state_dict or distiller.state_dict()
         student = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
-        distiller.student.save_pretrained(folder, state_dict=student)
+        with nullcontext() if self._average is None else self._average.in_place():
+            distiller.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
-        if distiller.method is not None and folder.resolve() != Path(self.args.output_dir).resolve():
-            self._save_method(folder / STATE_FOLDER)
+        if folder.resolve() != Path(self.args.output_dir).resolve():
+            self._save_state(folder / STATE_FOLDER)
 
-    def _save_method(self, folder: Path) -> None:
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, unless a loss or a weight is not finite: then the checkpoints stay as they are."""
+        self._guard.settle(self.student)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save_state(self, folder: Path) -> None:
+        """What a resumed run needs beside the student."""
+        if self._average is not None:
+            folder.mkdir(exist_ok=True)
+            self._average.save(folder)
+        if not self.distiller.methods:
+            return
         folder.mkdir(exist_ok=True)
-        method = self.distiller.method
-        assert method is not None
-        save_file({k: v.contiguous() for k, v in method.state_dict().items()}, folder / METHOD_WEIGHTS)
-        options = {"method": method.name, "config": vars(method.config), "loss_weights": self.distiller.loss_weights}
+        methods: Any = self.distiller.methods
+        save_file({k: v.contiguous() for k, v in methods.state_dict().items()}, folder / METHOD_WEIGHTS)
+        options = {
+            "methods": {name: vars(method.config) for name, method in methods.items()},
+            "loss_weights": self.distiller.loss_weights,
+        }
         (folder / METHOD_CONFIG).write_text(json.dumps(options, indent=2))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student and projections; everything else of a checkpoint is loaded by `Trainer`."""
         folder, distiller = Path(resume_from_checkpoint), self.distiller
         load_student_weights(distiller.student, folder)
-        if distiller.method is not None:
-            file = folder / STATE_FOLDER / METHOD_WEIGHTS
-            if not file.is_file():
+        if distiller.methods:
+            file = folder / STATE_FOLDER / METHOD_CONFIG
+            saved = json.loads(file.read_text()) if file.is_file() else {"methods": {}}
+            if list(saved["methods"]) != list(distiller.methods):
                 raise ValueError(
-                    f"{folder} was not saved by a run with --method {distiller.method.name}, which keeps its state in "
-                    f"{STATE_FOLDER}/: resume with the method of that run, or start from it with --model_name_or_path."
+                    f"{folder} was not saved by a run with --method {self.args.method} but with "
+                    f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that, or "
+                    "start from it with --model_name_or_path."
                 )
-            distiller.method.load_state_dict(load_file(file))
+            distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
+            if self.args.calibrate_weights:
+                distiller.loss_weights = saved["loss_weights"]
+        if self._average is not None:
+            self._average.load(folder / STATE_FOLDER)
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one
 
 
 @runtime_checkable
@@ -325,42 +365,21 @@ class SeesEpochs(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume."""
+class StepCallback(TrainerCallback):
+    """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume,
+    and the average of the student that there was a step."""
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         dataset = train_dataloader.dataset
         if isinstance(dataset, SeesEpochs):
             dataset.set_epoch(int(state.epoch or 0))
 
-
-def make_teacher(
-    student: PreTrainedModel,
-    args: DistillationConfig,
-    teacher_model: PreTrainedModel | str | None,
-    processor: Any,
-    teacher_processor: Any,
-) -> Teacher | None:
-    """The teacher of a run, or `None` for plain training."""
-    source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-    if args.method == "none":
-        if teacher_model is not None:
-            raise ValueError(f"A teacher was given but no method: set --method to one of {', '.join(METHODS)}.")
-        return None
-    if source is None:
-        raise ValueError(f"--method {args.method} needs a teacher: give --teacher_model_name_or_path.")
-    if isinstance(source, str):
-        revision = args.teacher_model_revision
-        model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
-        teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
-    else:
-        model = source
-    names = class_names(student.config)
-    normalizations = {}
-    if processor is not None:
-        normalizations["student_normalization"] = normalization_of(processor)
-        normalizations["normalization"] = normalization_of(teacher_processor or processor)
-    return Teacher(model, names, args.resolved_teacher_dtype(), **normalizations)
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._average is not None:
+            self.trainer._average.update()
 
 
 def load_student_weights(student: PreTrainedModel, folder: Path) -> None:

@@ -10,8 +10,8 @@ Your own images, in COCO layout, from the Hub's weights:
         --teacher_model_name_or_path path/to/teacher --method kd_detr --output_dir outputs/student \
         --num_train_epochs 50 --learning_rate 1e-4 --eval_strategy epoch --save_strategy epoch --bf16
 
-`--method detrdistill --help` shows all arguments, with the method's own at the end. A recipe sets any of them; the
-command line wins.
+`--method detrdistill --help` shows all arguments, with the method's own at the end; `--method kd_detr,clockdistill`
+runs both in one step. A recipe sets any argument; the command line wins.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
 from hf_detrkd.adapters import class_names
+from hf_detrkd.config import method_names
 from hf_detrkd.data import (
     AugmentationConfig,
     DetectionCollator,
@@ -43,6 +44,7 @@ from hf_detrkd.data import (
 )
 from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
 from hf_detrkd.initialization import init_from_teacher
+from hf_detrkd.preparation import check_teacher, write_recipe
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
 from hf_detrkd.visualization import class_colors, comparison_grid, draw_detections
@@ -54,7 +56,9 @@ class ScriptArguments:
 
     dataset_name: str = field(
         default="shapes",
-        metadata={"help": "Hub id, folder in COCO layout, folder of saved `datasets` rows, or shapes (generated)."},
+        metadata={
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+        },
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_eval_split: str | None = field(
@@ -104,7 +108,24 @@ class ScriptArguments:
             raise ValueError("--init_from_teacher needs --config_name: a trained student has weights of its own.")
 
 
-def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, DistillationConfig, object]:
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of a run; `methods` are the methods' own, `recipe` those that differ from their defaults."""
+
+    script: ScriptArguments
+    augmentation: AugmentationConfig
+    config: DistillationConfig
+    methods: list[Any]
+    recipe: dict[str, Any]
+
+    @classmethod
+    def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
+        recipe = {n: value for n, value in values.items() if n in defaults and value != defaults[n]}
+        made = [kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds]
+        return cls(*made[:3], made[3:], recipe)
+
+
+def parse(argv: list[str]) -> Arguments:
     """Arguments from the recipe and the command line; the latter wins."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
@@ -113,9 +134,14 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, Distill
     recipe = read_recipe(early.config)
     method = early.method or recipe.get("method", "none")
     groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
-    if method in METHODS:
-        groups.append(METHODS[method].config_class)
-    parser = HfArgumentParser(groups, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    methods = [METHODS[name].config_class for name in method_names(method) if name in METHODS]
+    # An option that several methods have is one option of all of them.
+    parser = HfArgumentParser(
+        [*groups, *methods],
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
+    )
     parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
     known = {action.dest for action in parser._actions}
     others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
@@ -124,10 +150,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AugmentationConfig, Distill
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
+    defaults = {name: parser.get_default(name) for name in known - {"config"}}
     parser.set_defaults(**recipe)
-    *parsed, _ = parser.parse_args_into_dataclasses(args=argv)
-    script, augmentation, config = parsed[:3]
-    return script, augmentation, config, (parsed[3] if method in METHODS else None)
+    return Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
 
 
 def read_recipe(path: str | None) -> dict[str, object]:
@@ -171,11 +196,14 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
 
 
 def with_transforms(
-    splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, seed: int
+    splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and evaluation set as the student's image processor wants them."""
-    train = splits.train.with_transform(DetectionTransform.for_processor(processor, augmentation), seed)
-    return train, splits.eval.with_transform(DetectionTransform.for_processor(processor))
+    """Training and evaluation set as the student's image processor and the teacher want them."""
+    seen = parse_image_size(config.teacher_image_size) if config.needs_teacher else None
+    transforms = (
+        DetectionTransform.for_processor(processor, kind, teacher_size=seen) for kind in (augmentation, None)
+    )
+    return splits.train.with_transform(next(transforms), config.seed), splits.eval.with_transform(next(transforms))
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
@@ -190,6 +218,17 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     metrics |= trainer.evaluate()
     trainer.save_metrics("all", metrics)
     return metrics
+
+
+def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
+    """The teacher's figures on the whole evaluation set, after the check that it can teach at all."""
+    if not trainer.args.resume_from_checkpoint:
+        check_teacher(trainer)
+    seen = trainer.args.teacher_check_samples or len(trainer.eval_dataset)
+    metrics = trainer.teacher_metrics
+    if metrics is None or seen < len(trainer.eval_dataset):
+        metrics = trainer.evaluate_teacher()
+    return {name.replace("teacher_", "eval_", 1): value for name, value in metrics.items()}
 
 
 def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float | None]:
@@ -251,10 +290,11 @@ def frozen(model: PreTrainedModel) -> Teacher:
     return Teacher(model, class_names(model.config))
 
 
-def main(argv: list[str]) -> None:
-    script, augmentation, config, method_config = parse(argv)
-    with config.main_process_first(desc="reading the data set"):
-        splits = load_detection_splits(
+def load_splits(arguments: Arguments) -> DetectionSplits:
+    """The run's data set, read by one process at a time."""
+    script = arguments.script
+    with arguments.config.main_process_first(desc="reading the data set"):
+        return load_detection_splits(
             script.dataset_name,
             train_split=script.dataset_train_split,
             eval_split=script.dataset_eval_split,
@@ -263,31 +303,51 @@ def main(argv: list[str]) -> None:
             skip_unreadable_images=script.skip_unreadable_images,
         )
 
-    def make_trainer(config: DistillationConfig) -> DistillationTrainer:
-        model, processor = make_student(script, splits.train.classes, config)
-        train_set, eval_set = with_transforms(splits, processor, augmentation, config.seed)
-        return DistillationTrainer(
-            model=model,
-            args=config,
-            method_config=method_config if config.method != "none" else None,
-            processing_class=processor,
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-        )
 
+def build_trainer(
+    arguments: Arguments, splits: DetectionSplits | None = None, config: DistillationConfig | None = None
+) -> DistillationTrainer:
+    """The trainer of a run.
+
+    Args:
+        arguments ([`Arguments`])
+        splits (*optional*): the data set, where it is loaded already.
+        config (*optional*): in place of that of the arguments: the control's.
+    """
+    config, splits = config or arguments.config, splits or load_splits(arguments)
+    model, processor = make_student(arguments.script, splits.train.classes, config)
+    train_set, eval_set = with_transforms(splits, processor, arguments.augmentation, config)
+    return DistillationTrainer(
+        model=model,
+        args=config,
+        method_config=arguments.methods if config.methods else None,
+        processing_class=processor,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+    )
+
+
+def control_of(config: DistillationConfig) -> DistillationConfig:
+    """The same run without a teacher, in a folder of its own."""
+    folder = str(Path(config.output_dir) / "control")
+    return dataclasses.replace(config, method="none", loss_weights=None, output_dir=folder)
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    config, splits = arguments.config, load_splits(arguments)
     summary: dict[str, dict[str, float | None]] = {}
     models: dict[str, PreTrainedModel | Teacher] = {}
-    trainer = make_trainer(config)
+    trainer = build_trainer(arguments, splits)
+    if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
+        write_recipe(Path(config.output_dir), arguments.recipe)
     if trainer.distiller.teacher is not None:
         models["teacher"] = trainer.distiller.teacher
-        summary["teacher"] = row(trainer.distiller.teacher.model, trainer.evaluate_teacher("eval"))
-    if script.run_control:
-        control_folder = str(Path(config.output_dir) / "control")
-        control = make_trainer(
-            dataclasses.replace(config, method="none", loss_weights=None, output_dir=control_folder)
-        )
+        summary["teacher"] = row(trainer.distiller.teacher.model, teacher_metrics(trainer))
+    if arguments.script.run_control:
+        control = build_trainer(arguments, splits, control_of(config))
         summary["control"], models["control"] = row(control.student, train(control)), control.student
-    name = "student" if config.method == "none" else "distilled"
+    name = "distilled" if config.methods else "student"
     summary[name], models[name] = row(trainer.student, train(trainer)), trainer.student
     if trainer.is_world_process_zero():
         folder = Path(config.output_dir)

@@ -56,7 +56,9 @@ class EvaluateArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     dataset_name: str = field(
         default="shapes",
-        metadata={"help": "Hub id, folder in COCO layout, folder of saved `datasets` rows, or shapes (generated)."},
+        metadata={
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+        },
     )
     dataset_eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}

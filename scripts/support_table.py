@@ -11,9 +11,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_detrkd import ADAPTERS, DETRDistill, DETRDistillConfig, KDDETRConfig
-from hf_detrkd.adapters import spec_for
-from hf_detrkd.methods import KDDETR
+from hf_detrkd.adapters import ADAPTERS, spec_for
+from hf_detrkd.methods import KDDETR, CLoCKDistill, CLoCKDistillConfig, DETRDistill, DETRDistillConfig, KDDETRConfig
 from hf_detrkd.outputs import DetectorSpec
 
 
@@ -25,11 +24,14 @@ PARTS = {
     "A": (DETRDistill, DETRDistillConfig(**OFF | {"assignment_weight": 1.0})),
     "S": (KDDETR, KDDETRConfig(general_points=0)),
     "G": (KDDETR, KDDETRConfig(specific_points=False)),
+    "M": (CLoCKDistill, CLoCKDistillConfig(target_queries_weight=0.0)),
+    "Q": (CLoCKDistill, CLoCKDistillConfig(memory_weight=0.0)),
 }
 LEGEND = (
     "Rows are students, columns teachers; before the slash both are equally wide, after it not. DETRDistill: "
     "**L** matched logits, **F** features, **A** the teacher's queries as a prior. KD-DETR: **S** specific points, "
-    "**G** general points. What is not listed is refused at construction, with the reason."
+    "**G** general points. CLoCKDistill: **M** memory, **Q** queries from the ground truth. What is not listed is "
+    "refused at construction, with the reason."
 )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+from hf_detrkd import METHODS
+from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from tests import tiny
 
 
@@ -55,6 +59,7 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
         "learning_rate": "1e-4",
         "loss_weights": {"kd_detr_class": 0.5},
         "run_control": True,
+        "min_teacher_map": 0,  # the teacher is random
         "output_dir": str(tmp_path / "out"),
         "report_to": "none",
         "save_strategy": False,  # what YAML makes of a bare `no`
@@ -75,15 +80,38 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     assert "eval_map_50" in json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert Image.open(tmp_path / "out" / "predictions.png").width > 1000
     assert (tmp_path / "out" / "control" / "model.safetensors").is_file()
+    again = distill.parse(["--config", str(tmp_path / "out" / "recipe.yaml")])
+    assert again.recipe == distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2"]).recipe
 
 
 def test_the_control_of_a_recipe_is_one_word(tmp_path: Path) -> None:
     recipe = {"config_name": "x", "method": "kd_detr", "general_points": 20, "output_dir": str(tmp_path)}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    _, _, config, method = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--method", "none"])
-    assert (config.method, method) == ("none", None)
-    _, _, config, method = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--general_points", "7"])
-    assert (config.method, method.general_points) == ("kd_detr", 7)
+    found = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--method", "none"])
+    assert (found.config.method, found.methods) == ("none", [])
+    found = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--general_points", "7"])
+    assert (found.config.method, found.methods[0].general_points) == ("kd_detr", 7)
+
+
+def test_an_option_that_several_methods_have_is_one_option_of_all() -> None:
+    arguments = ["--config_name", "x", "--output_dir", "o", "--method", "kd_detr,clockdistill", "--temperature", "3"]
+    points, targets = distill.parse(arguments).methods
+    assert (type(points), type(targets)) == (KDDETRConfig, CLoCKDistillConfig)
+    assert points.temperature == targets.temperature == 3
+
+
+def test_options_of_one_name_have_one_meaning() -> None:
+    """Of two methods: the same type and default. Of a method and the trainer or the script: none."""
+    common = [distill.ScriptArguments, distill.AugmentationConfig, distill.DistillationConfig]
+    taken = {field.name for kind in common for field in dataclasses.fields(kind)}
+    seen: dict[str, tuple[object, object]] = {}
+    for method in METHODS.values():
+        types = typing.get_type_hints(method.config_class)
+        for field in dataclasses.fields(method.config_class):
+            assert field.name not in taken
+            meaning = types[field.name], field.default
+            assert seen.setdefault(field.name, meaning) == meaning, field.name
+    assert "temperature" in seen
 
 
 def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
@@ -116,6 +144,7 @@ def test_help_names_every_argument_of_the_method(method: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_quickstart_is_understood(recipe: Path) -> None:
-    script, _, config, _ = distill.parse(["--config", str(recipe)])
+    arguments = distill.parse(["--config", str(recipe)])
+    script, config = arguments.script, arguments.config
     assert Path(ROOT, script.config_name).is_file()
     assert config.teacher_model_name_or_path is None or Path(ROOT, config.teacher_model_name_or_path).is_dir()

@@ -13,6 +13,7 @@ from hf_detrkd.distiller import Distiller
 from hf_detrkd.matching import Assigning
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, DistillationMethod, KDDETRConfig
 from hf_detrkd.outputs import BatchTotals, DetectorOutput, Targets
+from hf_detrkd.questions import Questions, Replies
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.fakes import spec
@@ -29,17 +30,22 @@ class Stub(DistillationMethod):
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.calls: list[dict[str, Any]] = []
 
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        self.calls.append({"draw": torch.randn(4, generator=generator)})
+        return Questions()
+
     def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
+        replies: Replies,
         targets: Targets,
         totals: BatchTotals,
-        generator: torch.Generator,
     ) -> Assigning[dict[str, Tensor]]:
         yield []
-        draw = torch.randn(4, generator=generator)
-        self.calls.append({"student": student, "teacher": teacher, "targets": targets, "totals": totals, "draw": draw})
+        self.calls[-1] |= {"student": student, "teacher": teacher, "targets": targets, "totals": totals}
         mean = student.layers[-1].boxes.mean()
         return {
             "stub_one_0": self.scale,
@@ -52,7 +58,7 @@ class Stub(DistillationMethod):
 def distiller_of(build: Any, family: str = "detr", **options: Any) -> tuple[Distiller, Stub]:
     method = Stub()
     teacher = Teacher(tiny.build(family, seed=1), tiny.LABELS)
-    return Distiller(build(family).requires_grad_(True), teacher, method, **options).train(), method
+    return Distiller(build(family).requires_grad_(True), teacher, [method], **options).train(), method
 
 
 # --- the sum ---------------------------------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ def test_every_loss_of_every_method_has_its_part_s_weight(build, config):
     teacher = Teacher(tiny.build("rt_detr", seed=1), tiny.LABELS)
     method_class = KDDETR if isinstance(config, KDDETRConfig) else DETRDistill
     method = method_class(config, adapter_for(student).spec, teacher.spec)
-    distiller = Distiller(student, teacher, method, {f"{method.name}_": 0.5}).train()
+    distiller = Distiller(student, teacher, [method], {f"{method.name}_": 0.5}).train()
     parts = distiller(**tiny.batch(64))["parts"]
     own = [value for name, value in parts.items() if name.startswith(method.name)]
     assert len(own) >= 6
@@ -183,7 +189,7 @@ def test_weights_without_a_method_are_refused(build):
 
 def test_a_method_without_a_teacher_and_the_reverse_are_refused(build):
     message = "A method needs a teacher and a teacher a method: give both, or none for plain training"
-    for pair in ({"method": Stub()}, {"teacher": Teacher(build("detr"), tiny.LABELS)}):
+    for pair in ({"methods": [Stub()]}, {"teacher": Teacher(build("detr"), tiny.LABELS)}):
         with pytest.raises(ValueError, match=message):
             Distiller(build("detr"), **pair)
 
@@ -263,7 +269,7 @@ def test_general_points_change_every_step_and_follow_the_seed(build):
     def parts(seed: int, step: int) -> dict[str, Tensor]:
         student = build("detr").requires_grad_(True)
         method = KDDETR(KDDETRConfig(general_points=10), adapter_for(student).spec, teacher.spec)
-        return Distiller(student, teacher, method, seed=seed).train()(**tiny.batch(64), step=step)["parts"]
+        return Distiller(student, teacher, [method], seed=seed).train()(**tiny.batch(64), step=step)["parts"]
 
     base, again, later, other = parts(0, 0), parts(0, 0), parts(0, 1), parts(1, 0)
     for part in ("class", "box", "giou"):

@@ -25,6 +25,7 @@ import support_table
 OPTIONS = {
     "detrdistill": {"L": "logits_weight", "F": "feature_weight", "A": "assignment_weight"},
     "kd_detr": {"S": "specific_points", "G": "general_points"},
+    "clockdistill": {"M": "memory_weight", "Q": "target_queries_weight"},
 }
 OFF = {"specific_points": False, "general_points": 0}
 
@@ -55,7 +56,7 @@ def assert_a_step_trains(student_family: str, teacher_family: str) -> None:
     methods = methods_of(adapter_for(student).spec, teacher.spec)
     assert methods
     for method in methods:
-        distiller = Distiller(copy.deepcopy(student), teacher, method).train()
+        distiller = Distiller(copy.deepcopy(student), teacher, [method]).train()
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
         output = distiller(**tiny.batch(64, boxes=(2, 3)))
         parts = {name: value for name, value in output["parts"].items() if name.startswith(method.name)}

@@ -142,7 +142,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_where_the_straight_run_ends
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     resumed = run(folder, **arguments, resume_from_checkpoint=str(folder / "checkpoint-5"))
-    assert any(name.startswith("method.projections") for name in straight)
+    assert any(name.startswith("methods.detrdistill.projections") for name in straight)
     assert_close(straight, resumed, 1e-6)
     file = "checkpoint-14/distillation/method.safetensors"
     projections = [load_file(tmp_path / name / file) for name in ("straight", "killed")]
@@ -154,7 +154,7 @@ def test_the_projections_belong_to_the_seed_of_the_run(tmp_path: Path) -> None:
     weights = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(weights))  # whatever the global generator holds
-        weights.append(make_trainer(tmp_path, seed=seed, **arguments).distiller.method.state_dict())
+        weights.append(make_trainer(tmp_path, seed=seed, **arguments).distiller.methods.state_dict())
     assert_close(weights[0], weights[1], 0.0)
     assert_trained(weights[0], weights[2])
 
@@ -214,8 +214,8 @@ def test_the_output_is_the_student_and_nothing_of_the_teacher(trained: Distillat
 
 def test_a_checkpoint_also_holds_the_projections(trained: DistillationTrainer) -> None:
     folder = Path(trained.args.output_dir, "checkpoint-2", "distillation")
-    assert load_file(folder / "method.safetensors").keys() == trained.distiller.method.state_dict().keys()
-    assert json.loads((folder / "method.json").read_text())["method"] == "detrdistill"
+    assert load_file(folder / "method.safetensors").keys() == trained.distiller.methods.state_dict().keys()
+    assert json.loads((folder / "method.json").read_text())["methods"].keys() == {"detrdistill"}
 
 
 def test_resuming_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
@@ -281,12 +281,12 @@ def test_the_best_checkpoint_by_map_is_loaded_at_the_end(tmp_path: Path, monkeyp
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["kd_detr", "detrdistill"])
+@pytest.mark.parametrize("method", ["kd_detr", "detrdistill", "clockdistill"])
 def test_every_term_is_logged_by_name_and_the_loss_is_their_weighted_sum(tmp_path: Path, method: str) -> None:
     trainer = make_trainer(tmp_path, method=method, distillation_weight=0.5)
     trainer.train()
     entry = trainer.state.log_history[0]
-    weights = trainer.distiller.method.weights
+    weights = trainer.distiller.loss_weights
     for part in weights:
         assert any(key.startswith(part) and value > 0 for key, value in entry.items()), part
     terms = sum(trainer.distiller.weight_of(key) * value for key, value in entry.items() if key.startswith(method))
@@ -379,7 +379,9 @@ def test_the_teacher_can_be_evaluated_before_training(tmp_path: Path) -> None:
 
 
 def test_arguments_that_cannot_work_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="method must be none or one of detrdistill, kd_detr, got 'kd-detr'"):
+    with pytest.raises(
+        ValueError, match=r"method must be none, or some of clockdistill, detrdistill, .* got 'kd-detr'"
+    ):
         DistillationConfig(str(tmp_path), method="kd-detr")
     with pytest.raises(ValueError, match="label_smoothing_factor must be 0"):
         DistillationConfig(str(tmp_path), label_smoothing_factor=0.1)

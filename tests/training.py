@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
+from hf_detrkd.config import method_names
 from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_splits
 from hf_detrkd.students import load_image_processor
 from tests import tiny
@@ -58,12 +59,13 @@ def make_trainer(
         "disable_tqdm": True,
         "logging_steps": 1,
         "max_grad_norm": 1.0,
+        "min_teacher_map": 0.0,  # the tiny teachers are random
     }
     return trainer_class(
         model=model,
         args=DistillationConfig(str(folder), method=method, **defaults | arguments),
         teacher_model=teacher,
-        method_config=None if method == "none" else METHODS[method].config_class(**method_config or {}),
+        method_config=[METHODS[name].config_class(**(method_config or {})) for name in method_names(method)],
         train_dataset=WithoutBoxes(train, empty) if empty else train,
         eval_dataset=splits.eval.with_transform(DetectionTransform(SIZE)),
         processing_class=processor,

@@ -62,6 +62,9 @@ class DetectorAdapter:
     backbone_prefix: str = "model.backbone."
     """What the names of the backbone's parameters begin with."""
 
+    mask_argument: ClassVar[str] = "attention_mask"
+    """Argument of the decoder's self-attention that is added to its logits."""
+
     processor_type: ClassVar[str | None] = None
     """Model type whose image processor serves this family, where transformers gives it none."""
 
@@ -215,8 +218,37 @@ class DetectorAdapter:
 
     def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
         arguments = call.arguments | self.place(queries, call)
-        with self.foreign_mode():
+        with self.foreign_mode(), self._apart(queries.groups):
             return self.read(self.decoder(**arguments), arguments)
+
+    @contextmanager
+    def _apart(self, groups: Tensor | None) -> Iterator[None]:
+        """Queries of different groups do not see each other in the decoder's self-attention.
+
+        Its layers keep their activations meanwhile: recomputed in the backward pass, they would see no mask.
+        """
+        if groups is None:
+            yield
+            return
+        strangers = (groups[:, :, None] != groups[:, None])[:, None]
+
+        def add_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            states = args[0] if args else kwargs["hidden_states"]
+            mask = torch.zeros(strangers.shape, dtype=states.dtype, device=states.device)
+            return args, kwargs | {self.mask_argument: mask.masked_fill(strangers, -torch.inf)}
+
+        layers = list(self.decoder.layers)
+        handles = [layer.self_attn.register_forward_pre_hook(add_mask, with_kwargs=True) for layer in layers]
+        checkpointed = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
+        for layer in checkpointed:
+            layer.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for layer in checkpointed:
+                layer.gradient_checkpointing = True
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
         """Labels for families that make denoising queries from them."""

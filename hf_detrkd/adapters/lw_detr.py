@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
@@ -25,6 +26,7 @@ class LwDetrAdapter(DetectorAdapter):
     """
 
     backbone_prefix: str = "model.backbone.backbone."
+    mask_argument: ClassVar[str] = "group_mask"
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:
@@ -72,6 +74,19 @@ class LwDetrAdapter(DetectorAdapter):
             for module, training in zip(modules, before, strict=True):
                 module.training = training
 
+    @contextmanager
+    def _apart(self, groups: Tensor | None) -> Iterator[None]:
+        """The self-attention knows no mask, but hands arguments on to an attention that does."""
+        config = self.model.config
+        before = config._attn_implementation_internal  # of the decoder alone: the public name sets the backbone's too
+        try:
+            if groups is not None:
+                config._attn_implementation_internal = "group_mask"
+            with super()._apart(groups):
+                yield
+        finally:
+            config._attn_implementation_internal = before
+
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
         states = output.intermediate_hidden_states
         logits = self.model.class_embed(states)
@@ -84,6 +99,22 @@ class LwDetrAdapter(DetectorAdapter):
         groups = output.enc_outputs_class.split(self.spec.num_queries, dim=1)  # states in spite of their name
         logits = torch.cat([head(states) for head, states in zip(heads, groups, strict=False)], dim=1)
         return Predictions(logits, output.enc_outputs_coord_logits.float())  # boxes in spite of their name
+
+
+def attention_with_group_mask(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    group_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of transformers, with a mask that modules hand on without knowing it."""
+    return sdpa_attention_forward(module, query, key, value, group_mask, **kwargs)
+
+
+AttentionInterface.register("group_mask", attention_with_group_mask)
 
 
 class RfDetrAdapter(LwDetrAdapter):

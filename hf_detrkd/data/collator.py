@@ -18,25 +18,29 @@ class DetectionCollator:
     Returns:
         `dict`: `pixel_values` (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`), `pixel_mask`
         (`torch.LongTensor` of shape `(batch_size, height, width)`, 1 on the image and 0 on padding) if the items have
-        one, and `labels` (`list[dict[str, torch.Tensor]]`).
+        one, the same with `teacher_` in front where the teacher sees another size, and `labels`
+        (`list[dict[str, torch.Tensor]]`).
 
     Raises:
         `ValueError`: if images without a `pixel_mask` differ in size.
     """
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = [item["pixel_values"] for item in items]
-        labels = [item["labels"] for item in items]
-        if all("pixel_mask" in item for item in items):
-            masks = _stack_padded([item["pixel_mask"] for item in items])
-            return {"pixel_values": _stack_padded(images), "pixel_mask": masks, "labels": labels}
+        batch = _images(items, "") | {"labels": [item["labels"] for item in items]}
+        return batch | (_images(items, "teacher_") if "teacher_pixel_values" in items[0] else {})
+
+
+def _images(items: Sequence[dict[str, Any]], view: str) -> dict[str, Any]:
+    images, mask = [item[f"{view}pixel_values"] for item in items], f"{view}pixel_mask"
+    if not all(mask in item for item in items):
         sizes = sorted({tuple(image.shape[-2:]) for image in images})
         if len(sizes) > 1:
             raise ValueError(
                 f"Images without a `pixel_mask` have to be of one size, but this batch has {sizes}: resize to a fixed "
                 "height and width, or by the shortest edge, which adds the mask."
             )
-        return {"pixel_values": torch.stack(images), "labels": labels}
+        return {f"{view}pixel_values": torch.stack(images)}
+    return {f"{view}pixel_values": _stack_padded(images), mask: _stack_padded([item[mask] for item in items])}
 
 
 def _stack_padded(tensors: list[Tensor]) -> Tensor:

@@ -101,6 +101,25 @@ class RandomBoxCrop(v2.RandomIoUCrop):
         return super().make_params(flat_inputs)
 
 
+@dataclass(frozen=True)
+class ImageSize:
+    """A fixed `height` and `width`, or the `shortest_edge` (and the most that the `longest_edge` may have), pixels."""
+
+    height: int = 0
+    width: int = 0
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of a given size gets."""
+        if self.shortest_edge is None:
+            return self.height, self.width
+        scale = self.shortest_edge / min(height, width)
+        if self.longest_edge is not None:
+            scale = min(scale, self.longest_edge / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 class DetectionTransform:
     """Makes the tensors of one image. Pass it to [`DetectionDataset.with_transform`].
 
@@ -115,6 +134,8 @@ class DetectionTransform:
         image_std (`Sequence[float]`, *optional*): of the channels in [0, 1].
         augmentation ([`AugmentationConfig`], *optional*): how training images vary. `None` makes this an evaluation
             transform: nothing is random, and labels also hold the crowd boxes.
+        teacher_size (*optional*): like `size`. Where the teacher sees another size, items hold the same augmented
+            image once more, as `teacher_pixel_values` (and `teacher_pixel_mask`), normalised for the student.
 
     Raises:
         `ValueError`: if `size` is neither of the two forms, or only one of mean and standard deviation is given.
@@ -126,8 +147,12 @@ class DetectionTransform:
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         augmentation: AugmentationConfig | None = None,
+        teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
     ) -> None:
-        self.height, self.width, self.shortest_edge, self.longest_edge = _parse_size(size)
+        self.size = _parse_size(size)
+        self.teacher_size = None if teacher_size is None else _parse_size(teacher_size)
+        if self.teacher_size == self.size:
+            self.teacher_size = None
         if (image_mean is None) != (image_std is None):
             raise ValueError("Give both `image_mean` and `image_std`, or neither for no normalisation.")
         self.image_mean = None if image_mean is None else torch.tensor(image_mean).view(3, 1, 1)
@@ -149,6 +174,7 @@ class DetectionTransform:
         processor: Any,
         augmentation: AugmentationConfig | None = None,
         size: tuple[int, int] | None = None,
+        teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
     ) -> DetectionTransform:
         """The transform that makes what an image processor of transformers makes.
 
@@ -156,14 +182,15 @@ class DetectionTransform:
             processor: image processor with `size`, `do_normalize`, `image_mean` and `image_std`.
             augmentation ([`AugmentationConfig`], *optional*): `None` for evaluation.
             size (`tuple[int, int]`, *optional*): (height, width) in place of the processor's.
+            teacher_size (*optional*): see the class.
         """
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
-        return cls(size or dict(processor.size), mean, std, augmentation)
+        return cls(size or dict(processor.size), mean, std, augmentation, teacher_size)
 
     @property
     def pads(self) -> bool:
         """Whether images keep their aspect ratio, so that a batch has to be padded."""
-        return self.shortest_edge is not None
+        return self.size.shortest_edge is not None
 
     def __call__(self, image: Image.Image, record: ImageRecord, seed: int) -> dict[str, Any]:
         """
@@ -188,7 +215,9 @@ class DetectionTransform:
         with seeded(seed):
             pixels, boxes = _apply(self._geometric, pixels, boxes)
             kept = self._in_view(all_boxes[~crowd], boxes)
-            pixels, boxes = _apply(self._on_resized, *self._resize(pixels, boxes[kept], boxes))
+            left = tv_tensors.wrap(boxes[kept], like=boxes)
+            item = {} if self.teacher_size is None else self._for_teacher(pixels, left, self.teacher_size)
+            pixels, boxes = _apply(self._on_resized, *self._resize(pixels, left, self.size))
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
         size = boxes.canvas_size
@@ -204,9 +233,19 @@ class DetectionTransform:
         if self.augmentation is None:
             crowd_boxes = _normalised(all_boxes[crowd], canvas)
             labels |= {"crowd_boxes": crowd_boxes, "crowd_labels": classes[crowd], "crowd_area": area[crowd]}
-        item: dict[str, Any] = {"pixel_values": self._to_float(pixels), "labels": labels}
+        item |= {"pixel_values": self._to_float(pixels), "labels": labels}
         if self.pads:
             item["pixel_mask"] = torch.ones(size, dtype=torch.int64)
+        return item
+
+    def _for_teacher(self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, size: ImageSize) -> dict[str, Any]:
+        """The same image as the teacher sees it: what is drawn next will be drawn for the student again."""
+        state = torch.get_rng_state()
+        varied, _ = _apply(self._on_resized, *self._resize(pixels, boxes, size))
+        torch.set_rng_state(state)
+        item: dict[str, Any] = {"teacher_pixel_values": self._to_float(varied)}
+        if size.shortest_edge is not None:
+            item["teacher_pixel_mask"] = torch.ones(varied.shape[-2:], dtype=torch.int64)
         return item
 
     def _in_view(self, before: Tensor, after: Tensor) -> Tensor:
@@ -215,20 +254,13 @@ class DetectionTransform:
         area = after[:, 2] * after[:, 3]
         return (area > 0) & (area >= least * before[:, 2] * before[:, 3])
 
-    def _resize(self, pixels: Tensor, boxes: Tensor, like: tv_tensors.BoundingBoxes) -> tuple[Tensor, Tensor]:
-        boxes = tv_tensors.wrap(boxes, like=like)
-        size = self._resized(*like.canvas_size)
-        if size == tuple(like.canvas_size):
+    def _resize(
+        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, wanted: ImageSize
+    ) -> tuple[Tensor, tv_tensors.BoundingBoxes]:
+        size = wanted.of(*boxes.canvas_size)
+        if size == tuple(boxes.canvas_size):
             return pixels, boxes
         return F.resize(pixels, list(size), antialias=True), F.resize(boxes, list(size))
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        if self.shortest_edge is None:
-            return self.height, self.width
-        scale = self.shortest_edge / min(height, width)
-        if self.longest_edge is not None:
-            scale = min(scale, self.longest_edge / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _to_float(self, pixels: Tensor) -> Tensor:
         values = pixels.as_subclass(Tensor).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
@@ -282,14 +314,14 @@ def _normalised(boxes: Tensor, canvas: tuple[int, int]) -> Tensor:
     return box_convert(boxes, "xywh", "cxcywh") / torch.tensor([width, height, width, height], dtype=torch.float32)
 
 
-def _parse_size(size: tuple[int, int] | Mapping[str, int]) -> tuple[int, int, int | None, int | None]:
-    """(height, width, shortest edge, longest edge), with the pair that is not used at 0 or `None`."""
+def _parse_size(size: tuple[int, int] | Mapping[str, int]) -> ImageSize:
+    """A size in either of its forms."""
     if not isinstance(size, Mapping):
         size = dict(zip(("height", "width"), size, strict=True))
     if set(size) == {"height", "width"} and min(size.values()) > 0:
-        return size["height"], size["width"], None, None
+        return ImageSize(size["height"], size["width"])
     if set(size) in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}) and min(size.values()) > 0:
-        return 0, 0, size["shortest_edge"], size.get("longest_edge")
+        return ImageSize(shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"))
     raise ValueError(
         f"`size` has to be (height, width), or have the keys height and width, or shortest_edge and optionally "
         f"longest_edge, all positive, but is {dict(size)}."

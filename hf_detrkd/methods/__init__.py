@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from .base import DistillationMethod, Paper
+from .clockdistill import CLoCKDistill, CLoCKDistillConfig
 from .detrdistill import DETRDistill, DETRDistillConfig
+from .extra_queries import ExtraQueries, ExtraQueriesConfig
 from .kd_detr import KDDETR, KDDETRConfig
 
 
 METHODS: dict[str, type[DistillationMethod]] = {
+    "clockdistill": CLoCKDistill,
     "detrdistill": DETRDistill,
+    "extra_queries": ExtraQueries,
     "kd_detr": KDDETR,
 }
 
-__all__ = ["KDDETR", "METHODS", "DETRDistill", "DETRDistillConfig", "DistillationMethod", "KDDETRConfig", "Paper"]
+__all__ = [
+    "KDDETR",
+    "METHODS",
+    "CLoCKDistill",
+    "CLoCKDistillConfig",
+    "DETRDistill",
+    "DETRDistillConfig",
+    "DistillationMethod",
+    "ExtraQueries",
+    "ExtraQueriesConfig",
+    "KDDETRConfig",
+    "Paper",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..matching import Assigning, run_together
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Targets
+from ..questions import Questions, Replies
 
 
 @dataclass(frozen=True)
@@ -21,23 +22,37 @@ class Paper:
     citation: str
 
 
+@dataclass(frozen=True)
+class ComparingConfig:
+    """Options of every method that compares a student with a teacher."""
+
+    gate: Literal["none", "better"] = field(
+        default="none",
+        metadata={
+            "help": "better: compare on objects alone, and there only what the teacher does better: classes where its "
+            "score is higher, boxes where its IoU is [after Sun et al., task-adaptive regularization]."
+        },
+    )
+
+
 class DistillationMethod(nn.Module):
     """Compares a student with its teacher. A method holds its projections and nothing else between calls.
 
     Args:
         config: an instance of `config_class`.
         student ([`DetectorSpec`])
-        teacher ([`DetectorSpec`])
+        teacher ([`DetectorSpec`]): `None` for a method without one.
 
     Raises:
         ValueError: the pair cannot do what the config asks; the sentence says what to change.
     """
 
     name: ClassVar[str]
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper | None]
     config_class: ClassVar[type]
-    groups: ClassVar[tuple[str, ...]]
+    groups: ClassVar[tuple[str, ...]] = ()
     """Names between part and layer in the keys of the losses, for those that have one."""
+    needs_teacher: ClassVar[bool] = True
 
     def __init__(self, config: Any, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__()
@@ -56,7 +71,7 @@ class DistillationMethod(nn.Module):
         totals: BatchTotals,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Computes the unweighted losses of one batch: [`steps`], alone.
+        """Computes the unweighted losses of one batch: [`questions`] and [`steps`], alone.
 
         Args:
             student ([`DetectorOutput`]): with gradient.
@@ -68,19 +83,32 @@ class DistillationMethod(nn.Module):
         Returns:
             `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`.
         """
-        return run_together(self.steps(student, teacher, targets, totals, generator))[0]
+        asked = self.questions(student, teacher, targets, generator)
+        replies = Replies(
+            {name: student.decode(queries) for name, queries in asked.student.items()},
+            {name: teacher.decode(queries) for name, queries in asked.teacher.items()},
+        )
+        return run_together(self.steps(student, teacher, replies, targets, totals))[0]
+
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        """What a method asks the two decoders beside their own queries: all methods of a step ask together."""
+        return Questions()
 
     def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
+        replies: Replies,
         targets: Targets,
         totals: BatchTotals,
-        generator: torch.Generator,
     ) -> Assigning[dict[str, Tensor]]:
-        """What a method writes: the computation of [`forward`], which yields once, the costs of its assignments (an
-        empty list where it has none), and is sent them on the host. So all assignments of a training step share one
-        copy: see [`~hf_detrkd.matching.run_together`]."""
+        """What a method writes: the losses, from the models' own answers and from those to its questions.
+
+        It yields once, the costs of its assignments (an empty list where it has none), and is sent them on the host.
+        So all assignments of a training step share one copy: see [`~hf_detrkd.matching.run_together`].
+        """
         raise NotImplementedError
 
 
@@ -127,7 +155,48 @@ def zero_content(queries: ObjectQueries, width: int) -> ObjectQueries:
     """The same places with a content of zeros, `(batch_size, num_queries, width)`."""
     place = queries.points if queries.boxes is None else queries.boxes
     assert place is not None
-    return replace(queries, content=place.new_zeros(*place.shape[:2], width))
+    return replace(queries, content=place.new_zeros(*place.shape[:2], width), rows=None)
+
+
+def with_content(queries: ObjectQueries, content: str, width: int) -> ObjectQueries:
+    """Queries at a place, with what a decoder starts from there: `"zero"`, or `"own"`, which each model adds itself.
+    Embeddings know no place and stay as they are."""
+    return queries if content == "own" or queries.position is not None else zero_content(queries, width)
+
+
+def shared_place(student: DetectorSpec, teacher: DetectorSpec) -> str | None:
+    """The kind of place that both decoders can be asked at: `"boxes"`, `"points"`, or none."""
+    return next((p for p in ("boxes", "points") if takes_place(student, p) and takes_place(teacher, p)), None)
+
+
+def random_queries(
+    place: str | None, count: int, distribution: str, example: DetectorOutput, generator: torch.Generator
+) -> ObjectQueries:
+    """One random set of queries for the whole batch, without content.
+
+    Args:
+        place (`str`, *optional*): `"boxes"` or `"points"` give boxes (a centre is a point); `None` gives position
+            embeddings spread like the own ones of `example` (ours).
+        count (`int`)
+        distribution (`str`): of the boxes: `"normal_logit"`, N(0, 1) before the sigmoid, or `"uniform"` with sides of
+            at least 0.01.
+        example ([`DetectorOutput`]): for batch size, device and embeddings.
+        generator (`torch.Generator`): on the CPU.
+    """
+    batch_size, device = example.layers[-1].boxes.shape[0], example.layers[-1].boxes.device
+    if place is None:
+        position = example.queries.position
+        assert position is not None
+        noise = torch.randn(count, position.shape[-1], generator=generator).to(device, non_blocking=True)
+        own = position[0].detach().float()
+        points = own.mean(0) + own.std(0) * noise
+        return ObjectQueries(position=points.to(position.dtype).expand(batch_size, -1, -1))
+    if distribution == "uniform":
+        boxes = torch.rand(count, 4, generator=generator)
+        boxes[:, 2:].clamp_(min=0.01)
+    else:
+        boxes = torch.randn(count, 4, generator=generator).sigmoid()
+    return ObjectQueries(boxes=boxes.to(device, non_blocking=True).expand(batch_size, -1, -1))
 
 
 def per_layer(name: str, values: Tensor, pairs: list[tuple[int, int, float]]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,10 +11,21 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..losses import box_losses, box_overlap, class_targets, detection_losses, gather_matched, soft_class_loss
+from ..losses import (
+    among_known,
+    box_losses,
+    box_overlap,
+    class_targets,
+    detection_losses,
+    gather_matched,
+    soft_class_loss,
+)
 from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, Predictions, Targets
-from .base import DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
+from ..questions import Questions, Replies
+from .base import ComparingConfig, DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
+from .features import cells_of, nearest_level, on_the_grid_of, projections, real_cells
+from .gates import better_answers, better_objects
 
 
 TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code]
@@ -24,7 +34,7 @@ PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  #
 
 
 @dataclass(frozen=True)
-class DETRDistillConfig:
+class DETRDistillConfig(ComparingConfig):
     """Options of DETRDistill. Defaults are the paper's or the released code's where these are known."""
 
     variant: Literal["paper", "released"] = field(
@@ -113,15 +123,13 @@ class DETRDistill(DistillationMethod):
 
     def _make_projections(self, student: DetectorSpec, teacher: DetectorSpec) -> nn.ModuleList:
         level = self.config.feature_level
-        widths, wanted = student.features[level], set(teacher.features[level])
-        if wanted != {teacher.width}:
+        wanted = teacher.features[level]
+        if set(wanted) != {teacher.width}:
             raise ValueError(
                 f"Feature masks compare the teacher's decoder states ({teacher.width} wide) with its {level} maps "
-                f"({sorted(wanted)} wide): set feature_level to the other place, or feature_weight to 0."
+                f"({sorted(set(wanted))} wide): set feature_level to the other place, or feature_weight to 0."
             )
-        return nn.ModuleList(
-            nn.Identity() if width == teacher.width else nn.Conv2d(width, teacher.width, 1) for width in widths
-        )
+        return projections(student.features[level], wanted)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -136,16 +144,23 @@ class DETRDistill(DistillationMethod):
             "detrdistill_assignment_giou": 2 * assignment,
         }
 
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        if not self.config.assignment_weight:
+            return Questions()
+        return Questions({"prior": teacher_queries(student, teacher, self.fields)})
+
     def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
+        replies: Replies,
         targets: Targets,
         totals: BatchTotals,
-        generator: torch.Generator,
     ) -> Assigning[dict[str, Tensor]]:
         losses: dict[str, Tensor] = {}
-        asked = self._ask_teacher_queries(student, teacher) if self.config.assignment_weight else ()
+        asked = replies.student.get("prior", ())
         with torch.autocast(targets.boxes.device.type, enabled=False):
             costs = self._costs(student, teacher, asked, targets)
         to_objects, *between = yield costs
@@ -153,7 +168,7 @@ class DETRDistill(DistillationMethod):
         index, pairing, positive = to_device(solved, targets.boxes.device)
         with torch.autocast(targets.boxes.device.type, enabled=False):
             if self.config.logits_weight:
-                losses |= self._logits(student, teacher, pairing, positive > 0, totals)
+                losses |= self._logits(student, teacher, pairing, positive > 0, targets, totals)
             if self.config.feature_weight:
                 losses |= self._features(student, teacher, targets, totals)
             if asked:
@@ -203,15 +218,18 @@ class DETRDistill(DistillationMethod):
         teacher: DetectorOutput,
         pairing: Tensor,
         positive: Tensor,
+        targets: Targets,
         totals: BatchTotals,
     ) -> dict[str, Tensor]:
-        logits, boxes = stack_layers([student.layers[s] for s, _, _ in self.pairs])
-        layers, activation = [teacher.layers[t] for _, t, _ in self.pairs], student.layers[0].activation
-        wanted = torch.stack([class_targets(layer, activation) for layer in layers])
-        classes = soft_class_loss(gather_matched(logits, pairing), wanted, activation)
-        distance, giou = box_losses(gather_matched(boxes, pairing), torch.stack([layer.boxes for layer in layers]))
+        terms = torch.stack(
+            [
+                self._pair_terms(student.layers[s], teacher.layers[t], index, targets)
+                for (s, t, _), index in zip(self.pairs, pairing, strict=True)
+            ],
+            dim=1,
+        )
         paired = pairing >= 0
-        pairs = totals.images * min(logits.shape[2], pairing.shape[2])
+        pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
             groups = {"": (paired, pairs)}
         else:
@@ -221,11 +239,19 @@ class DETRDistill(DistillationMethod):
             }
         losses: dict[str, Tensor] = {}
         for group, (chosen, divisor) in groups.items():
-            for part, values in (("class", classes), ("box", distance), ("giou", giou)):
+            for part, values in zip(("class", "box", "giou"), terms, strict=True):
                 if (part, group) != ("class", "_negative"):  # the class of a negative is always no object
                     value = (values * chosen).sum((1, 2)) / divisor
                     losses |= per_layer(f"detrdistill_logits_{part}{group}", value, self.pairs)
         return losses
+
+    def _pair_terms(self, student: Predictions, teacher: Predictions, index: Tensor, targets: Targets) -> Tensor:
+        """Class, L1 and GIoU loss of every teacher query and its student query, `(3, batch_size, num_queries)`."""
+        logits = gather_matched(among_known(student, teacher).logits, index)
+        paired = Predictions(logits, gather_matched(student.boxes, index), None, student.activation)
+        classes = soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
+        terms = torch.stack([classes, *box_losses(paired.boxes, teacher.boxes)])
+        return terms * better_answers(paired, teacher, targets) if self.config.gate == "better" else terms
 
     def _features(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
@@ -237,10 +263,11 @@ class DETRDistill(DistillationMethod):
         for level, own in enumerate(student.features[self.config.feature_level]):
             wanted = nearest_level(own, teacher_maps)
             goal = wanted.values.float()
-            projected = self.projections[level](own.values.float())
-            if projected.shape[-2:] != goal.shape[-2:]:
-                projected = F.interpolate(projected, goal.shape[-2:], mode="bilinear", align_corners=False)
+            projected = on_the_grid_of(wanted, own, self.projections[level])
             squares = torch.stack([feature_mask(d, wanted) for d in directions]).square().sum(0)
+            if self.config.gate == "better":
+                chosen = better_objects(student.layers[-1], teacher.layers[-1], targets)
+                squares = squares * (cells_of(targets, wanted)[0] & chosen[..., None, None]).any(1)
             distance = (squares[:, None] * (goal - projected).square()).mean(1).sum((1, 2))
             losses[f"detrdistill_feature_{level}"] = (distance / real_cells(wanted)).sum() / totals.images
         return losses
@@ -266,9 +293,6 @@ class DETRDistill(DistillationMethod):
         weight = torch.where(targets.valid.any(1, keepdim=True), weight, best)
         states = F.normalize(layer.hidden_states.float(), dim=-1)
         return (weight[..., None] * gather_matched(states, rows)).sum(1)
-
-    def _ask_teacher_queries(self, student: DetectorOutput, teacher: DetectorOutput) -> tuple[Predictions, ...]:
-        return student.decode(teacher_queries(student, teacher, self.fields))
 
     def _assignment(
         self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals
@@ -315,19 +339,6 @@ def one_or_more(count: Tensor | float, totals: BatchTotals) -> Tensor | float:
     """A count over the whole batch as a divisor, where it may be none."""
     least = 1.0 / totals.share
     return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
-
-
-def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
-    """The map whose height is nearest, in octaves, to that of `own`."""
-    height = own.values.shape[-2]
-    return min(others, key=lambda other: abs(np.log2(other.values.shape[-2] / height)))
-
-
-def real_cells(features: FeatureMap) -> Tensor | int:
-    """Cells of a map that are not padding: of each image `(batch_size,)`, or of all where nothing is padded."""
-    if features.padding is None:
-        return features.values.shape[-2:].numel()
-    return (~features.padding).sum((1, 2)).clamp(min=1)
 
 
 @torch.no_grad()

@@ -8,23 +8,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..losses import box_losses, class_targets, soft_class_loss, softmax_kl
 from ..matching import Assigning
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
+from ..questions import Questions, Replies
 from .base import (
     DistillationMethod,
     Paper,
     layer_pairs,
     per_layer,
+    random_queries,
     shared_fields,
-    takes_place,
+    shared_place,
     teacher_queries,
-    zero_content,
+    with_content,
 )
+from .gates import better_answers
+from .points import PointsConfig, point_losses, shares
 
 
 @dataclass(frozen=True)
-class KDDETRConfig:
+class KDDETRConfig(PointsConfig):
     """Options of KD-DETR. Defaults are the paper's or the released code's where these are known."""
 
     general_points: int = field(
@@ -37,21 +40,6 @@ class KDDETRConfig:
     specific_points: bool = field(
         default=True, metadata={"help": "Whether the teacher's own queries are points too. [paper]"}
     )
-    content: Literal["zero", "own"] = field(
-        default="zero",
-        metadata={
-            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
-            "at that place, which two-stage detectors are trained with [ours]."
-        },
-    )
-    class_loss: Literal["softmax_kl", "bce"] = field(
-        default="softmax_kl",
-        metadata={
-            "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a "
-            "sigmoid and a softmax head together always get."
-        },
-    )
-    temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
     scale: Literal["normalized", "released"] = field(
         default="normalized",
         metadata={
@@ -68,11 +56,9 @@ class KDDETRConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.general_points < 0 or self.temperature <= 0:
-            raise ValueError(
-                "general_points must be at least 0 and temperature above 0, got "
-                f"{self.general_points} and {self.temperature}."
-            )
+        super().__post_init__()
+        if self.general_points < 0:
+            raise ValueError(f"general_points must be at least 0, got {self.general_points}.")
         if not self.general_points and not self.specific_points:
             raise ValueError("KD-DETR needs points: set general_points above 0 or specific_points to true.")
 
@@ -121,9 +107,7 @@ class KDDETR(DistillationMethod):
         self.config: KDDETRConfig = config
         self.student, self.teacher = student, teacher
         self.fields = shared_fields(student, teacher)
-        self.place = next(
-            (p for p in ("boxes", "points") if takes_place(student, p) and takes_place(teacher, p)), None
-        )
+        self.place = shared_place(student, teacher)
         pair = (
             f"a {teacher.family} teacher ({teacher.width} wide) and a {student.family} student ({student.width} wide)"
         )
@@ -143,64 +127,54 @@ class KDDETR(DistillationMethod):
         class_weight = 2.0 if self.config.scale == "normalized" else 1.0
         return {"kd_detr_class": class_weight, "kd_detr_box": 5.0, "kd_detr_giou": 2.0}
 
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        asked: dict[str, ObjectQueries] = {}
+        answered: dict[str, ObjectQueries] = {}  # the teacher's ordinary answer is its answer to its own queries
+        if self.config.specific_points:
+            queries = teacher_queries(student, teacher, self._specific_fields())
+            asked["specific"] = with_content(queries, self.config.content, self.student.width)
+        if self.config.general_points:
+            count, distribution = self.config.general_points, self.config.general_distribution
+            queries = random_queries(self.place, count, distribution, teacher, generator)
+            asked["general"] = with_content(queries, self.config.content, self.student.width)
+            answered["general"] = with_content(queries, self.config.content, self.teacher.width)
+        return Questions(asked, answered)
+
     def steps(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
+        replies: Replies,
         targets: Targets,
         totals: BatchTotals,
-        generator: torch.Generator,
     ) -> Assigning[dict[str, Tensor]]:
         yield []
         losses: dict[str, Tensor] = {}
-        if self.config.specific_points:
-            queries = teacher_queries(student, teacher, self._specific_fields())
-            answers = student.decode(self._with_content(queries, self.student))
-            losses |= self._compare("specific", answers, teacher.layers, totals)
-        if self.config.general_points:
-            queries = self._general_points(teacher, generator)
-            answers = student.decode(self._with_content(queries, self.student))
-            wanted = teacher.decode(self._with_content(queries, self.teacher))
-            losses |= self._compare("general", answers, wanted, totals)
+        for group, answers in replies.student.items():
+            wanted = replies.teacher.get(group, teacher.layers)
+            losses |= self._compare(group, answers, wanted, targets, totals)
         return losses
 
     def _specific_fields(self) -> frozenset[str]:
         """Learned queries are shared whole; a proposal is its box, its content is chosen by the config."""
         return self.fields - {"content"} if "boxes" in self.fields else self.fields
 
-    def _with_content(self, queries: ObjectQueries, spec: DetectorSpec) -> ObjectQueries:
-        if self.config.content == "own" or queries.position is not None:
-            return queries
-        return zero_content(queries, spec.width)
-
-    def _general_points(self, teacher: DetectorOutput, generator: torch.Generator) -> ObjectQueries:
-        """One random set for the whole batch: places, or embeddings spread like the teacher's own [ours]."""
-        count, example = self.config.general_points, teacher.layers[-1].boxes
-        batch_size = example.shape[0]
-        if self.place is None:
-            position = teacher.queries.position
-            assert position is not None
-            noise = torch.randn(count, position.shape[-1], generator=generator).to(position.device, non_blocking=True)
-            own = position[0].float()
-            points = own.mean(0) + own.std(0) * noise
-            return ObjectQueries(position=points.to(position.dtype).expand(batch_size, -1, -1))
-        if self.config.general_distribution == "uniform":
-            boxes = torch.rand(count, 4, generator=generator)
-            boxes[:, 2:].clamp_(min=0.01)
-        else:
-            boxes = torch.randn(count, 4, generator=generator).sigmoid()
-        boxes = boxes.to(example.device, non_blocking=True).expand(batch_size, -1, -1)
-        return ObjectQueries(boxes=boxes)
-
     def _compare(
-        self, group: str, student: tuple[Predictions, ...], teacher: tuple[Predictions, ...], totals: BatchTotals
+        self,
+        group: str,
+        student: tuple[Predictions, ...],
+        teacher: tuple[Predictions, ...],
+        targets: Targets,
+        totals: BatchTotals,
     ) -> dict[str, Tensor]:
         """Compares answers to the same points, layer by layer; `w` has shape `(batch_size, num_points)`."""
         with torch.autocast(student[0].logits.device.type, enabled=False):
             best = teacher[-1].scores().amax(-1)
             weight = best if self.config.foreground_weight else torch.ones_like(best)
             pairs = self._pairs(len(student), len(teacher))
-            terms = torch.stack([self._terms(student[s], teacher[t], weight, totals) for s, t, _ in pairs], dim=1)
+            terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
         losses: dict[str, Tensor] = {}
         for part, values in zip(("class", "box", "giou"), terms.unbind(), strict=True):
             losses |= per_layer(f"kd_detr_{part}_{group}", values, pairs)
@@ -211,17 +185,14 @@ class KDDETR(DistillationMethod):
             return layer_pairs(num_student, num_teacher)
         return [(layer, num_teacher - 1, 1.0) for layer in range(num_student)]
 
-    def _terms(self, student: Predictions, teacher: Predictions, weight: Tensor, totals: BatchTotals) -> Tensor:
+    def _terms(
+        self, student: Predictions, teacher: Predictions, weight: Tensor, targets: Targets, totals: BatchTotals
+    ) -> Tensor:
         """Class, L1 and GIoU term of one layer, shape `(3,)`."""
-        terms = torch.stack([self._class_loss(student, teacher), *box_losses(student.boxes, teacher.boxes)])
+        terms = point_losses(student, teacher, self.config)
+        if self.config.gate == "better":
+            terms = terms * better_answers(student, teacher, targets)
         if self.config.scale == "released":
             sums, total = (weight * terms).sum((1, 2)), weight.sum().clamp(min=1e-6)
             return torch.stack([sums[0] / student.num_classes, sums[1] / (4 * total), sums[2] / total])
-        weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)
-        return (weight * terms).sum((1, 2)) / totals.images
-
-    def _class_loss(self, student: Predictions, teacher: Predictions) -> Tensor:
-        if self.config.class_loss == "bce" or student.activation != teacher.activation:
-            return soft_class_loss(student.logits, class_targets(teacher, student.activation), student.activation)
-        temperature = self.config.temperature
-        return temperature**2 * softmax_kl(student.logits, teacher.logits, temperature)
+        return (shares(weight) * terms).sum((1, 2)) / totals.images

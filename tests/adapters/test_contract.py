@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for, spec_for
 from hf_detrkd.adapters.rt_detr import rows_at
 from hf_detrkd.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
+from hf_detrkd.questions import ask_together
 from tests import tiny
 
 
@@ -633,7 +634,9 @@ def test_activation_checkpointing_changes_no_gradient_of_either_pass(build, name
             model.gradient_checkpointing_enable({"use_reentrant": False})
         adapter = adapter_for(model)
         output = run(adapter, inputs_for(adapter), with_labels=True)
-        return gradients(model, output.loss + some_loss(output.decode(foreign(adapter.spec))))
+        sets = [foreign(adapter.spec, count, seed=count) for count in (3, 5)]
+        together = [layer for layers in ask_together(output.decode, sets) for layer in layers]
+        return gradients(model, output.loss + some_loss(output.decode(foreign(adapter.spec))) + some_loss(together))
 
     plain, checkpointed = outcome(False), outcome(True)
     for key, gradient in plain.items():

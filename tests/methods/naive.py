@@ -1,4 +1,4 @@
-"""The two papers' formulas, one query, one pair and one layer at a time: the oracle of the methods' tests.
+"""The papers' formulas, one query, one pair and one layer at a time: the oracle of the methods' tests.
 
 Nothing here imports `hf_detrkd`. A layer is a `Layer` of plain tensors of one image; everything is float64.
 """
@@ -313,3 +313,113 @@ def _detection_class_loss(answers: Layer, query: int, label: int | None) -> tupl
         value = -0.25 * (1 - p) ** 2 * p.log() if c == label else -0.75 * p**2 * (1 - p).log()
         total = total + value
     return total, 1.0
+
+
+# --- CLoCKDistill (section 3) ----------------------------------------------------------------------------------------
+
+
+def bilinear(features: Tensor, height: int, width: int) -> Tensor:
+    """`(D, h, w)` on another grid: every cell is read at its centre, between the four cells around it."""
+    resized = torch.zeros(features.shape[0], height, width, dtype=torch.float64)
+    last = features.shape[1] - 1, features.shape[2] - 1
+    for y in range(height):
+        for x in range(width):
+            place = (y + 0.5) * features.shape[1] / height - 0.5, (x + 0.5) * features.shape[2] / width - 0.5
+            (top, left), total = map(math.floor, place), torch.zeros(features.shape[0], dtype=torch.float64)
+            for row in (top, top + 1):
+                for column in (left, left + 1):
+                    share = (1 - abs(place[0] - row)) * (1 - abs(place[1] - column))
+                    nearest = features[:, min(max(row, 0), last[0]), min(max(column, 0), last[1])]
+                    total = total + share * nearest
+            resized[:, y, x] = total
+    return resized
+
+
+def cells_of(box: Tensor, height: int, width: int) -> list[tuple[int, int]]:
+    """Cells (y, x) that a box touches, on a map of `height` x `width` real cells: at least one. An edge that rounding
+    alone pushes over a cell's border stays on it."""
+    cx, cy, w, h = box.tolist()
+    sides = []
+    for center, size, cells in ((cy, h, height), (cx, w, width)):
+        first = math.floor(round((center - size / 2) * cells, 4))
+        last = math.ceil(round((center + size / 2) * cells, 4)) - 1
+        first = min(max(first, 0), cells - 1)
+        sides.append(range(first, max(min(last, cells - 1), first) + 1))
+    return [(y, x) for y in sides[0] for x in sides[1]]
+
+
+def clockdistill_memory(
+    projected: Tensor, memory: Tensor, real: Tensor, truth: Truth, alpha: float = 5e-5, beta: float = 1e-7
+) -> tuple[Tensor, Tensor]:
+    """One level of one batch: the parts on objects and on the rest.
+
+    Args:
+        projected: the student's map in the teacher's width, `(B, D, h, w)`, on any grid.
+        memory: the teacher's, `(B, D, height, width)`.
+        real: cells that are image, `(B, height, width)`: a rectangle from the upper left corner.
+    """
+    sums = [torch.zeros((), dtype=torch.float64) for _ in range(2)]
+    for image, (_, boxes) in enumerate(truth):
+        cells = real[image].nonzero().tolist()
+        height, width = (max(cell[side] for cell in cells) + 1 for side in (0, 1))
+        inside = [cells_of(box, height, width) for box in boxes]
+        background = [cell for cell in map(tuple, cells) if not any(cell in found for found in inside)]
+        mine = projected[image]
+        if mine.shape != memory[image].shape:
+            mine = bilinear(mine, *memory.shape[-2:])
+        for y, x in map(tuple, cells):
+            squares = sum((a - b) ** 2 for a, b in zip(mine[:, y, x], memory[image, :, y, x], strict=True))
+            areas = [len(found) for found in inside if (y, x) in found]
+            share = 1 / min(areas) if areas else 1 / len(background)
+            part = 0 if areas else 1
+            sums[part] = sums[part] + (beta if part else alpha) * share * squares / len(truth)
+    return sums[0], sums[1]
+
+
+def clockdistill_queries(
+    student: Answers, teacher: Answers, counts: list[int], tempered: bool = True, temperature: float = 10.0
+) -> dict[tuple[str, int], Tensor]:
+    """The answers to one query per box, of which an image has `counts`; unweighted, by part and student layer."""
+
+    def real(answers: Answers) -> Answers:
+        return [
+            [
+                Layer(image.logits[:count], image.boxes[:count], image.activation)
+                for image, count in zip(layer, counts, strict=True)
+            ]
+            for layer in answers
+        ]
+
+    return kd_detr(real(student), real(teacher), tempered=tempered, last=False, temperature=temperature)
+
+
+# --- the gate, after Sun et al. (section 4) --------------------------------------------------------------------------
+
+
+def better_answers(student: list[Layer], teacher: list[Layer], truth: Truth) -> Tensor:
+    """One layer's answers to the same queries: 1 where the teacher's class (row 0) or box (1, 2) is better."""
+    found = torch.zeros(3, len(truth), len(teacher[0].boxes))
+    for image, (labels, boxes) in enumerate(truth):
+        for i, theirs in enumerate(teacher[image].boxes):
+            overlaps = [float(iou(theirs, box)) for box in boxes]
+            if max(overlaps, default=0.0) < 0.5:
+                continue
+            k = overlaps.index(max(overlaps))
+            scores = [float(side[image].scores(i)[labels[k]]) for side in (student, teacher)]
+            found[0, image, i] = scores[1] > scores[0]
+            found[1:, image, i] = overlaps[k] > float(iou(student[image].boxes[i], boxes[k]))
+    return found
+
+
+def better_objects(student: list[Layer], teacher: list[Layer], truth: Truth) -> list[list[bool]]:
+    """By image and object."""
+    found: list[list[bool]] = []
+    for image, (labels, boxes) in enumerate(truth):
+        found.append([])
+        for label, box in zip(labels, boxes, strict=True):
+            best = []
+            for side in (student[image], teacher[image]):
+                rows = range(len(side.boxes))
+                best.append(max(float(side.scores(i)[label] * iou(side.boxes[i], box)) for i in rows))
+            found[-1].append(best[1] > best[0])
+    return found

@@ -102,5 +102,7 @@ def test_encoder_rows_are_handed_on_only_where_both_have_the_same_grid(maps, kep
 def test_a_method_names_its_parts_and_its_paper(name):
     method_class = METHODS[name]
     method = method_class(method_class.config_class(), spec(), spec())
-    assert method_class.name == name and method_class.paper.arxiv in method_class.__doc__
+    assert method_class.name == name
+    assert method_class.paper is None or method_class.paper.arxiv in method_class.__doc__
+    assert (method_class.paper is None) == (not method_class.needs_teacher)
     assert all(key.startswith(f"{name}_") and weight > 0 for key, weight in method.weights.items())

@@ -1,0 +1,206 @@
+"""CLoCKDistill: the encoder's memory where objects are, and answers to queries made from the ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..matching import Assigning
+from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
+from ..questions import Questions, Replies
+from .base import DistillationMethod, Paper, layer_pairs, per_layer, shared_place, with_content
+from .features import cells_of, nearest_level, on_the_grid_of, projections
+from .gates import better_answers, better_objects
+from .points import PointsConfig, point_losses, shares
+
+
+@dataclass(frozen=True)
+class CLoCKDistillConfig(PointsConfig):
+    """Options of CLoCKDistill. Few of the paper's numbers are known: see PAPERS.md."""
+
+    memory_weight: float = field(
+        default=1.0, metadata={"help": "Of the encoder's memory; 0 for none. [third-party code: 1]"}
+    )
+    target_queries_weight: float = field(
+        default=1.0,
+        metadata={"help": "Of the queries from the ground truth; 0 for none. [third-party code: 1]"},
+    )
+    foreground_alpha: float = field(
+        default=5e-5, metadata={"help": "Of memory inside boxes. [third-party code, said to be the paper's: 5e-5]"}
+    )
+    background_beta: float = field(
+        default=1e-7, metadata={"help": "Of memory outside boxes. [third-party code, said to be the paper's: 1e-7]"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = (self.memory_weight, self.target_queries_weight)
+        if min(*weights, self.foreground_alpha, self.background_beta) < 0 or max(weights) == 0:
+            raise ValueError(
+                "CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above, got "
+                f"{weights}, alpha {self.foreground_alpha} and beta {self.background_beta}."
+            )
+
+
+class CLoCKDistill(DistillationMethod):
+    """Location-and-context-aware memory distillation and target-aware consistent logit distillation.
+
+    * memory: squared distance, summed over channels, of the maps that the decoder reads. A cell inside a box counts
+      as a part of that box's area, the smallest box's where several meet; a cell outside as a part of the background:
+      `alpha * sum M S d^2 + beta * sum (1 - M) S d^2`, summed over levels.
+    * target queries: one query for every ground-truth box, the same for both decoders and never trained; their answers
+      are compared layer by layer as in KD-DETR, with `1 * T^2 KL(teacher || student) + 5 * L1 + 2 * (1 - GIoU)` and
+      the teacher's highest score as the weight of a query, summing to 1 over an image.
+
+    Requirements:
+        For `target_queries_weight` above 0, a kind of place that both decoders take: boxes, or reference points.
+
+    References:
+        Lan & Tian, CLoCKDistill: Consistent Location-and-Context-aware Knowledge Distillation for DETRs, WACV 2026,
+        https://arxiv.org/abs/2502.10683
+
+    Relations:
+        [`KDDETR`] asks at random places and at the teacher's own; here the places are those of the objects.
+
+    Example:
+        ```python
+        >>> method = CLoCKDistill(CLoCKDistillConfig(), student.spec, teacher.spec)
+        >>> losses = method(student_output, teacher_output, targets, totals, torch.Generator())
+        ```
+    """
+
+    name = "clockdistill"
+    paper = Paper(
+        "CLoCKDistill: Consistent Location-and-Context-aware Knowledge Distillation for DETRs",
+        "2502.10683",
+        "@inproceedings{lan2026clockdistill, title={CLoCKDistill: Consistent Location-and-Context-aware Knowledge "
+        "Distillation for DETRs}, author={Lan, Qizhen and Tian, Qing}, booktitle={WACV}, year={2026}}",
+    )
+    config_class = CLoCKDistillConfig
+
+    def __init__(self, config: CLoCKDistillConfig, student: DetectorSpec, teacher: DetectorSpec):
+        super().__init__(config, student, teacher)
+        self.config: CLoCKDistillConfig = config
+        self.student, self.teacher = student, teacher
+        self.place = shared_place(student, teacher)
+        if config.target_queries_weight and self.place is None:
+            raise ValueError(
+                f"CLoCKDistill asks both decoders at the objects' boxes, but a {teacher.family} teacher and a "
+                f"{student.family} student cannot both be asked at a place: set target_queries_weight to 0, or choose "
+                "two families with boxes or reference points."
+            )
+        if config.memory_weight:
+            self.projections = projections(student.features["encoder"], teacher.features["encoder"])
+
+    @property
+    def memory_parts(self) -> tuple[str, ...]:
+        """Of the background nobody can say whose memory is better: a gate leaves it out."""
+        return ("foreground",) if self.config.gate == "better" else ("foreground", "background")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        config = self.config
+        scales = {"foreground": config.foreground_alpha, "background": config.background_beta}
+        memory = {f"clockdistill_{part}": scales[part] * config.memory_weight for part in self.memory_parts}
+        queries = {"class": 1.0, "box": 5.0, "giou": 2.0}
+        return memory | {f"clockdistill_{part}": w * config.target_queries_weight for part, w in queries.items()}
+
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        if not self.config.target_queries_weight:
+            return Questions()
+        queries = target_queries(targets)
+        asked = (with_content(queries, self.config.content, spec.width) for spec in (self.student, self.teacher))
+        return Questions(*({"targets": one} for one in asked))
+
+    def steps(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        replies: Replies,
+        targets: Targets,
+        totals: BatchTotals,
+    ) -> Assigning[dict[str, Tensor]]:
+        yield []
+        targets = targets.at_least_one_row()
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            if self.config.memory_weight:
+                losses |= self._memory(student, teacher, targets, totals)
+            if self.config.target_queries_weight:
+                answers = replies.student["targets"], replies.teacher["targets"]
+                losses |= self._target_queries(*answers, targets, totals)
+        return losses
+
+    def _memory(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
+    ) -> dict[str, Tensor]:
+        """Sums over levels of the distances inside and outside of boxes, by level of the student."""
+        counted = targets.valid
+        if self.config.gate == "better":
+            counted = better_objects(student.layers[-1], teacher.layers[-1], targets)
+        losses: dict[str, Tensor] = {}
+        for level, own in enumerate(student.features["encoder"]):
+            goal = nearest_level(own, teacher.features["encoder"])
+            apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[level])
+            distance = apart.square().sum(1)
+            foreground, background = location_scales(targets, counted, goal)
+            scales = {"foreground": foreground, "background": background}
+            for part in self.memory_parts:
+                scale = scales[part]
+                losses[f"clockdistill_{part}_{level}"] = (scale * distance).sum() / totals.images
+        return losses
+
+    def _target_queries(
+        self,
+        student: tuple[Predictions, ...],
+        teacher: tuple[Predictions, ...],
+        targets: Targets,
+        totals: BatchTotals,
+    ) -> dict[str, Tensor]:
+        pairs = layer_pairs(len(student), len(teacher))
+        valid = targets.valid
+        weight = shares(teacher[-1].scores().amax(-1) * valid)
+        terms = []
+        for s, t, _ in pairs:
+            values = weight * point_losses(student[s], teacher[t], self.config)
+            if self.config.gate == "better":
+                values = values * better_answers(student[s], teacher[t], targets)
+            terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.images)
+        losses: dict[str, Tensor] = {}
+        for part, values in zip(("class", "box", "giou"), torch.stack(terms, 1).unbind(), strict=True):
+            losses |= per_layer(f"clockdistill_{part}", values, pairs)
+        return losses
+
+
+def target_queries(targets: Targets) -> ObjectQueries:
+    """One query at every ground-truth box; rows of padding are a group of their own, which no real row sees."""
+    targets = targets.at_least_one_row()
+    return ObjectQueries(boxes=targets.boxes, groups=(~targets.valid).long())
+
+
+def location_scales(targets: Targets, counted: Tensor, goal: FeatureMap) -> tuple[Tensor, Tensor]:
+    """What each cell of a map counts for.
+
+    Args:
+        targets ([`Targets`])
+        counted (`torch.Tensor` of shape `(batch_size, max_boxes)`): bool, boxes whose cells count; cells of the others
+            count as neither foreground nor background.
+        goal ([`FeatureMap`])
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(batch_size, height, width)`: one over the area, in cells, of the
+        smallest box that holds the cell, 0 outside of boxes; and one over the number of cells outside of boxes, 0
+        inside. Padded cells are 0 in both.
+    """
+    inside, area = cells_of(targets, goal)
+    smallest, box = torch.where(inside, area[..., None, None], torch.inf).min(1)
+    is_foreground = smallest.isfinite()
+    foreground = torch.where(is_foreground & counted.gather(1, box.flatten(1)).view_as(box), 1 / smallest, 0.0)
+    real = torch.ones_like(is_foreground) if goal.padding is None else ~goal.padding
+    outside = real & ~is_foreground
+    background = outside / outside.sum((1, 2), keepdim=True).clamp(min=1)
+    return foreground * real, background

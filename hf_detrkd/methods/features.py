@@ -1,0 +1,72 @@
+"""Feature maps of two models, brought to one grid and one width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..outputs import FeatureMap, Targets
+
+
+ROUNDING = 1e-4  # of a cell: a box that ends on a cell's border does not touch the next one
+
+
+def projections(widths: Sequence[int], wanted: Sequence[int]) -> nn.ModuleList:
+    """A 1x1 convolution for every level of the student whose width is not the teacher's.
+
+    Args:
+        widths (`Sequence[int]`): channels of the student's levels.
+        wanted (`Sequence[int]`): channels of the teacher's, all equal.
+    """
+    (width,) = set(wanted)
+    return nn.ModuleList(nn.Identity() if own == width else nn.Conv2d(own, width, 1) for own in widths)
+
+
+def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
+    """The map whose height is nearest, in octaves, to that of `own`."""
+    height = own.values.shape[-2]
+    return min(others, key=lambda other: abs(np.log2(other.values.shape[-2] / height)))
+
+
+def on_the_grid_of(goal: FeatureMap, own: FeatureMap, projection: nn.Module) -> Tensor:
+    """A student's map in the teacher's width and size, float32, `(batch_size, channels, height, width)`; bilinear
+    where the sizes differ (ours)."""
+    projected: Tensor = projection(own.values.float())
+    if projected.shape[-2:] == goal.values.shape[-2:]:
+        return projected
+    return F.interpolate(projected, goal.values.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def real_cells(features: FeatureMap) -> Tensor | int:
+    """Cells of a map that are not padding: of each image `(batch_size,)`, or of all where nothing is padded."""
+    if features.padding is None:
+        return features.values.shape[-2:].numel()
+    return (~features.padding).sum((1, 2)).clamp(min=1)
+
+
+def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
+    """Cells that a box touches: its extent in cells, from floor to ceiling, at least one; boxes are in [0, 1] of the
+    image, which is the part of the map that is not padding.
+
+    Returns:
+        `tuple`: bool of shape `(batch_size, max_boxes, height, width)`, and areas `(batch_size, max_boxes)` in cells.
+    """
+    masks, extents = [], []
+    for axis, (dimension, other) in enumerate(((2, 1), (1, 2))):  # x along the width, y along the height
+        size = goal.values.shape[dimension + 1]
+        length: Tensor | int = size
+        if goal.padding is not None:
+            length = (~goal.padding).any(other).sum(1)[:, None]
+        center, half = targets.boxes[..., axis] * length, targets.boxes[..., axis + 2] * length / 2
+        end = torch.as_tensor(length, device=center.device).to(center.dtype)
+        first = (center - half + ROUNDING).floor().clamp(min=0).minimum(end - 1)
+        last = (center + half - ROUNDING).ceil().maximum(first + 1).minimum(end)
+        cells = torch.arange(size, device=first.device)
+        masks.append((cells >= first[..., None]) & (cells < last[..., None]))
+        extents.append(last - first)
+    inside = masks[1][..., :, None] & masks[0][..., None, :] & targets.valid[..., None, None]
+    return inside, extents[0] * extents[1]

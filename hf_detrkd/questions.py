@@ -1,0 +1,95 @@
+"""What methods ask of both decoders beyond the models' own queries: collected first, then asked in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .outputs import DetectorOutput, ObjectQueries, Predictions
+
+
+Layers = tuple[Predictions, ...]
+
+MAX_GROUPS = 1024  # groups within one set of queries
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries by a name that the method chooses, for each of the two models."""
+
+    student: Mapping[str, ObjectQueries] = field(default_factory=dict)
+    teacher: Mapping[str, ObjectQueries] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Every decoder layer's answers, by the names of the questions."""
+
+    student: Mapping[str, Layers]
+    teacher: Mapping[str, Layers]
+
+
+def ask(questions: Sequence[Questions], student: DetectorOutput, teacher: DetectorOutput | None) -> list[Replies]:
+    """Asks the questions of several methods, with one decoder pass per model for all that can share one.
+
+    Args:
+        questions (`Sequence[Questions]`): of each method.
+        student, teacher ([`DetectorOutput`]): the second may be `None` where nobody asks it.
+
+    Returns:
+        `list[Replies]`: of each method.
+    """
+    sides: dict[str, list[dict[str, Layers]]] = {"student": [], "teacher": []}
+    for side, model in (("student", student), ("teacher", teacher)):
+        asked: list[Mapping[str, ObjectQueries]] = [getattr(one, side) for one in questions]
+        every = [queries for one in asked for queries in one.values()]
+        answers = iter(ask_together(model.decode, every) if model is not None else [])
+        sides[side] = [{name: next(answers) for name in one} for one in asked]
+    return [Replies(*both) for both in zip(sides["student"], sides["teacher"], strict=True)]
+
+
+def ask_together(decode: Callable[[ObjectQueries], Layers], asked: Sequence[ObjectQueries]) -> list[Layers]:
+    """Answers to several sets of queries, each as if it were asked alone.
+
+    Sets with the same fields go through the decoder as one, apart by [`ObjectQueries.groups`].
+
+    Args:
+        decode: see [`DetectorOutput`].
+        asked (`Sequence[ObjectQueries]`)
+    """
+    alike: dict[frozenset[str], list[int]] = {}
+    for place, queries in enumerate(asked):
+        alike.setdefault(queries.fields - {"groups"}, []).append(place)
+    answers: dict[int, Layers] = {}
+    for places in alike.values():
+        sets = [asked[place] for place in places]
+        whole = decode(sets[0] if len(sets) == 1 else _joined(sets))
+        sizes = [queries.size for queries in sets]
+        split = [_split(layer, sizes) for layer in whole]
+        answers |= {place: tuple(layer[i] for layer in split) for i, place in enumerate(places)}
+    return [answers[place] for place in range(len(asked))]
+
+
+def _joined(sets: Sequence[ObjectQueries]) -> ObjectQueries:
+    """Sets of queries with the same fields as one, with groups that keep them apart."""
+    numbers = []
+    for i, queries in enumerate(sets):
+        example = next(queries.__dict__[name] for name in queries.fields)
+        own = torch.zeros(example.shape[:2], dtype=torch.long, device=example.device)
+        numbers.append((own if queries.groups is None else queries.groups) + i * MAX_GROUPS)
+    names = sets[0].fields - {"groups"}
+    values = {name: torch.cat([queries.__dict__[name] for queries in sets], 1) for name in names}
+    return ObjectQueries(**values, groups=torch.cat(numbers, 1))
+
+
+def _split(layer: Predictions, sizes: Sequence[int]) -> list[Predictions]:
+    parts: list[Sequence[Tensor | None]] = [layer.logits.split(sizes, 1), layer.boxes.split(sizes, 1)]
+    states = layer.hidden_states
+    parts.append([None] * len(sizes) if states is None else states.split(sizes, 1))
+    return [
+        Predictions(logits, boxes, state, layer.activation, layer.known)
+        for logits, boxes, state in zip(*parts, strict=True)
+    ]
