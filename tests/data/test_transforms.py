@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
-from hf_detrkd.data import AugmentationConfig, DetectionTransform
+from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform
 from hf_detrkd.data.transforms import item_seed, seeded
 
 
@@ -243,3 +243,35 @@ def test_wrong_settings_are_refused():
         AugmentationConfig(iou_crop=1.5)
     with pytest.raises(ValueError, match="`min_scale` and `max_scale` have to be positive and ordered"):
         AugmentationConfig(min_scale=2.0)
+
+
+# --- what the teacher sees -------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_sees_the_same_augmented_image_in_its_own_size(noise):
+    """Seen by a student of the teacher's size, the seed gives that image: crop, flip and colours are the same."""
+    augmentation = AugmentationConfig(scale_jitter=1.0, iou_crop=1.0, horizontal_flip=0.5, photometric=1.0)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.3)
+    both = DetectionTransform((32, 40), mean, std, augmentation, teacher_size=(64, 48))
+    student, teacher = (DetectionTransform(size, mean, std, augmentation) for size in ((32, 40), (64, 48)))
+    image = noise.load()
+    for seed in range(8):
+        item = both(image, noise, seed)
+        assert torch.equal(item["teacher_pixel_values"], teacher(image, noise, seed)["pixel_values"])
+        alone = student(image, noise, seed)
+        assert torch.equal(item["pixel_values"], alone["pixel_values"])
+        assert torch.equal(item["labels"]["boxes"], alone["labels"]["boxes"])
+
+
+def test_one_size_is_one_tensor(noise):
+    item = DetectionTransform((32, 40), teacher_size={"height": 32, "width": 40})(noise.load(), noise, 0)
+    assert not any(name.startswith("teacher_") for name in item)
+
+
+def test_a_teacher_that_keeps_the_aspect_ratio_gets_a_mask(noise):
+    item = DetectionTransform((32, 40), teacher_size={"shortest_edge": 20})(noise.load(), noise, 0)
+    assert item["teacher_pixel_mask"].shape == item["teacher_pixel_values"].shape[-2:]
+    assert "pixel_mask" not in item
+    batch = DetectionCollator()([item, item])
+    assert batch["teacher_pixel_values"].shape[0] == batch["teacher_pixel_mask"].shape[0] == 2
+    assert "pixel_mask" not in batch
