@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..losses import (
@@ -21,11 +20,12 @@ from ..losses import (
     soft_class_loss,
 )
 from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
-from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, Predictions, Targets
+from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, Predictions, Targets
 from ..questions import Questions, Replies
 from .base import ComparingConfig, DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
-from .features import cells_of, nearest_level, on_the_grid_of, projections, real_cells
+from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, real_cells
 from .gates import better_answers, better_objects
+from .pairing import pair_positives_first, positives
 
 
 TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code]
@@ -307,53 +307,7 @@ class DETRDistill(DistillationMethod):
         return losses
 
 
-def positives(index: np.ndarray, num_queries: int) -> np.ndarray:
-    """Whether each teacher query was given a box: bool of shape `(num_layers, batch_size, num_queries)`."""
-    chosen = np.zeros((*index.shape[:2], num_queries + 1), dtype=bool)
-    np.put_along_axis(chosen, np.where(index < 0, num_queries, index), True, axis=-1)
-    return chosen[..., :num_queries]
-
-
-def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The student query of each teacher query: positives are assigned first, the rest among what is left.
-
-    Args:
-        cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`)
-        positive (`np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`)
-
-    Returns:
-        `np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`, -1 where the student has too few queries.
-    """
-    pairing = np.full(positive.shape, -1, dtype=np.int64)
-    for layer, image in np.ndindex(*cost.shape[:2]):
-        free = np.ones(cost.shape[2], dtype=bool)
-        for columns in (positive[layer, image].nonzero()[0], (~positive[layer, image]).nonzero()[0]):
-            candidates = free.nonzero()[0]
-            rows, taken = linear_sum_assignment(cost[layer, image][np.ix_(candidates, columns)])
-            pairing[layer, image, columns[taken]] = candidates[rows]
-            free[candidates[rows]] = False
-    return pairing
-
-
 def one_or_more(count: Tensor | float, totals: BatchTotals) -> Tensor | float:
     """A count over the whole batch as a divisor, where it may be none."""
     least = 1.0 / totals.share
     return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
-
-
-@torch.no_grad()
-def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
-    """Where a map resembles the teacher's best queries.
-
-    Args:
-        direction (`torch.Tensor` of shape `(batch_size, width)`): weighted sum of unit queries.
-        features ([`FeatureMap`]): the teacher's.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], its maximum 1 in every image; 0 on padding.
-    """
-    unit = F.normalize(features.values.float(), dim=1)
-    mask = torch.einsum("bc,bchw->bhw", direction, unit).clamp(min=0.01)
-    if features.padding is not None:
-        mask = mask.masked_fill(features.padding, 0.0)
-    return mask / mask.amax((1, 2), keepdim=True)

@@ -70,3 +70,21 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
         extents.append(last - first)
     inside = masks[1][..., :, None] & masks[0][..., None, :] & targets.valid[..., None, None]
     return inside, extents[0] * extents[1]
+
+
+@torch.no_grad()
+def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
+    """Where a map resembles the teacher's best queries.
+
+    Args:
+        direction (`torch.Tensor` of shape `(batch_size, width)`): weighted sum of unit queries.
+        features ([`FeatureMap`]): the teacher's.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], its maximum 1 in every image; 0 on padding.
+    """
+    unit = F.normalize(features.values.float(), dim=1)
+    mask = torch.einsum("bc,bchw->bhw", direction, unit).clamp(min=0.01)
+    if features.padding is not None:
+        mask = mask.masked_fill(features.padding, 0.0)
+    return mask / mask.amax((1, 2), keepdim=True)
