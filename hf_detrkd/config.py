@@ -84,8 +84,9 @@ class DistillationConfig(TrainingArguments):
             "help": "Stop before training if the teacher's mAP on the evaluation set is below; 0 leaves the check out."
         },
     )
-    teacher_check_samples: int | None = field(
-        default=500, metadata={"help": "Check the teacher on the first so many evaluation images; none for all."}
+    teacher_check_samples: int = field(
+        default=500,
+        metadata={"help": "Check the teacher on so many images, spread over the evaluation set; 0 for all."},
     )
     probe: bool = field(
         default=True,
@@ -150,17 +151,16 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.loss_weights, str):
-            self.loss_weights = json.loads(self.loss_weights)
-        if not isinstance(self.loss_weights, dict | None):
-            raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {self.loss_weights!r}.")
+        self.loss_weights = parsed_weights(self.loss_weights)
+        if isinstance(self.method, list):  # as YAML has it
+            self.method = ",".join(self.method)
         if len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
             raise ValueError(
                 f"method must be none, or some of {', '.join(sorted(METHODS))} with commas between them, got "
                 f"{self.method!r}."
             )
         self.schedule()
-        parse_image_size(self.teacher_image_size)
+        parse_image_size(self.teacher_image_size, "teacher_image_size")
         if self.calibrate_weights < 0 or self.calibration_fraction <= 0:
             raise ValueError(
                 "calibrate_weights must be at least 0 and calibration_fraction above, got "
@@ -202,3 +202,16 @@ class DistillationConfig(TrainingArguments):
 def method_names(method: str) -> list[str]:
     """The names in `--method a,b`; `none` is no name."""
     return [] if method == "none" else [name.strip() for name in method.split(",")]
+
+
+def parsed_weights(weights: dict[str, Any] | str | None) -> dict[str, float] | None:
+    """`loss_weights` as numbers by name.
+
+    Raises:
+        ValueError: it is neither that nor JSON of it.
+    """
+    try:
+        found = json.loads(weights) if isinstance(weights, str) else weights
+        return None if found is None else {str(name): float(value) for name, value in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {weights!r}.") from error

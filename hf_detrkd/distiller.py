@@ -19,6 +19,9 @@ from .questions import ask
 from .teacher import Teacher
 
 
+LAYER = re.compile(r"_\d+$")  # that ends the name of a loss
+
+
 @dataclass(frozen=True)
 class Losses:
     """The losses of one batch, with their graph.
@@ -83,6 +86,14 @@ class Distiller(nn.Module):
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()
         return self
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """What `Trainer` calls for `--gradient_checkpointing`: the student's."""
+        self.student.gradient_checkpointing_enable(*args, **kwargs)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The same under its name in later transformers."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
 
     def forward(
         self,
@@ -183,8 +194,10 @@ class Distiller(nn.Module):
         return [self.weight_of(part), *own]
 
     def weight_key(self, name: str) -> str:
-        """The key of `loss_weights` that weighs a loss: the longest that its name begins with."""
-        return max((key for key in self.loss_weights if name.startswith(key)), key=len)
+        """The key of `loss_weights` that weighs a loss: the longest that its name begins with. A key with a layer
+        weighs that layer alone."""
+        fitting = (key for key in self.loss_weights if key == name or (not LAYER.search(key) and name.startswith(key)))
+        return max(fitting, key=len)
 
 
 def check_weights(methods: Sequence[DistillationMethod], chosen: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a run does before its first step: the teacher's mAP, the weights of the terms, and a probe of every term."""
+"""What a run does before its first step: the teacher's check, the weights of the terms, and a probe of every term."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from torch.utils.data import Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .adapters import class_names
-from .evaluation import class_figures
-from .guards import refuse_weak_teacher
 from .probe import Probe, calibrate, probe
+from .teacher_check import check_teacher
 
 
 if TYPE_CHECKING:
@@ -26,76 +24,78 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE = "recipe.yaml"  # in the output folder: the arguments that repeat the run
+PROBED = 4  # batches: a term that is zero in one may be there in the next
 
 
 def prepare(trainer: DistillationTrainer, resumes: bool) -> None:
-    """All checks that the arguments ask for, in their order; a resumed run keeps the weights of its checkpoint.
+    """All checks that the arguments ask for, in their order; a resumed run was checked when it began.
 
     Raises:
-        ValueError: the teacher is too weak, or a term would not teach.
+        ValueError: the teacher is too weak, does not see what was asked, or a term would not teach.
     """
-    if not trainer.distiller.methods or not trainer.args.distillation_weight:
+    args = trainer.args
+    if not trainer.distiller.methods or not args.distillation_weight:
         return
     if trainer.distiller.teacher is not None:
-        announce(trainer, trainer.distiller.teacher.class_map.table())
-    if not resumes:
-        check_teacher(trainer)
-        if trainer.args.calibrate_weights:
-            set_weights(trainer)
-    if trainer.args.probe:
+        trainer.announce(trainer.distiller.teacher.class_map.table())
+    if resumes:
+        return
+    check_teacher(trainer)
+    if not (args.calibrate_weights or args.probe):
+        return
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or not isinstance(trainer.train_dataset, Dataset):
+        reason = "DeepSpeed and FSDP hold the weights in parts" if args.fsdp or args.deepspeed else "no random access"
+        logger.warning(f"The terms are neither probed nor calibrated before this run: {reason}.")
+        return
+    trainer.student.to(args.device)
+    check_view(trainer)
+    if args.calibrate_weights:
+        set_weights(trainer)
+    if args.probe:
         probe_terms(trainer)
 
 
-def announce(trainer: DistillationTrainer, text: str) -> None:
-    """Prints on the first process alone."""
-    if trainer.is_world_process_zero():
-        print(text, flush=True)
-
-
-def check_teacher(trainer: DistillationTrainer) -> None:
-    """Evaluates the teacher on the evaluation set or its first images; `teacher_results.json` keeps the figures.
-
-    Raises:
-        ValueError: its mAP over the classes that it knows is below `min_teacher_map`.
+def check_view(trainer: DistillationTrainer) -> None:
     """
-    args, teacher, dataset = trainer.args, trainer.distiller.teacher, trainer.eval_dataset
-    if teacher is None or args.min_teacher_map <= 0 or trainer.teacher_metrics is not None:
+    Raises:
+        ValueError: the teacher shall see another size, but the data set does not show it.
+    """
+    if trainer.args.teacher_image_size is None or trainer.distiller.teacher is None:
         return
-    if not hasattr(dataset, "__len__"):
-        logger.warning("There is no evaluation set to check the teacher on: it teaches unseen.")
-        return
-    images = min(len(dataset), args.teacher_check_samples or len(dataset))
-    metrics = trainer.evaluate_teacher(dataset=dataset if images == len(dataset) else Subset(dataset, range(images)))
-    trainer.save_metrics("teacher", metrics, combined=False)
-    trainer.teacher_metrics = metrics
-    map_name = "teacher_map"
-    if map_name not in metrics:
-        logger.warning("compute_metrics gives no `map`: the teacher is not checked.")
-        return
-    found = metrics[map_name]
-    if not teacher.class_map.is_complete:
-        named = class_figures(dict(enumerate(class_names(trainer.student.config))))
-        known = [named[i] for i, column in enumerate(teacher.class_map.columns) if column is not None]
-        values = [metrics[f"teacher_{name}"] for name in known if metrics[f"teacher_{name}"] >= 0]
-        found = sum(values) / max(1, len(values))
-    announce(trainer, f"The teacher has a mAP of {found:.3f} on {images} evaluation images.")
-    refuse_weak_teacher(found, args.min_teacher_map, images, teacher.class_map.table())
+    batch = next(batches_with_boxes(trainer, 1))
+    size = "x".join(map(str, batch["pixel_values"].shape[-2:]))
+    if "teacher_pixel_values" not in batch and trainer.args.teacher_image_size not in (size, size.split("x")[0]):
+        raise ValueError(
+            f"teacher_image_size is {trainer.args.teacher_image_size}, but the data set shows the teacher nothing of "
+            f"its own, and the student {size}: give DetectionTransform the teacher_size."
+        )
 
 
 def probe_terms(trainer: DistillationTrainer) -> Probe:
-    """Measures every term on one batch and prints the table.
+    """Measures every term on a batch and prints the table; where a term is zero, on further batches.
 
     Raises:
-        ValueError: a term is not finite, is zero or does not reach the student.
+        ValueError: a term is not finite, or is zero or does not reach the student in all of them.
     """
-    batch = next(batches_with_boxes(trainer, 1))
-    found = probe(trainer.distiller, batch, precision_of(trainer))
-    announce(trainer, found.table())
     distiller = trainer.distiller
-    names = [term.name for term in found.terms]
-    # A part is off where all its layers are: a key may weigh single layers.
-    found.refuse_silence({name: max(map(abs, distiller.weights_under(name))) for name in names})
-    return found
+    seen: list[Probe] = []
+    faults: dict[str, str] = {}
+    for batch in batches_with_boxes(trainer, PROBED):
+        found = probe(distiller, batch, precision_of(trainer))
+        # A part is off where all its layers are: a key may weigh single layers.
+        weights = {term.name: max(map(abs, distiller.weights_under(term.name))) for term in found.terms}
+        now = found.faults(weights)
+        faults = {name: fault for name, fault in now.items() if not seen or name in faults}
+        seen.append(found)
+        if not faults:
+            break
+    trainer.announce(seen[0].table())
+    gated = any(vars(method.config).get("gate") == "better" for method in distiller.methods.values())
+    silent = [name for name, fault in faults.items() if fault == "zero"] if gated else []
+    if silent:  # a teacher that is nowhere better in a few images is no fault
+        logger.warning(f"The gate lets nothing through of {', '.join(silent)} in the first images.")
+    seen[0].refuse({name: fault for name, fault in faults.items() if name not in silent})
+    return seen[0]
 
 
 def set_weights(trainer: DistillationTrainer) -> None:
@@ -105,13 +105,18 @@ def set_weights(trainer: DistillationTrainer) -> None:
     batches = tqdm(
         batches_with_boxes(trainer, count), total=count, desc="Calibrating the weights", disable=args.disable_tqdm
     )
-    found = calibrate(
-        distiller, batches, args.calibration_fraction, args.learning_rate, args.max_grad_norm, precision_of(trainer)
-    )
-    values = torch.tensor(list(found.values()), device=args.device)
-    values = trainer.accelerator.reduce(values, "mean")
-    distiller.loss_weights |= dict(zip(found, values.tolist(), strict=True))
-    announce(trainer, "Calibrated weights: " + ", ".join(f"{k} {distiller.loss_weights[k]:.3g}" for k in found))
+    ratios = calibrate(distiller, batches, count, args.learning_rate, args.max_grad_norm, precision_of(trainer))
+    # The same keys in the same order on every process; NaN where a term was silent.
+    everyone = trainer.accelerator.gather(torch.tensor([list(ratios.values())], device=args.device)).nanmean(0)
+    for name, ratio in zip(ratios, everyone.tolist(), strict=True):
+        if distiller.loss_weights[name] and ratio != ratio:
+            raise ValueError(
+                f"No weight can be found for {name}: in {count} steps no gradient of it reached the student, or the "
+                "task loss was not finite. Set its weight to 0, or lower --learning_rate."
+            )
+        if ratio == ratio:
+            distiller.loss_weights[name] *= args.calibration_fraction * ratio
+    trainer.announce("Calibrated weights: " + ", ".join(f"{k} {v:.3g}" for k, v in distiller.loss_weights.items()))
     if trainer.is_world_process_zero():
         change_recipe(Path(args.output_dir), {"loss_weights": distiller.loss_weights, "calibrate_weights": 0})
 
@@ -135,16 +140,15 @@ def precision_of(trainer: DistillationTrainer) -> Any:
 
 
 def batches_with_boxes(trainer: DistillationTrainer, count: int) -> Iterator[dict[str, Any]]:
-    """Batches of random training images, of which those without a box are passed over; another order on each
-    process."""
+    """Batches of random training images, other ones on each process; a batch without a box is drawn again, a few
+    times."""
     dataset: Any = trainer.train_dataset
-    generator = torch.Generator().manual_seed(trainer.args.seed + trainer.args.process_index)
-    size, items, tried = trainer.args.per_device_train_batch_size, [], 0
-    while count:
-        index = int(torch.randint(len(dataset), (), generator=generator))
-        item, tried = dataset[index], tried + 1
-        if len(item["labels"]["class_labels"]) or tried > 20 * size:
-            items.append(item)
-        if len(items) == size:
-            yield trainer._prepare_inputs(trainer.data_collator(items))
-            items, tried, count = [], 0, count - 1
+    generator = torch.Generator().manual_seed(trainer.args.seed * 1000 + trainer.args.process_index)
+    size = trainer.args.per_device_train_batch_size
+    for _ in range(count):
+        for _ in range(20):
+            places = torch.randint(len(dataset), (size,), generator=generator).tolist()
+            batch = trainer.data_collator([dataset[place] for place in places])
+            if any(len(label["class_labels"]) for label in batch["labels"]):
+                break
+        yield trainer._prepare_inputs(batch)

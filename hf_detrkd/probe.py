@@ -57,27 +57,35 @@ class Probe:
             lines.append(f"{term.name:{width}}{figures}")
         return "\n".join(lines)
 
-    def refuse_silence(self, weights: Mapping[str, float]) -> None:
-        """
+    def faults(self, weights: Mapping[str, float]) -> dict[str, str]:
+        """What is wrong with each term: not finite, zero, or without gradient to the student.
+
         Args:
             weights (`dict[str, float]`): of the terms by name; those at 0 were switched off on purpose.
-
-        Raises:
-            ValueError: a term is not finite, is zero, or sends no gradient to the student; or all are switched off.
         """
-        faults = [
-            f"{term.name} is {fault}"
+        faults = {
+            term.name: fault
             for term in self.terms
             if weights[term.name] and (fault := _fault(term.value, term.gradient))
-        ]
+        }
         if self.terms and not any(weights.values()):
-            faults.append("every term has the weight 0")
-        if faults:
-            raise ValueError(
-                f"Distillation would not teach as it should: {'; '.join(faults)}. Look at the class map, the "
-                "teacher's preprocessing, frozen parameters and --loss_weights; a term with the weight 0 is left out "
-                f"of this check, and --probe false switches it off.\n{self.table()}"
-            )
+            faults["every term"] = "given the weight 0"
+        return faults
+
+    def refuse(self, faults: Mapping[str, str]) -> None:
+        """
+        Raises:
+            ValueError: there are faults.
+        """
+        if not faults:
+            return
+        listed = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
+        raise ValueError(
+            f"Distillation would not teach as it should: {listed}. Look at the class map (with a single class in "
+            "common --class_loss has to be bce), the teacher's preprocessing, frozen parameters and --loss_weights; a "
+            "term with the weight 0 is left out of this check, and --probe false switches it off.\n"
+            f"{self.table()}"
+        )
 
 
 def _fault(value: float, gradient: float) -> str | None:
@@ -155,36 +163,31 @@ def untouched(distiller: Distiller) -> Iterator[None]:
 def calibrate(
     distiller: Distiller,
     batches: Iterable[Mapping[str, Any]],
-    fraction: float,
+    count: int,
     learning_rate: float,
     max_grad_norm: float,
     precision: Precision,
     measurements: int = 20,
 ) -> dict[str, float]:
-    """Weights with which every term's gradient is a given fraction of the task loss's.
+    """How many times the task loss's gradient is as long as that of each weighted term.
 
     The student is trained by the task loss alone for the batches, since the first step says little, and put back
-    afterwards. At evenly spaced steps the norms of all gradients are measured; a weight follows their median.
+    afterwards. At evenly spaced steps the norms of all gradients are measured, on the student's parameters.
 
     Args:
         distiller ([`Distiller`])
-        batches: a list of what the distiller takes, on its device.
-        fraction (`float`): norm of each term's gradient over that of the task loss's, both on the student's
-            parameters.
+        batches: what the distiller takes, on its device, one after the other.
+        count (`int`): how many batches there are.
         learning_rate, max_grad_norm (`float`): of the training.
         precision: see [`Precision`].
         measurements (`int`): how many steps are measured at most.
 
     Returns:
-        `dict[str, float]`: a weight for each key of `distiller.loss_weights` that weighs a loss of this run; a weight
-        of 0 stays 0.
-
-    Raises:
-        ValueError: a term whose gradient is never there.
+        `dict[str, float]`: the median ratio for each key of `distiller.loss_weights`, in their order; NaN for one that
+        weighs nothing, or whose terms never had a gradient.
     """
-    batches = list(batches)
-    every = max(1, len(batches) // measurements)
-    ratios: dict[str, list[float]] = {}
+    every = max(1, count // measurements)
+    ratios: dict[str, list[float]] = {key: [] for key in distiller.loss_weights}
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     with untouched(distiller):
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
@@ -192,15 +195,12 @@ def calibrate(
             if place % every == 0:
                 found = measure(distiller, batch, precision, distiller.weight_key)
                 for term in found.terms:
-                    if term.gradient and math.isfinite(term.gradient):
-                        ratios.setdefault(term.name, []).append(found.task_gradient / term.gradient)
-                silent = [t.name for t in found.terms if distiller.loss_weights[t.name] and t.name not in ratios]
+                    if term.gradient and math.isfinite(term.gradient) and math.isfinite(found.task_gradient):
+                        ratios[term.name].append(found.task_gradient / term.gradient)
             with precision():
                 task = torch.cat(list(distiller.losses(**batch, distill=False).task.values())).sum()
             optimizer.zero_grad()
             task.backward()
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
-    if silent:
-        raise ValueError(f"No weight can be found for {', '.join(silent)}: no gradient reached the student.")
-    return {name: fraction * statistics.median(r) * distiller.loss_weights[name] for name, r in ratios.items()}
+    return {name: statistics.median(found) if found else math.nan for name, found in ratios.items()}

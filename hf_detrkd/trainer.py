@@ -7,7 +7,6 @@ import os
 import resource
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -30,9 +29,9 @@ from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from .guards import FiniteGuard
 from .initialization import apply_freezing, freeze_stages
-from .losses import UNKNOWN
 from .outputs import BatchTotals, Predictions
 from .preparation import prepare
+from .teacher_check import evaluate_teacher
 
 
 logger = logging.get_logger(__name__)
@@ -127,16 +126,16 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             teacher.to(args.device)
         self._schedule = args.schedule()
-        self._guard = FiniteGuard()
         self.teacher_metrics: dict[str, float] | None = None  # once it was checked
-        self._average = None if args.ema_decay is None else StudentAverage(model, args.ema_decay)
+        self._average = None
+        if args.ema_decay is not None:
+            self._average = StudentAverage(model.to(args.device), args.ema_decay)
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
         self._log_time = time.perf_counter()
         self._log_step = 0
         self._first_step: int | None = None
         self._evaluation_seconds = 0.0
-        self._teacher_answers = False
 
     @property
     def distiller(self) -> Distiller:
@@ -151,7 +150,10 @@ class DistillationTrainer(Trainer):
         """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
         self._first_step = None
         resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        self._guard = FiniteGuard()
         prepare(self, resumes)
+        # An evaluation before the training marks the student as prepared, and accelerate would then leave out DDP.
+        vars(self.distiller).pop("_is_accelerate_prepared", None)
         self._log_time = started = time.perf_counter()
         self._evaluation_seconds = 0.0
         output = super().train(*args, **kwargs)
@@ -248,11 +250,10 @@ class DistillationTrainer(Trainer):
         with nullcontext() if self._average is None else self._average.in_place():
             return super().evaluation_loop(*args, **kwargs)
 
-    def evaluate_teacher(self, metric_key_prefix: str = "teacher", dataset: Any = None) -> dict[str, float]:
-        """The teacher's metrics on the evaluation set, seeing exactly what it will teach from.
+    def evaluate_teacher(self, dataset: Any = None) -> dict[str, float]:
+        """The teacher's figures on the evaluation set, seeing exactly what it will teach from.
 
         Args:
-            metric_key_prefix (`str`)
             dataset (*optional*): in place of the evaluation set.
 
         Raises:
@@ -260,14 +261,12 @@ class DistillationTrainer(Trainer):
         """
         if self.distiller.teacher is None:
             raise ValueError("This run has no teacher to evaluate: it trains with --method none.")
-        if isinstance(self.compute_metrics, CocoEvaluator):
-            self.compute_metrics.reset()
-        self._teacher_answers = True
-        try:
-            loader = self.get_eval_dataloader(dataset)
-            return self.evaluation_loop(loader, "Evaluating the teacher", metric_key_prefix=metric_key_prefix).metrics
-        finally:
-            self._teacher_answers = False
+        return evaluate_teacher(self, dataset or self.eval_dataset)
+
+    def announce(self, text: str) -> None:
+        """Prints, on the first process alone."""
+        if self.is_world_process_zero():
+            print(text, flush=True)
 
     def prediction_step(
         self,
@@ -278,17 +277,11 @@ class DistillationTrainer(Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Loss, the 100 best detections of every image, and the ground truth, both in pixels of the original."""
         inputs = self._prepare_inputs(inputs)
-        teacher, outputs = self.distiller.teacher, {"loss": None}
-        if self._teacher_answers and teacher is not None:
-            view = "teacher_" if "teacher_pixel_values" in inputs else ""
-            answers = teacher(inputs[f"{view}pixel_values"], inputs.get(f"{view}pixel_mask")).layers[-1]
-            # A teacher whose answers are no numbers finds nothing, and fails its check.
-            answers = replace(answers, logits=answers.logits.nan_to_num(UNKNOWN), boxes=answers.boxes.nan_to_num(0.5))
-        else:
-            with torch.no_grad():
-                outputs = model(**inputs)
-            activation = self.distiller.adapter.spec.activation
-            answers = Predictions(outputs["logits"], outputs["pred_boxes"], activation=activation)
+        with torch.no_grad():
+            outputs = model(**inputs)
+        answers = Predictions(
+            outputs["logits"], outputs["pred_boxes"], activation=self.distiller.adapter.spec.activation
+        )
         if prediction_loss_only:
             return outputs["loss"], None, None
         sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])
@@ -347,8 +340,8 @@ class DistillationTrainer(Trainer):
                     "start from it with --model_name_or_path."
                 )
             distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
-            if self.args.calibrate_weights:
-                distiller.loss_weights = saved["loss_weights"]
+            if self.args.loss_weights is None:
+                distiller.loss_weights = saved["loss_weights"]  # they may have been calibrated
         if self._average is not None:
             self._average.load(folder / STATE_FOLDER)
 

@@ -27,7 +27,7 @@ def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: in
     """The command line of one run."""
     command = [sys.executable, str(SCRIPT), "--config", recipe, "--output_dir", str(folder), "--seed", str(seed)]
     for name, value in arguments.items():
-        command += [f"--{name}", as_text(value)]
+        command += [f"--{name}", *map(as_text, value if isinstance(value, list) else [value])]
     return command
 
 

@@ -1,6 +1,7 @@
 """`benchmark.py methods`: what every method gains over its controls, and what it costs."""
 
 import argparse
+import json
 import statistics
 import time
 from collections import defaultdict
@@ -148,17 +149,26 @@ def gain_table(results: dict[str, list[dict[str, float]]], steps: dict[str, int]
     return "\n".join(lines)
 
 
+def costs_of(
+    chosen: dict[str, dict[str, Any]], common: dict[str, Any], given: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """The cost of every run, kept in the output folder: a series that goes on keeps its budget of seconds."""
+    file = Path(given.output_dir, "costs.json")
+    costs = json.loads(file.read_text()) if file.is_file() else {}
+    for name in tqdm([name for name in chosen if name not in costs], desc="costs", leave=False):
+        pairs = (common | {"max_train_samples": 64, "max_eval_samples": 8} | chosen[name]).items()
+        costs[name] = cost_of([text for k, value in pairs for text in (f"--{k}", as_text(value))], given.cost_steps)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(costs, indent=2))
+    return {name: costs[name] for name in chosen}
+
+
 def methods(given: argparse.Namespace) -> dict[str, Any]:
     """Prints the tables and returns their figures."""
     series = yaml.safe_load(Path(given.variants).read_text())
     chosen = {n: v or {} for n, v in series["variants"].items() if not given.only or n in given.only}
     common = {"config": series["recipe"], "output_dir": given.output_dir} | (series.get("arguments") or {})
-    costs = {}
-    for name, arguments in tqdm(chosen.items(), desc="costs", leave=False):
-        pairs = (common | {"max_train_samples": 64, "max_eval_samples": 8} | arguments).items()
-        costs[name] = cost_of(
-            [text for key, value in pairs for text in (f"--{key}", as_text(value))], given.cost_steps
-        )
+    costs = costs_of(chosen, common, given)
     print(cost_table(costs))
     if given.only_cost:
         return {"costs": costs}

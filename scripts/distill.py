@@ -44,9 +44,10 @@ from hf_detrkd.data import (
 )
 from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
 from hf_detrkd.initialization import init_from_teacher
-from hf_detrkd.preparation import check_teacher, write_recipe
+from hf_detrkd.preparation import write_recipe
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
+from hf_detrkd.teacher_check import check_teacher, seen_by
 from hf_detrkd.visualization import class_colors, comparison_grid, draw_detections
 
 
@@ -277,8 +278,10 @@ def draw_predictions(
     for model in models.values():
         ask = model if isinstance(model, Teacher) else frozen(model)
         device = ask.model.device
-        mask = batch["pixel_mask"].to(device) if "pixel_mask" in batch else None
-        answers = ask(batch["pixel_values"].to(device), mask).layers[-1]
+        tensors = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        if ask is not model:  # a student sees its own view
+            tensors = {name: value for name, value in tensors.items() if not name.startswith("teacher_")}
+        answers = seen_by(ask, tensors)
         found = detections_from_predictions(answers, sizes)
         columns.append([picture(image, detections) for image, detections in zip(images, found, strict=True)])
     titles = ["Truth", *(name.capitalize() for name in models)]
@@ -330,7 +333,10 @@ def build_trainer(
 def control_of(config: DistillationConfig) -> DistillationConfig:
     """The same run without a teacher, in a folder of its own."""
     folder = str(Path(config.output_dir) / "control")
-    return dataclasses.replace(config, method="none", loss_weights=None, output_dir=folder)
+    resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is of the other run
+    return dataclasses.replace(
+        config, method="none", loss_weights=None, output_dir=folder, resume_from_checkpoint=resume or None
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -159,7 +159,7 @@ def test_a_nan_teacher_fails_the_teacher_s_check(make_run):
 
 def test_weights_that_are_all_zero_stop_the_run_and_single_ones_do_not(make_run):
     make_run(loss_weights={"kd_detr_class": 0.0}).train()
-    with pytest.raises(ValueError, match="every term has the weight 0"):
+    with pytest.raises(ValueError, match="every term is given the weight 0"):
         make_run(loss_weights={"kd_detr_": 0.0}).train()
 
 

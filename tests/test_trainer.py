@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, EarlyStoppingCallback
 
@@ -80,7 +81,7 @@ def test_two_micro_batches_of_two_train_as_one_batch_of_four(tmp_path: Path, met
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("detr", "none"), ("deformable_detr/two_stage", "kd_detr"), ("rt_detr", "detrdistill")],
+    [("detr", "none"), ("deformable_detr/two_stage", "kd_detr,clockdistill"), ("rt_detr", "detrdistill")],
 )
 def test_two_processes_train_as_one_also_when_one_has_no_box(tmp_path: Path, family: str, method: str) -> None:
     student = {"num_denoising": 0} if family == "rt_detr" else {}  # denoising noise is drawn per process
@@ -88,7 +89,8 @@ def test_two_processes_train_as_one_also_when_one_has_no_box(tmp_path: Path, fam
     common = PLAIN | {"family": family, "method": method, "empty": [2, 3], "student": student, "freeze": freeze}
     before = weights_of(make_trainer(tmp_path, **common))
     one = run(tmp_path / "one", per_device_train_batch_size=4, **common)
-    two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common)
+    look = {"looks_first": method != "none"}
+    two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common | look)
     assert_same_update(before, one, two)
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
     assert reports[0]["log"][0]["loss"] == pytest.approx(reports[1]["log"][0]["loss"], rel=1e-5)
@@ -108,6 +110,16 @@ def test_two_processes_of_every_family_train_as_one_also_when_one_has_no_box(tmp
     two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common)
     # Rounding in a random box refinement: 3e-5 in float32; in float64 parts differ from the whole by 1e-8.
     assert_same_update(before, one, two, 1e-4 if family == "deformable_detr/refine" else 1e-5)
+
+
+@pytest.mark.distributed
+def test_two_processes_calibrate_one_set_of_weights(tmp_path: Path) -> None:
+    run(tmp_path, processes=2, method="kd_detr,clockdistill", calibrate_weights=2, max_steps=1)
+    weights = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["loss_weights"]
+    entry = json.loads((tmp_path / "report.json").read_text())["log"][0]
+    parts = {name: value for name, value in entry.items() if name.startswith(tuple(weights))}
+    weighted = sum(weights[max((k for k in weights if n.startswith(k)), key=len)] * v for n, v in parts.items())
+    assert entry["distillation_loss"] == pytest.approx(weighted, rel=1e-4)
 
 
 @pytest.mark.distributed

@@ -99,7 +99,11 @@ if __name__ == "__main__":
     parser.add_argument("arguments", type=json.loads)
     given = parser.parse_args()
     options = {key: tuple(v) if key in ("empty", "widths") else v for key, v in given.arguments.items()}
+    looks_first = options.pop("looks_first", False)
     trainer = make_trainer(given.folder, **options)
+    if looks_first:  # what is evaluated before the training must not change it
+        trainer.evaluate()
+        trainer.evaluate_teacher()
     trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..criterion import Answers, Denoising, DetectionCriterion, TransformersCriterion
 from ..outputs import (
@@ -239,7 +240,7 @@ class DetectorAdapter:
 
         layers = list(self.decoder.layers)
         handles = [layer.self_attn.register_forward_pre_hook(add_mask, with_kwargs=True) for layer in layers]
-        checkpointed = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
+        checkpointed = [x for x in layers if isinstance(x, GradientCheckpointingLayer) and x.gradient_checkpointing]
         for layer in checkpointed:
             layer.gradient_checkpointing = False
         try:

@@ -269,8 +269,8 @@ class DetectionTransform:
         return values
 
 
-def parse_image_size(text: str | None) -> tuple[int, int] | None:
-    """Height and width in pixels from the command line's `128` or `320x256`; `None` stays `None`.
+def parse_image_size(text: str | None, argument: str = "image_size") -> tuple[int, int] | None:
+    """Height and width in pixels from the `argument` `128` or `320x256` of a command line; `None` stays `None`.
 
     Raises:
         `ValueError`: if it is neither a number nor HEIGHTxWIDTH.
@@ -279,7 +279,7 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
         return None
     numbers = str(text).lower().split("x")
     if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise ValueError(f"--image_size must be a number or HEIGHTxWIDTH, got {text!r}.")
+        raise ValueError(f"--{argument} must be a number or HEIGHTxWIDTH, got {text!r}.")
     return int(numbers[0]), int(numbers[-1])
 
 

@@ -34,11 +34,30 @@ def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
 
 def on_the_grid_of(goal: FeatureMap, own: FeatureMap, projection: nn.Module) -> Tensor:
     """A student's map in the teacher's width and size, float32, `(batch_size, channels, height, width)`; bilinear
-    where the sizes differ (ours)."""
+    where the sizes differ (ours), each image's own part of the map onto its part of the other."""
     projected: Tensor = projection(own.values.float())
-    if projected.shape[-2:] == goal.values.shape[-2:]:
+    size = goal.values.shape[-2:]
+    if own.padding is None and goal.padding is None:
+        same = projected.shape[-2:] == size
+        return projected if same else F.interpolate(projected, size, mode="bilinear", align_corners=False)
+    if projected.shape[-2:] == size and own.padding is not None and goal.padding is not None:
         return projected
-    return F.interpolate(projected, goal.values.shape[-2:], mode="bilinear", align_corners=False)
+    axes = []
+    for dimension in (1, 0):  # x, y
+        cells = torch.arange(size[dimension], device=projected.device) + 0.5
+        length = real_length(own, dimension)[:, None]
+        inside = (cells / real_length(goal, dimension)[:, None] * length).clamp(min=0.5).minimum(length - 0.5)
+        axes.append(2 * inside / projected.shape[2 + dimension] - 1)
+    grid = torch.stack(torch.broadcast_tensors(axes[0][:, None, :], axes[1][:, :, None]), -1)
+    return F.grid_sample(projected, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def real_length(features: FeatureMap, dimension: int) -> Tensor:
+    """Cells of each image along the height (0) or the width (1) that are not padding, `(batch_size,)`."""
+    values = features.values
+    if features.padding is None:
+        return torch.full((values.shape[0],), values.shape[2 + dimension], device=values.device)
+    return (~features.padding).any(2 - dimension).sum(1)
 
 
 def real_cells(features: FeatureMap) -> Tensor | int:
@@ -56,13 +75,11 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
         `tuple`: bool of shape `(batch_size, max_boxes, height, width)`, and areas `(batch_size, max_boxes)` in cells.
     """
     masks, extents = [], []
-    for axis, (dimension, other) in enumerate(((2, 1), (1, 2))):  # x along the width, y along the height
+    for axis, dimension in ((0, 2), (1, 1)):  # x along the width, y along the height
         size = goal.values.shape[dimension + 1]
-        length: Tensor | int = size
-        if goal.padding is not None:
-            length = (~goal.padding).any(other).sum(1)[:, None]
+        length = real_length(goal, dimension - 1)[:, None]
         center, half = targets.boxes[..., axis] * length, targets.boxes[..., axis + 2] * length / 2
-        end = torch.as_tensor(length, device=center.device).to(center.dtype)
+        end = length.to(center.dtype)
         first = (center - half + ROUNDING).floor().clamp(min=0).minimum(end - 1)
         last = (center + half - ROUNDING).ceil().maximum(first + 1).minimum(end)
         cells = torch.arange(size, device=first.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import box_overlap
+from ..losses import among_known, box_overlap
 from ..outputs import Predictions, Targets
 
 
@@ -31,6 +31,7 @@ def better_answers(student: Predictions, teacher: Predictions, targets: Targets)
     """
     if targets.labels.shape[1] == 0:
         return torch.zeros(3, *teacher.boxes.shape[:2], device=teacher.boxes.device)
+    student = among_known(student, teacher)
     own, theirs = (_overlap(side, targets) for side in (student, teacher))
     best, objects = theirs.max(-1)
     own = own.gather(-1, objects[..., None])[..., 0]
@@ -49,7 +50,7 @@ def better_objects(student: Predictions, teacher: Predictions, targets: Targets)
         `torch.Tensor` of shape `(batch_size, max_boxes)`, bool.
     """
     best = []
-    for side in (student, teacher):
+    for side in (among_known(student, teacher), teacher):
         labels = targets.labels[:, None].expand(-1, side.boxes.shape[1], -1)
         quality = side.scores().gather(-1, labels) * _overlap(side, targets)
         best.append(quality.amax(1))

@@ -28,7 +28,7 @@ class PointsConfig(ComparingConfig):
         default="softmax_kl",
         metadata={
             "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a "
-            "sigmoid and a softmax head together always get."
+            "sigmoid and a softmax head together always get, and a sigmoid head of one class."
         },
     )
     temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
@@ -45,7 +45,8 @@ def point_losses(student: Predictions, teacher: Predictions, config: PointsConfi
 
 def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig) -> Tensor:
     logits = among_known(student, teacher).logits
-    if config.class_loss == "bce" or student.activation != teacher.activation:
+    alone = student.activation == "sigmoid" and student.num_classes == 1  # a softmax over one class is constant
+    if config.class_loss == "bce" or alone or student.activation != teacher.activation:
         return soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
     return config.temperature**2 * softmax_kl(logits, teacher.logits, config.temperature)
 

@@ -349,7 +349,13 @@ def cells_of(box: Tensor, height: int, width: int) -> list[tuple[int, int]]:
 
 
 def clockdistill_memory(
-    projected: Tensor, memory: Tensor, real: Tensor, truth: Truth, alpha: float = 5e-5, beta: float = 1e-7
+    projected: Tensor,
+    memory: Tensor,
+    real: Tensor,
+    truth: Truth,
+    own_real: Tensor,
+    alpha: float = 5e-5,
+    beta: float = 1e-7,
 ) -> tuple[Tensor, Tensor]:
     """One level of one batch: the parts on objects and on the rest.
 
@@ -357,6 +363,7 @@ def clockdistill_memory(
         projected: the student's map in the teacher's width, `(B, D, h, w)`, on any grid.
         memory: the teacher's, `(B, D, height, width)`.
         real: cells that are image, `(B, height, width)`: a rectangle from the upper left corner.
+        own_real: the same of the student, `(B, h, w)`. Where the grids differ, image lies on image.
     """
     sums = [torch.zeros((), dtype=torch.float64) for _ in range(2)]
     for image, (_, boxes) in enumerate(truth):
@@ -365,8 +372,10 @@ def clockdistill_memory(
         inside = [cells_of(box, height, width) for box in boxes]
         background = [cell for cell in map(tuple, cells) if not any(cell in found for found in inside)]
         mine = projected[image]
-        if mine.shape != memory[image].shape:
-            mine = bilinear(mine, *memory.shape[-2:])
+        if own_real[image].shape != real[image].shape or not own_real[image].equal(real[image]):
+            own = own_real[image].nonzero().tolist()
+            own_height, own_width = (max(cell[side] for cell in own) + 1 for side in (0, 1))
+            mine = bilinear(mine[:, :own_height, :own_width], height, width)
         for y, x in map(tuple, cells):
             squares = sum((a - b) ** 2 for a, b in zip(mine[:, y, x], memory[image, :, y, x], strict=True))
             areas = [len(found) for found in inside if (y, x) in found]
