@@ -18,6 +18,9 @@ from hf_detrkd import DistillationConfig, DistillationTrainer
 from hf_detrkd.data import DetectionTransform, load_detection_splits
 from hf_detrkd.guards import FiniteGuard
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
+from hf_detrkd.outputs import Predictions
+from hf_detrkd.preparation import batches_with_boxes, precision_of, prepare, set_weights
+from hf_detrkd.probe import measure, untouched
 from hf_detrkd.students import build_student
 from tests.training import make_trainer, weights_of
 
@@ -178,9 +181,6 @@ def test_a_term_that_sends_no_gradient_to_the_student_stops_the_run(make_run):
 def test_calibrated_terms_have_the_asked_share_of_the_gradient(make_run, tmp_path):
     trainer = make_run("kd_detr,clockdistill", calibrate_weights=1, calibration_fraction=0.2, learning_rate=1e-12)
     before = weights_of(trainer)
-    from hf_detrkd.preparation import batches_with_boxes, precision_of, set_weights
-    from hf_detrkd.probe import measure, untouched
-
     set_weights(trainer)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(trainer).items())
     batch = next(batches_with_boxes(trainer, 1))
@@ -273,3 +273,69 @@ def test_messages_name_term_and_layer(terms: dict[str, Tensor], message: str):
     with pytest.raises(FloatingPointError, match=rf"Step 7: not finite are {message}, on the images with the ids 3"):
         guard.settle()
     guard.settle()
+
+
+# --- what a run may be besides ---------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_keeps_calibrated_weights_unless_it_is_given_others(make_run, tmp_path):
+    first = make_run(calibrate_weights=1, save_strategy="steps", save_steps=1)
+    first.train()
+    kept, given = make_run(max_steps=3), make_run(max_steps=3, loss_weights={"kd_detr_box": 7.0})
+    for resumed in (kept, given):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert kept.distiller.loss_weights == first.distiller.loss_weights
+    assert given.distiller.loss_weights == {"kd_detr_class": 2.0, "kd_detr_box": 7.0, "kd_detr_giou": 2.0}
+
+
+def test_several_evaluation_sets_are_checked_by_the_first(make_run, capsys):
+    trainer = make_run()
+    trainer.eval_dataset = {"first": trainer.eval_dataset, "second": trainer.train_dataset}
+    trainer.train()
+    assert "on 40 evaluation images" in capsys.readouterr().out
+
+
+def test_without_an_evaluation_set_the_teacher_teaches_unseen(make_run):
+    trainer = make_run()
+    trainer.eval_dataset = None
+    trainer.train()
+    assert trainer.teacher_metrics is None
+
+
+def test_a_gate_that_lets_nothing_through_is_no_fault(make_run, monkeypatch):
+    """A student that does better on every object of the first images still has something to learn later."""
+
+    def nothing(student: Predictions, teacher: Predictions, config: Any) -> Tensor:
+        return 0 * (student.logits.sum() + student.boxes[..., 0].expand(3, -1, -1))
+
+    monkeypatch.setattr("hf_detrkd.methods.kd_detr.point_losses", nothing)
+    trainer = make_run()
+    with pytest.raises(ValueError, match="kd_detr_class_specific is zero; kd_detr_box_specific is zero"):
+        prepare(trainer, resumes=False)  # of the same losses without a gate it is one
+    object.__setattr__(trainer.distiller.methods["kd_detr"].config, "gate", "better")
+    prepare(trainer, resumes=False)
+
+
+def test_a_size_for_the_teacher_that_the_data_set_does_not_show_is_refused(make_run):
+    with pytest.raises(ValueError, match="teacher_image_size is 96, but the data set shows the teacher nothing"):
+        make_run(teacher_image_size="96").train()
+    make_run(teacher_image_size="128").train()  # the student's own size
+
+
+def test_activation_checkpointing_is_the_student_s(tmp_path):
+    trainer = make_trainer(tmp_path, family="detr", method="kd_detr", gradient_checkpointing=True)
+    trainer.train()
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.student.modules())
+
+
+@pytest.mark.parametrize("weights", ["{a: 1}", '["kd_detr_box"]', {"kd_detr_box": None}, {"kd_detr_box": "much"}])
+def test_loss_weights_that_are_no_numbers_by_name_are_refused(tmp_path, weights):
+    with pytest.raises(ValueError, match="loss_weights must be a JSON object of names and numbers, got"):
+        DistillationConfig(str(tmp_path), loss_weights=weights)
+
+
+def test_loss_weights_of_yaml_are_numbers(tmp_path):
+    """YAML 1.1 reads 1e-3 as text."""
+    weights = yaml.safe_load("{kd_detr_box: 1e-3}")
+    assert DistillationConfig(str(tmp_path), loss_weights=weights).loss_weights == {"kd_detr_box": 0.001}
+    assert DistillationConfig(str(tmp_path), method=["kd_detr", "clockdistill"]).methods == ["kd_detr", "clockdistill"]
