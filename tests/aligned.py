@@ -1,4 +1,4 @@
-"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, from `scripts/benchmark.py`, of a whole model."""
+"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, from `scripts/benchmark_criterion.py`, of a whole model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import transformers
 from torch import Tensor
 
 
-_spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parent.parent / "scripts/benchmark.py")
+_spec = importlib.util.spec_from_file_location(
+    "benchmark_criterion", Path(__file__).parent.parent / "scripts/benchmark_criterion.py"
+)
 assert _spec is not None and _spec.loader is not None
 benchmark = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(benchmark)

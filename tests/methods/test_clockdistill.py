@@ -258,11 +258,13 @@ def random_targets(counts: Sequence[int]) -> Targets:
 
 
 def memory_oracle(
-    projected: Tensor, goal: FeatureMap, targets: Targets, padding: Tensor | None = None
+    projected: Tensor, goal: FeatureMap, targets: Targets, student: FeatureMap | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`padding` is the student's, where its grid is another one."""
+    """`student` is its map before the projection, where it is padded otherwise than the teacher's."""
     real = torch.ones_like(goal.values[:, 0]).bool() if goal.padding is None else ~goal.padding
-    own = torch.ones_like(projected[:, 0]).bool() if padding is None else ~padding
+    own = real if real.shape == projected[:, 0].shape else torch.ones_like(projected[:, 0]).bool()
+    if student is not None:
+        own = torch.ones_like(projected[:, 0]).bool() if student.padding is None else ~student.padding
     maps = projected.detach().double(), goal.values.double()
     return naive.clockdistill_memory(*maps, real, truth_of(targets), own)
 
@@ -300,9 +302,9 @@ def test_a_map_of_another_width_and_grid_is_projected_and_resized(student_map, p
     method = CLoCKDistill(CLoCKDistillConfig(**ONLY_MEMORY), student.spec, teacher.spec)
     losses = compare(method, student.output, teacher.output, targets)
     (projection,), own = method.projections, student.output.features["encoder"][0].values
-    padding = student.output.features["encoder"][0].padding
+    before = student.output.features["encoder"][0]
     projected = torch.einsum("oc,bchw->bohw", projection.weight[..., 0, 0], own) + projection.bias[:, None, None]
-    assert_memory(losses, 0, memory_oracle(projected, teacher.output.features["encoder"][0], targets, padding))
+    assert_memory(losses, 0, memory_oracle(projected, teacher.output.features["encoder"][0], targets, before))
     assert all(g.any() for g in torch.autograd.grad(total(losses), [own, *method.parameters()]))
 
 
