@@ -1,4 +1,4 @@
-"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, from `scripts/benchmark_criterion.py`, of a whole model."""
+"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, of a whole model: see `benchmark_criterion.py`."""
 
 from __future__ import annotations
 
