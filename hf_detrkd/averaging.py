@@ -59,17 +59,13 @@ class StudentAverage:
             own.copy_(averaged)
             averaged.copy_(kept)
 
-    @torch.no_grad()
     def adopt(self) -> None:
         """Gives the student the averaged weights for good."""
-        for own, averaged in zip(_tensors(self.student), _tensors(self.averaged.module), strict=True):
-            own.copy_(averaged)
+        _copy(self.averaged.module, self.student)
 
-    @torch.no_grad()
     def restart(self) -> None:
         """Makes the average equal to the student."""
-        for own, averaged in zip(_tensors(self.student), _tensors(self.averaged.module), strict=True):
-            averaged.copy_(own)
+        _copy(self.student, self.averaged.module)
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run needs beside the average: the trained weights and the number of steps."""
@@ -98,3 +94,9 @@ class StudentAverage:
 def _tensors(module: nn.Module) -> list[Tensor]:
     """Every parameter and buffer once, tied ones too."""
     return [*module.parameters(), *module.buffers()]
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, goal: nn.Module) -> None:
+    for wanted, value in zip(_tensors(goal), _tensors(source), strict=True):
+        wanted.copy_(value)

@@ -188,8 +188,12 @@ class BatchTotals:
     @property
     def boxes_or_one(self) -> Tensor | float:
         """Boxes, at least one in the whole batch, so that a batch without boxes divides by one and not by zero."""
+        return self.or_one(self.boxes)
+
+    def or_one(self, count: Tensor | float) -> Tensor | float:
+        """A count as a divisor, at least one in the whole batch."""
         least = 1.0 / self.share
-        return self.boxes.clamp(min=least) if isinstance(self.boxes, Tensor) else max(self.boxes, least)
+        return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
 
     def repeated(self, times: int) -> BatchTotals:
         """The totals where every box is matched `times` times, by so many groups of queries."""

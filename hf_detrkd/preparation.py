@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -43,8 +42,9 @@ def prepare(trainer: DistillationTrainer, resumes: bool) -> None:
     check_teacher(trainer)
     if not (args.calibrate_weights or args.probe):
         return
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or not isinstance(trainer.train_dataset, Dataset):
-        reason = "DeepSpeed and FSDP hold the weights in parts" if args.fsdp or args.deepspeed else "no random access"
+    in_parts = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if in_parts or not isinstance(trainer.train_dataset, Sized):
+        reason = "DeepSpeed and FSDP hold the weights in parts" if in_parts else "its training set has no length"
         logger.warning(f"The terms are neither probed nor calibrated before this run: {reason}.")
         return
     trainer.student.to(args.device)

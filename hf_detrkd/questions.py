@@ -42,13 +42,16 @@ def ask(questions: Sequence[Questions], student: DetectorOutput, teacher: Detect
     Returns:
         `list[Replies]`: of each method.
     """
-    sides: dict[str, list[dict[str, Layers]]] = {"student": [], "teacher": []}
-    for side, model in (("student", student), ("teacher", teacher)):
-        asked: list[Mapping[str, ObjectQueries]] = [getattr(one, side) for one in questions]
-        every = [queries for one in asked for queries in one.values()]
-        answers = iter(ask_together(model.decode, every) if model is not None else [])
-        sides[side] = [{name: next(answers) for name in one} for one in asked]
-    return [Replies(*both) for both in zip(sides["student"], sides["teacher"], strict=True)]
+    own = _ask_one(student, [one.student for one in questions])
+    theirs = _ask_one(teacher, [one.teacher for one in questions])
+    return [Replies(*both) for both in zip(own, theirs, strict=True)]
+
+
+def _ask_one(model: DetectorOutput | None, asked: Sequence[Mapping[str, ObjectQueries]]) -> list[dict[str, Layers]]:
+    """The answers of one model to what each method asks it."""
+    every = [queries for one in asked for queries in one.values()]
+    answers = iter(ask_together(model.decode, every) if model is not None else [])
+    return [{name: next(answers) for name in one} for one in asked]
 
 
 def ask_together(decode: Callable[[ObjectQueries], Layers], asked: Sequence[ObjectQueries]) -> list[Layers]:

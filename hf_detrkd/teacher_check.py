@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-def evaluate_teacher(trainer: DistillationTrainer, dataset: Dataset) -> dict[str, float]:
+def evaluate_teacher(trainer: DistillationTrainer, dataset: Any) -> dict[str, float]:
     """COCO figures of the run's teacher on a data set, seeing exactly what it will teach from.
 
     A loop of its own: `Trainer`'s would take the student for prepared, and then train it without DDP.
@@ -36,7 +37,7 @@ def evaluate_teacher(trainer: DistillationTrainer, dataset: Dataset) -> dict[str
     """
     teacher, args = trainer.distiller.teacher, trainer.args
     assert teacher is not None
-    mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))  # type: ignore[arg-type]
+    mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
     loader = DataLoader(
         mine, args.eval_batch_size, collate_fn=trainer.data_collator, num_workers=args.dataloader_num_workers
     )
@@ -86,13 +87,15 @@ def check_teacher(trainer: DistillationTrainer) -> None:
     Raises:
         ValueError: its mAP over the classes that it knows is below `min_teacher_map`.
     """
-    args, teacher, dataset = trainer.args, trainer.distiller.teacher, trainer.eval_dataset
+    args, teacher = trainer.args, trainer.distiller.teacher
     if teacher is None or args.min_teacher_map <= 0 or trainer.teacher_metrics is not None:
         return
-    dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
+    given = trainer.eval_dataset
+    first = next(iter(given.values())) if isinstance(given, dict) else given
+    if not isinstance(first, Sized):
         logger.warning("There is no evaluation set with a length to check the teacher on: it teaches unseen.")
         return
+    dataset: Any = first
     images = min(len(dataset), args.teacher_check_samples or len(dataset))
     places = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
     metrics = evaluate_teacher(trainer, dataset if images == len(dataset) else Subset(dataset, places))

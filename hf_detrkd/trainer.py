@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -126,6 +126,7 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             teacher.to(args.device)
         self._schedule = args.schedule()
+        self._guard = FiniteGuard()
         self.teacher_metrics: dict[str, float] | None = None  # once it was checked
         self._average = None
         if args.ema_decay is not None:
@@ -150,7 +151,7 @@ class DistillationTrainer(Trainer):
         """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
         self._first_step = None
         resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
-        self._guard = FiniteGuard()
+        self._guard = FiniteGuard()  # without what a run that broke off has left behind
         prepare(self, resumes)
         # An evaluation before the training marks the student as prepared, and accelerate would then leave out DDP.
         vars(self.distiller).pop("_is_accelerate_prepared", None)
@@ -245,9 +246,13 @@ class DistillationTrainer(Trainer):
         self._log_time += seconds
         return metrics
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the student has its averaged weights, where there are such."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`, with the student's averaged weights where there are such."""
-        with nullcontext() if self._average is None else self._average.in_place():
+        with self._averaged():
             return super().evaluation_loop(*args, **kwargs)
 
     def evaluate_teacher(self, dataset: Any = None) -> dict[str, float]:
@@ -297,7 +302,7 @@ class DistillationTrainer(Trainer):
         distiller = self.distiller
         state_dict = state_dict or distiller.state_dict()
         student = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
-        with nullcontext() if self._average is None else self._average.in_place():
+        with self._averaged():
             distiller.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -312,13 +317,13 @@ class DistillationTrainer(Trainer):
 
     def _save_state(self, folder: Path) -> None:
         """What a resumed run needs beside the student."""
-        if self._average is not None:
-            folder.mkdir(exist_ok=True)
-            self._average.save(folder)
-        if not self.distiller.methods:
-            return
-        folder.mkdir(exist_ok=True)
         methods: Any = self.distiller.methods
+        if methods or self._average is not None:
+            folder.mkdir(exist_ok=True)
+        if self._average is not None:
+            self._average.save(folder)
+        if not methods:
+            return
         save_file({k: v.contiguous() for k, v in methods.state_dict().items()}, folder / METHOD_WEIGHTS)
         options = {
             "methods": {name: vars(method.config) for name, method in methods.items()},

@@ -295,6 +295,19 @@ def test_several_evaluation_sets_are_checked_by_the_first(make_run, capsys):
     assert "on 40 evaluation images" in capsys.readouterr().out
 
 
+def test_a_training_set_without_a_length_is_neither_probed_nor_calibrated(make_run, capsys):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    trainer = make_run(calibrate_weights=1)
+    weights = dict(trainer.distiller.loss_weights)
+    trainer.train_dataset = Stream()
+    prepare(trainer, resumes=False)
+    assert trainer.distiller.loss_weights == weights
+    assert "gradient" not in capsys.readouterr().out
+
+
 def test_without_an_evaluation_set_the_teacher_teaches_unseen(make_run):
     trainer = make_run()
     trainer.eval_dataset = None

@@ -13,6 +13,10 @@ from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, 
 from ..questions import Questions, Replies
 
 
+PARTS = ("class", "box", "giou")
+"""What a query's answer is compared in, in the order of all stacked terms."""
+
+
 @dataclass(frozen=True)
 class Paper:
     """Where a method comes from; goes into the model card."""
@@ -32,6 +36,29 @@ class ComparingConfig:
             "help": "better: compare on objects alone, and there only what the teacher does better: classes where its "
             "score is higher, boxes where its IoU is [after Sun et al., task-adaptive regularization]."
         },
+    )
+
+
+@dataclass(frozen=True)
+class PlacesConfig:
+    """Options of every method that asks queries at places."""
+
+    content: Literal["zero", "own"] = field(
+        default="zero",
+        metadata={
+            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
+            "at that place, which two-stage detectors are trained with [ours]."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class RandomPlacesConfig(PlacesConfig):
+    """Options of every method that asks queries at random places: see [`random_queries`]."""
+
+    general_distribution: Literal["normal_logit", "uniform"] = field(
+        default="normal_logit",
+        metadata={"help": "Random boxes: N(0, 1) before the sigmoid [released code], or uniform with sides >= 0.01."},
     )
 
 
@@ -205,4 +232,14 @@ def per_layer(name: str, values: Tensor, pairs: list[tuple[int, int, float]]) ->
     for (layer, _, weight), value in zip(pairs, values.unbind(), strict=True):
         key = f"{name}_{layer}"
         losses[key] = losses[key] + weight * value if key in losses else weight * value
+    return losses
+
+
+def parts_per_layer(
+    name: str, terms: Tensor, pairs: list[tuple[int, int, float]], group: str = ""
+) -> dict[str, Tensor]:
+    """Scalars `<name>_<part>[_<group>]_<layer>` from the terms of all parts, `(3, num_pairs)`."""
+    losses: dict[str, Tensor] = {}
+    for part, values in zip(PARTS, terms.unbind(), strict=True):
+        losses |= per_layer(f"{name}_{part}{group and '_'}{group}", values, pairs)
     return losses

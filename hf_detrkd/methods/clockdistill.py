@@ -10,7 +10,7 @@ from torch import Tensor
 from ..matching import Assigning
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
 from ..questions import Questions, Replies
-from .base import DistillationMethod, Paper, layer_pairs, per_layer, shared_place, with_content
+from .base import DistillationMethod, Paper, layer_pairs, parts_per_layer, shared_place, with_content
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects
 from .points import PointsConfig, point_losses, shares
@@ -170,10 +170,7 @@ class CLoCKDistill(DistillationMethod):
             if self.config.gate == "better":
                 values = values * better_answers(student[s], teacher[t], targets)
             terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.images)
-        losses: dict[str, Tensor] = {}
-        for part, values in zip(("class", "box", "giou"), torch.stack(terms, 1).unbind(), strict=True):
-            losses |= per_layer(f"clockdistill_{part}", values, pairs)
-        return losses
+        return parts_per_layer("clockdistill", torch.stack(terms, 1), pairs)
 
 
 def target_queries(targets: Targets) -> ObjectQueries:

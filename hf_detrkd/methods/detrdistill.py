@@ -15,21 +15,29 @@ from ..losses import (
     box_losses,
     box_overlap,
     class_targets,
-    detection_losses,
     gather_matched,
     soft_class_loss,
 )
 from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, Predictions, Targets
 from ..questions import Questions, Replies
-from .base import ComparingConfig, DistillationMethod, Paper, layer_pairs, per_layer, shared_fields, teacher_queries
+from .base import (
+    PARTS,
+    ComparingConfig,
+    DistillationMethod,
+    Paper,
+    layer_pairs,
+    per_layer,
+    shared_fields,
+    teacher_queries,
+)
 from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, real_cells
 from .gates import better_answers, better_objects
 from .pairing import pair_positives_first, positives
+from .supervision import MATCHER, supervised_losses
 
 
 TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code]
-MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # teacher and ground truth
 PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  # student and teacher [released code]
 
 
@@ -111,7 +119,6 @@ class DETRDistill(DistillationMethod):
         self.config: DETRDistillConfig = config
         self.pairs = layer_pairs(student.num_layers, teacher.num_layers)
         self.fields = shared_fields(student, teacher)
-        self.class_kind = "cross_entropy" if student.activation == "softmax" else "focal"
         if config.assignment_weight and not self.fields:
             raise ValueError(
                 f"A {student.family} student ({student.width} wide) cannot be asked the queries of a {teacher.family} "
@@ -234,12 +241,12 @@ class DETRDistill(DistillationMethod):
             groups = {"": (paired, pairs)}
         else:
             groups = {
-                "_positive": (paired & positive, one_or_more(totals.matched, totals)),
-                "_negative": (paired & ~positive, one_or_more(pairs - totals.matched, totals)),
+                "_positive": (paired & positive, totals.or_one(totals.matched)),
+                "_negative": (paired & ~positive, totals.or_one(pairs - totals.matched)),
             }
         losses: dict[str, Tensor] = {}
         for group, (chosen, divisor) in groups.items():
-            for part, values in zip(("class", "box", "giou"), terms, strict=True):
+            for part, values in zip(PARTS, terms, strict=True):
                 if (part, group) != ("class", "_negative"):  # the class of a negative is always no object
                     value = (values * chosen).sum((1, 2)) / divisor
                     losses |= per_layer(f"detrdistill_logits_{part}{group}", value, self.pairs)
@@ -298,16 +305,5 @@ class DETRDistill(DistillationMethod):
         self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals
     ) -> dict[str, Tensor]:
         logits, boxes = stack_layers([asked[s] for s, _, _ in self.pairs])
-        sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, self.class_kind)
-        divisor = totals.boxes_or_one
-        class_divisor = divisor if self.class_kind == "focal" else totals.class_weight(logits.shape[2], 0.1)
-        losses: dict[str, Tensor] = {}
-        for part, value, by in zip(("class", "box", "giou"), sums, (class_divisor, divisor, divisor), strict=True):
-            losses |= per_layer(f"detrdistill_assignment_{part}", value / by, self.pairs)
-        return losses
-
-
-def one_or_more(count: Tensor | float, totals: BatchTotals) -> Tensor | float:
-    """A count over the whole batch as a divisor, where it may be none."""
-    least = 1.0 / totals.share
-    return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
+        name, activation = "detrdistill_assignment", asked[0].activation
+        return supervised_losses(name, logits, boxes, index, targets, totals, activation, self.pairs)

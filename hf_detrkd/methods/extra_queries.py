@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..losses import detection_losses
-from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
+from ..matching import Assigning, match_columns, stack_layers, to_device
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, Targets
 from ..questions import Questions, Replies
-from .base import DistillationMethod, per_layer, random_queries, takes_place, with_content
-
-
-MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)
+from .base import DistillationMethod, RandomPlacesConfig, random_queries, takes_place, with_content
+from .supervision import MATCHER, classification_of, supervised_losses
 
 
 @dataclass(frozen=True)
-class ExtraQueriesConfig:
+class ExtraQueriesConfig(RandomPlacesConfig):
     """Options of the control."""
 
     extra_queries: int = field(
         default=600, metadata={"help": "Random queries a step; as many as the points of the compared run. [ours]"}
-    )
-    general_distribution: Literal["normal_logit", "uniform"] = field(
-        default="normal_logit",
-        metadata={"help": "Random boxes: N(0, 1) before the sigmoid [released code], or uniform with sides >= 0.01."},
-    )
-    content: Literal["zero", "own"] = field(
-        default="zero",
-        metadata={
-            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
-            "at that place, which two-stage detectors are trained with [ours]."
-        },
     )
 
     def __post_init__(self) -> None:
@@ -63,7 +48,6 @@ class ExtraQueries(DistillationMethod):
         self.config: ExtraQueriesConfig = config
         self.student = student
         self.place = next((place for place in ("boxes", "points") if takes_place(student, place)), None)
-        self.class_kind = "cross_entropy" if student.activation == "softmax" else "focal"
         if self.place is None and "position" not in student.query_fields:
             raise ValueError(
                 f"extra_queries needs a decoder that can be asked other queries, and {student.family} has none: "
@@ -72,7 +56,7 @@ class ExtraQueries(DistillationMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        class_weight = 1.0 if self.class_kind == "cross_entropy" else 2.0
+        class_weight = 1.0 if classification_of(self.student.activation) == "cross_entropy" else 2.0
         return {"extra_queries_class": class_weight, "extra_queries_box": 5.0, "extra_queries_giou": 2.0}
 
     def questions(
@@ -100,12 +84,6 @@ class ExtraQueries(DistillationMethod):
             cost = MATCHER.cost(logits, boxes, targets, layers[0].activation)
         (host,) = yield [cost]
         (index,) = to_device([match_columns(host, targets.counts)], boxes.device)
-        with torch.autocast(boxes.device.type, enabled=False):
-            sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, self.class_kind)
-        divisor = totals.boxes_or_one
-        class_divisor = divisor if self.class_kind == "focal" else totals.class_weight(logits.shape[2], 0.1)
         pairs = [(layer, layer, 1.0) for layer in range(len(layers))]
-        losses: dict[str, Tensor] = {}
-        for part, value, by in zip(("class", "box", "giou"), sums, (class_divisor, divisor, divisor), strict=True):
-            losses |= per_layer(f"extra_queries_{part}", value / by, pairs)
-        return losses
+        activation = self.student.activation
+        return supervised_losses(self.name, logits, boxes, index, targets, totals, activation, pairs)

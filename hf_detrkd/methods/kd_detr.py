@@ -14,8 +14,9 @@ from ..questions import Questions, Replies
 from .base import (
     DistillationMethod,
     Paper,
+    RandomPlacesConfig,
     layer_pairs,
-    per_layer,
+    parts_per_layer,
     random_queries,
     shared_fields,
     shared_place,
@@ -27,15 +28,11 @@ from .points import PointsConfig, point_losses, shares
 
 
 @dataclass(frozen=True)
-class KDDETRConfig(PointsConfig):
+class KDDETRConfig(PointsConfig, RandomPlacesConfig):
     """Options of KD-DETR. Defaults are the paper's or the released code's where these are known."""
 
     general_points: int = field(
         default=300, metadata={"help": "Random points a step, one set for the whole batch; 0 for none. [paper: 300]"}
-    )
-    general_distribution: Literal["normal_logit", "uniform"] = field(
-        default="normal_logit",
-        metadata={"help": "Random boxes: N(0, 1) before the sigmoid [released code], or uniform with sides >= 0.01."},
     )
     specific_points: bool = field(
         default=True, metadata={"help": "Whether the teacher's own queries are points too. [paper]"}
@@ -175,10 +172,7 @@ class KDDETR(DistillationMethod):
             weight = best if self.config.foreground_weight else torch.ones_like(best)
             pairs = self._pairs(len(student), len(teacher))
             terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
-        losses: dict[str, Tensor] = {}
-        for part, values in zip(("class", "box", "giou"), terms.unbind(), strict=True):
-            losses |= per_layer(f"kd_detr_{part}_{group}", values, pairs)
-        return losses
+        return parts_per_layer("kd_detr", terms, pairs, group)
 
     def _pairs(self, num_student: int, num_teacher: int) -> list[tuple[int, int, float]]:
         if self.config.teacher_layers == "each":

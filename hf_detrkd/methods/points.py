@@ -10,20 +10,13 @@ from torch import Tensor
 
 from ..losses import among_known, box_losses, class_targets, soft_class_loss, softmax_kl
 from ..outputs import Predictions
-from .base import ComparingConfig
+from .base import ComparingConfig, PlacesConfig
 
 
 @dataclass(frozen=True)
-class PointsConfig(ComparingConfig):
+class PointsConfig(ComparingConfig, PlacesConfig):
     """Options of every method that asks both models the same queries."""
 
-    content: Literal["zero", "own"] = field(
-        default="zero",
-        metadata={
-            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
-            "at that place, which two-stage detectors are trained with [ours]."
-        },
-    )
     class_loss: Literal["softmax_kl", "bce"] = field(
         default="softmax_kl",
         metadata={
