@@ -14,6 +14,14 @@ from .methods import (
     DistillationMethod,
     ExtraQueriesConfig,
     KDDETRConfig,
+    TaskAdaptiveConfig,
+    TaskAdaptiveRegularization,
+)
+from .models import (
+    DinoDetrConfig,
+    DinoDetrForObjectDetection,
+    FasterRCNNConfig,
+    FasterRCNNForObjectDetection,
 )
 from .outputs import DetectorOutput, ObjectQueries, Predictions
 from .teacher import Teacher
@@ -33,13 +41,19 @@ __all__ = [
     "DETRDistillConfig",
     "DetectorAdapter",
     "DetectorOutput",
+    "DinoDetrConfig",
+    "DinoDetrForObjectDetection",
     "DistillationConfig",
     "DistillationMethod",
     "DistillationTrainer",
     "Distiller",
     "ExtraQueriesConfig",
+    "FasterRCNNConfig",
+    "FasterRCNNForObjectDetection",
     "KDDETRConfig",
     "ObjectQueries",
     "Predictions",
+    "TaskAdaptiveConfig",
+    "TaskAdaptiveRegularization",
     "Teacher",
 ]

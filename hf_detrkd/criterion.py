@@ -43,7 +43,8 @@ class Answers:
         encoder ([`Predictions`], *optional*): proposals of a two-stage encoder, as many groups.
         denoising ([`Denoising`], *optional*)
         edges ([`EdgeDistributions`], *optional*): of the last layers.
-        model_loss (`torch.Tensor`, *optional*): transformers' own loss, where that was asked for.
+        model_losses (`dict[str, torch.Tensor]`, *optional*): scalars that the model itself computed, where they were
+            asked for.
     """
 
     layers: tuple[Predictions, ...]
@@ -51,7 +52,7 @@ class Answers:
     encoder: Predictions | None = None
     denoising: Denoising | None = None
     edges: EdgeDistributions | None = None
-    model_loss: Tensor | None = None
+    model_losses: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class DetectionCriterion:
         if pairs:
             rows, columns = sent[-2:]
             wanted = gather_matched(targets.boxes, columns)
-            count = totals.mean_count(int((pairs[0] >= 0).sum()), device)
+            count = totals.mean_counts(torch.full((), float((pairs[0] >= 0).sum()), device=device))
             sets = [
                 replace(one, box_index=rows.expand(len(one.index), -1, -1), box_targets=wanted, box_count=count)
                 for one in sets
@@ -206,8 +207,12 @@ class DetectionCriterion:
 
 
 @dataclass(frozen=True)
-class TransformersCriterion:
-    """transformers' own loss, faults included, in place of ours: for comparison."""
+class ModelCriterion:
+    """The loss that the model computes itself: of a family whose loss is not a set prediction, or transformers' own,
+    faults included, in place of ours, for comparison."""
+
+    def with_auxiliary(self, auxiliary: bool) -> ModelCriterion:
+        return self
 
     def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
         (losses,) = run_together(self.steps(answers, targets, totals))
@@ -215,8 +220,8 @@ class TransformersCriterion:
 
     def steps(self, answers: Answers, targets: Targets, totals: BatchTotals) -> Assigning[dict[str, Tensor]]:
         yield []
-        assert answers.model_loss is not None
-        return {"transformers": answers.model_loss[None]}
+        assert answers.model_losses is not None
+        return {name: value[None] for name, value in answers.model_losses.items()}
 
 
 def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -> Matched:

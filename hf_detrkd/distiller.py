@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,17 @@ class Losses:
     """The losses of one batch, with their graph.
 
     Attributes:
-        last ([`Predictions`]): the student's last layer.
+        detections ([`Predictions`]): what the student says is there.
         task (`dict[str, torch.Tensor]`): weighted parts of the detection loss, each `(num_layers,)`; empty without
             labels.
         distillation (`dict[str, torch.Tensor]`): unweighted scalars by name and layer.
+        metrics (`dict[str, torch.Tensor]`): what the methods only report.
     """
 
-    last: Predictions
+    detections: Predictions
     task: dict[str, Tensor]
     distillation: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Distiller(nn.Module):
@@ -126,7 +128,7 @@ class Distiller(nn.Module):
         teacher_view = (teacher_pixel_values, teacher_pixel_mask)
         found = self.losses(pixel_values, pixel_mask, labels, totals, step, bool(distillation_weight), *teacher_view)
         outputs: dict[str, Any] = {"loss": None, "parts": {}, "terms": {}}
-        outputs |= {"logits": found.last.logits, "pred_boxes": found.last.boxes}
+        outputs |= {"logits": found.detections.logits, "pred_boxes": found.detections.boxes}
         if not found.task:
             return outputs
         loss = torch.cat(list(found.task.values())).sum()
@@ -135,6 +137,7 @@ class Distiller(nn.Module):
         if found.distillation:
             weighted = self.weighted(found.distillation)
             parts |= {"distillation_loss": weighted.detach()} | sum_over_layers(found.distillation)
+            parts |= found.metrics
             loss = loss + distillation_weight * weighted
         terms = task | {name: value.detach() for name, value in found.distillation.items()}
         return outputs | {"loss": loss, "parts": parts, "terms": terms}
@@ -154,7 +157,7 @@ class Distiller(nn.Module):
         targets = None if labels is None else Targets.from_labels(labels)
         output, answers = self.adapter.encode(pixel_values, pixel_mask, targets)
         if targets is None or answers is None:
-            return Losses(output.layers[-1], {}, {})
+            return Losses(output.found, {}, {})
         counts = BatchTotals.of(targets.counts, self.adapter.spec.num_queries)
         if totals is not None:
             images, boxes, matched, share = totals.unbind()
@@ -168,7 +171,9 @@ class Distiller(nn.Module):
             computations += self._distillation(output, wanted, targets, counts, step)
         task, *distillation = run_together(*computations)
         everything = {name: value for losses in distillation for name, value in losses.items()}
-        return Losses(output.layers[-1], task, everything)
+        reported = [name for method in self.methods.values() for name in cast(DistillationMethod, method).metrics]
+        metrics = {name: everything.pop(name).detach() for name in reported if name in everything}
+        return Losses(output.found, task, everything, metrics)
 
     def _distillation(
         self, student: DetectorOutput, teacher: DetectorOutput | None, targets: Targets, totals: BatchTotals, step: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,8 @@ class Predictions:
         activation (`"sigmoid"` or `"softmax"`): how logits become probabilities.
         known (`torch.BoolTensor` of shape `(num_classes,)`, *optional*): classes that a teacher with other classes
             knows; what it says of the rest means nothing. `None` where it knows all.
+        class_boxes (`torch.Tensor` of shape `(batch_size, num_queries, num_classes, 4)`, *optional*): where the head
+            has a box for every class; `boxes` are then those of the best one.
     """
 
     logits: Tensor
@@ -86,6 +88,7 @@ class Predictions:
     hidden_states: Tensor | None = None
     activation: Activation = "sigmoid"
     known: Tensor | None = None
+    class_boxes: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -96,9 +99,25 @@ class Predictions:
         logits = self.logits.float()
         return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
 
+    def boxes_of(self, labels: Tensor) -> Tensor:
+        """The boxes of given classes `(batch_size, num_queries)`; of any class where the head does not tell them
+        apart."""
+        if self.class_boxes is None:
+            return self.boxes
+        return self.class_boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+
     def detach(self) -> Predictions:
-        states = None if self.hidden_states is None else self.hidden_states.detach()
-        return replace(self, logits=self.logits.detach(), boxes=self.boxes.detach(), hidden_states=states)
+        return self._each(Tensor.detach)
+
+    def rows(self, start: int, stop: int | None) -> Predictions:
+        """The answers of some of the queries."""
+        return self._each(lambda values: values[:, start:stop])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        """The same answers with every tensor of queries changed."""
+        tensors = {name: self.__dict__[name] for name in ("logits", "boxes", "hidden_states", "class_boxes")}
+        changed: dict[str, Any] = {name: change(values) for name, values in tensors.items() if values is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,30 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Proposals:
+    """Boxes that a detector proposed in training and compares with the ground truth, padded to the image with most.
+
+    Attributes:
+        boxes (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): cxcywh in [0, 1], without gradient.
+        labels (`torch.LongTensor` of shape `(batch_size, num_proposals)`): class of each, -1 for background.
+        matched (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): the ground-truth box of each; where it is
+            background it means nothing.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_proposals)`): false for padding.
+        added (`torch.BoolTensor` of shape `(batch_size, num_proposals)`): ground-truth boxes among the proposals.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+    valid: Tensor
+    added: Tensor
+
+    @property
+    def foreground(self) -> Tensor:
+        return self.valid & (self.labels >= 0)
+
+
+@dataclass(frozen=True)
 class BatchTotals:
     """What a loss divides by: counts over all processes and accumulated micro-batches, per process and micro-batch.
 
@@ -199,13 +242,13 @@ class BatchTotals:
         """The totals where every box is matched `times` times, by so many groups of queries."""
         return replace(self, boxes=self.boxes * times, matched=self.matched * times)
 
-    def mean_count(self, count: int, device: torch.device) -> Tensor:
-        """A count that only this step's matching knows, averaged over processes: a scalar."""
-        mean = torch.full((), float(count), device=device)
+    def mean_counts(self, counts: Tensor) -> Tensor:
+        """Counts that only this step knows, averaged over processes."""
         if self.is_global and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(mean)
-            mean = mean / torch.distributed.get_world_size()
-        return mean
+            counts = counts.clone()
+            torch.distributed.all_reduce(counts)
+            counts = counts / torch.distributed.get_world_size()
+        return counts
 
     def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
         """What a cross entropy with weighted no-object divides by: the weights of all queries."""
@@ -225,6 +268,8 @@ class DetectorSpec:
         num_classes (`int`): classes without no-object.
         activation: see [`Predictions`].
         features (`dict[str, tuple[int, ...]]`): channels of each level, by place: `"neck"` and `"encoder"`.
+        one_to_one (`bool`): whether exactly one query is to answer for an object (set prediction), or every box that
+            overlaps it enough, duplicates being removed afterwards.
     """
 
     family: str
@@ -235,6 +280,7 @@ class DetectorSpec:
     num_classes: int
     activation: Activation
     features: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    one_to_one: bool = True
 
 
 @dataclass(frozen=True)
@@ -249,6 +295,9 @@ class DetectorOutput:
         decode (`Callable[[ObjectQueries], tuple[Predictions, ...]]`): asks other queries of the same memory. Queries
             never see each other across calls; gradients reach the encoder and the backbone.
         loss (`torch.Tensor`, *optional*): the detection loss, when targets were given and the model trains.
+        proposals ([`Proposals`], *optional*): of a detector that is not one-to-one, in training.
+        detections ([`Predictions`], *optional*): what is left of the answers after duplicates are removed, where that
+            is not done by the decoder.
     """
 
     layers: tuple[Predictions, ...]
@@ -256,3 +305,10 @@ class DetectorOutput:
     features: dict[str, tuple[FeatureMap, ...]]
     decode: Callable[[ObjectQueries], tuple[Predictions, ...]]
     loss: Tensor | None = None
+    proposals: Proposals | None = None
+    detections: Predictions | None = None
+
+    @property
+    def found(self) -> Predictions:
+        """What the detector says is in the images."""
+        return self.layers[-1] if self.detections is None else self.detections

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .methods import DistillationMethod
 from .probe import Probe, calibrate, probe
 from .teacher_check import check_teacher
 
@@ -90,7 +91,7 @@ def probe_terms(trainer: DistillationTrainer) -> Probe:
         if not faults:
             break
     trainer.announce(seen[0].table())
-    gated = any(vars(method.config).get("gate") == "better" for method in distiller.methods.values())
+    gated = any(cast(DistillationMethod, method).gated for method in distiller.methods.values())
     silent = [name for name, fault in faults.items() if fault == "zero"] if gated else []
     if silent:  # a teacher that is nowhere better in a few images is no fault
         logger.warning(f"The gate lets nothing through of {', '.join(silent)} in the first images.")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
-from torch import Tensor
 
 from .outputs import DetectorOutput, ObjectQueries, Predictions
 
@@ -89,10 +89,5 @@ def _joined(sets: Sequence[ObjectQueries]) -> ObjectQueries:
 
 
 def _split(layer: Predictions, sizes: Sequence[int]) -> list[Predictions]:
-    parts: list[Sequence[Tensor | None]] = [layer.logits.split(sizes, 1), layer.boxes.split(sizes, 1)]
-    states = layer.hidden_states
-    parts.append([None] * len(sizes) if states is None else states.split(sizes, 1))
-    return [
-        Predictions(logits, boxes, state, layer.activation, layer.known)
-        for logits, boxes, state in zip(*parts, strict=True)
-    ]
+    ends = list(accumulate(sizes))
+    return [layer.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]

@@ -68,8 +68,8 @@ def set_classes(config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedC
 def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedModel:
     """The same detector with other classes: rows of classes of the same name are kept, the others start anew.
 
-    Class rows are found by shape: they are what grows when the number of classes does. A last row beyond the classes
-    (no-object, the padding of denoising embeddings) is kept.
+    Class rows are found by shape: they are what grows when the number of classes does, by one row for each or by
+    several. Rows beyond the classes (no-object, the padding of denoising embeddings) are kept.
     """
     old_names = class_names(model.config)
     if old_names == list(classes):
@@ -83,14 +83,20 @@ def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedMo
     shapes = {name: value.shape for name, value in wider.state_dict().items()}
     old_state, new_state = model.state_dict(), new.state_dict()
     kept = [(old_names.index(name), index) for index, name in enumerate(classes) if name in old_names]
+    background_first = adapter_for(model).background_first
     for name, value in new_state.items():
         if value.shape == shapes[name]:
             value.copy_(old_state[name])
             continue
+        size = shapes[name][0] - len(value)  # rows of a class
+        other = len(value) - size * len(classes)  # rows of no class
+        first = other if background_first else 0
         for old_index, index in kept:
-            value[index].copy_(old_state[name][old_index])
-        if len(value) == len(classes) + 1:
-            value[-1].copy_(old_state[name][-1])
+            old = old_state[name][first + old_index * size :][:size]
+            value[first + index * size :][:size].copy_(old)
+        if other:
+            behind = slice(0, other) if background_first else slice(-other, None)
+            value[behind].copy_(old_state[name][behind])
     return new
 
 

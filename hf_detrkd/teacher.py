@@ -95,8 +95,10 @@ class Teacher:
             with self._mode(device.type):
                 return self._in_student_order(output.decode(queries))
 
-        layers = self._in_student_order(output.layers)
-        return replace(output, layers=layers, queries=output.queries.float(), decode=decode)
+        layers, detections = self._in_student_order(output.layers), output.detections
+        if detections is not None:
+            (detections,) = self._in_student_order((detections,))
+        return replace(output, layers=layers, queries=output.queries.float(), decode=decode, detections=detections)
 
     def _renormalize(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         if self._scale is None or self._shift is None:
@@ -115,13 +117,21 @@ class Teacher:
             order = torch.tensor([*(column or 0 for column in columns), *no_object], device=logits.device)
             self._columns = order, torch.tensor([column is not None for column in columns], device=logits.device)
         order, known = self._columns
+        layers = tuple(_reordered(layer, order) for layer in layers)
         if self.class_map.is_complete:
-            return tuple(replace(layer, logits=layer.logits.index_select(-1, order)) for layer in layers)
+            return layers
         answered = F.pad(known, (0, len(order) - len(known)), value=True)
         return tuple(
-            replace(layer, logits=layer.logits.index_select(-1, order).masked_fill(~answered, UNKNOWN), known=known)
-            for layer in layers
+            replace(layer, logits=layer.logits.masked_fill(~answered, UNKNOWN), known=known) for layer in layers
         )
+
+
+def _reordered(layer: Predictions, order: Tensor) -> Predictions:
+    """Answers with other class columns; `order` ends with no-object where the head has that."""
+    boxes, num_classes = layer.class_boxes, len(order) - (layer.activation == "softmax")
+    if boxes is not None:
+        boxes = boxes.index_select(2, order[:num_classes])
+    return replace(layer, logits=layer.logits.index_select(-1, order), class_boxes=boxes)
 
 
 def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor | None, Tensor | None]:

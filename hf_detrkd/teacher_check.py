@@ -71,9 +71,9 @@ def detections_of(teacher: Teacher, batch: dict[str, Any]) -> list[tuple[dict[st
 
 
 def seen_by(teacher: Teacher, batch: dict[str, Any]) -> Predictions:
-    """The teacher's last layer for a batch, from its own view where there is one."""
+    """What the teacher finds in a batch, from its own view where there is one."""
     view = "teacher_" if "teacher_pixel_values" in batch else ""
-    return teacher(batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")).layers[-1]
+    return teacher(batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")).found
 
 
 def on_host(tensors: dict[str, Any]) -> dict[str, Any]:

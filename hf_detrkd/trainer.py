@@ -23,7 +23,7 @@ from .adapters import class_names, spec_for
 from .assembly import make_methods, make_teacher
 from .averaging import StudentAverage
 from .config import DistillationConfig
-from .criterion import TransformersCriterion
+from .criterion import ModelCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
@@ -108,7 +108,7 @@ class DistillationTrainer(Trainer):
         )
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         if args.criterion == "transformers":
-            distiller.adapter.criterion = TransformersCriterion()
+            distiller.adapter.criterion = ModelCriterion()
         else:
             distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
                 args.auxiliary_loss

@@ -18,14 +18,12 @@ import json
 from pathlib import Path
 
 import torch
-from benchmark_criterion import criterion
+from benchmark_criterion import FAMILIES, criterion
 from benchmark_methods import methods
-
-from hf_detrkd.adapters import ADAPTERS
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--families", nargs="+", default=list(ADAPTERS), choices=list(ADAPTERS), metavar="FAMILY")
+    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, metavar="FAMILY")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--boxes", type=int, default=20, help="Per image.")

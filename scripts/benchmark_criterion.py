@@ -28,6 +28,7 @@ from hf_detrkd.outputs import BatchTotals, Predictions, Targets
 
 RT_DETRS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 GROUPED = ("lw_detr", "rf_detr")
+FAMILIES = [name for name in ADAPTERS if name in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES]  # transformers' own
 
 
 def random_boxes(*shape: int, device: str) -> Tensor:

@@ -140,7 +140,8 @@ def main(argv: list[str]) -> None:
     annotations: list[dict[str, Any]] = []
     for paths, pictures in read_batches(files, arguments.batch_size):
         for path, picture, found in zip(paths, pictures, detect(model, processor, pictures), strict=True):
-            kept = {key: value[found["scores"] >= arguments.threshold] for key, value in found.items()}
+            sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 fills up after NMS
+            kept = {key: value[sure] for key, value in found.items()}
             labels = [id2label[number] for number in kept["labels"].tolist()]
             draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / path.name)
             size = {"width": picture.width, "height": picture.height}

@@ -12,7 +12,16 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_detrkd.adapters import ADAPTERS, spec_for
-from hf_detrkd.methods import KDDETR, CLoCKDistill, CLoCKDistillConfig, DETRDistill, DETRDistillConfig, KDDETRConfig
+from hf_detrkd.methods import (
+    KDDETR,
+    CLoCKDistill,
+    CLoCKDistillConfig,
+    DETRDistill,
+    DETRDistillConfig,
+    KDDETRConfig,
+    TaskAdaptiveConfig,
+    TaskAdaptiveRegularization,
+)
 from hf_detrkd.outputs import DetectorSpec
 
 
@@ -26,11 +35,15 @@ PARTS = {
     "G": (KDDETR, KDDETRConfig(specific_points=False)),
     "M": (CLoCKDistill, CLoCKDistillConfig(target_queries_weight=0.0)),
     "Q": (CLoCKDistill, CLoCKDistillConfig(memory_weight=0.0)),
+    "N": (TaskAdaptiveRegularization, TaskAdaptiveConfig(proposals=False)),
+    "R": (TaskAdaptiveRegularization, TaskAdaptiveConfig()),
 }
+PROPOSALS = "task_adaptive_class"  # which R is about; students without proposals leave it out
 LEGEND = (
     "Rows are students, columns teachers; before the slash both are equally wide, after it not. DETRDistill: "
     "**L** matched logits, **F** features, **A** the teacher's queries as a prior. KD-DETR: **S** specific points, "
-    "**G** general points. CLoCKDistill: **M** memory, **Q** queries from the ground truth. What is not listed is "
+    "**G** general points. CLoCKDistill: **M** memory, **Q** queries from the ground truth. Task-adaptive: "
+    "**N** features, **R** the student's proposals. What is not listed is "
     "refused at construction, with the reason."
 )
 
@@ -47,6 +60,8 @@ def configs(width: int) -> list[PreTrainedConfig]:
             fields["encoder_hidden_dim"] = width
         if model_type == "lw_detr":
             fields["projector_scale_factors"] = [1.0]
+        if model_type == "faster_rcnn":
+            fields = {"backbone": "resnet18", "fpn_channels": width, "representation_size": width}
         found += [AutoConfig.for_model(model_type, **fields, **form) for form in forms]
     return found
 
@@ -56,10 +71,10 @@ def possible(student: DetectorSpec, teacher: DetectorSpec) -> str:
     letters = ""
     for letter, (method, config) in PARTS.items():
         try:
-            method(config, student, teacher)
+            weights = method(config, student, teacher).weights
         except ValueError:
             continue
-        letters += letter
+        letters += letter if letter != "R" or PROPOSALS in weights else ""
     return letters or "-"
 
 

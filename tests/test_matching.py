@@ -158,8 +158,9 @@ def focal_matcher(c: transformers.PreTrainedConfig) -> DeformableDetrHungarianMa
 
 REFERENCES = {
     **dict.fromkeys(("detr", "table-transformer", "yolos"), softmax_matcher),
-    **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "lw_detr", "rf_detr"), focal_matcher),
-    **dict.fromkeys(tiny.DENOISING, RTDetrHungarianMatcher),
+    **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "dino_detr"), focal_matcher),
+    **dict.fromkeys(("lw_detr", "rf_detr"), focal_matcher),
+    **dict.fromkeys(tiny.HYBRID, RTDetrHungarianMatcher),
 }
 
 
@@ -182,12 +183,12 @@ def test_every_family_matches_like_transformers(family, counts, queries):
 
 def test_every_family_matches_with_the_weights_of_its_config(family):
     weights = {"class_cost": 3, "bbox_cost": 4, "giou_cost": 7}
-    if family in tiny.DENOISING:
+    if family in tiny.HYBRID:
         weights = {f"matcher_{name}": float(value) for name, value in weights.items()}
         weights |= {"matcher_alpha": 0.4, "matcher_gamma": 1.0}
     config = tiny.config(family, **weights)
     matcher = ADAPTERS[config.model_type].criterion_of(config).matcher
-    focal = (0.4, 1.0) if family in tiny.DENOISING else (0.25, 2.0)
+    focal = (0.4, 1.0) if family in tiny.HYBRID else (0.25, 2.0)
     assert matcher == HungarianMatcher(3, 4, 7, *focal)
 
 

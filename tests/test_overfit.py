@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
-from hf_detrkd.criterion import TransformersCriterion
+from hf_detrkd.criterion import ModelCriterion
 from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform, load_detection_splits
 from hf_detrkd.outputs import Targets
 from tests import tiny
@@ -42,7 +42,7 @@ def learn(
             if losses[-1] <= enough * losses[0]:
                 break
         adapter.model.train()
-        adapter.criterion = TransformersCriterion() if theirs else ours
+        adapter.criterion = ModelCriterion() if theirs else ours
         optimizer.zero_grad()
         adapter(pixels, targets=targets)[0].loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.model.parameters(), 1.0)

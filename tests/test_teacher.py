@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +204,8 @@ def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, askable, d
     low, full = Teacher(build(family), tiny.LABELS, dtype), Teacher(build(family), tiny.LABELS)
     pixels = tiny.batch(64)["pixel_values"]
     answers, exact, queries = low(pixels), full(pixels), foreign(family)
+    if family == "dino_detr":  # it would borrow contents of proposals, see below
+        queries = replace(queries, content=torch.randn(2, 9, 32))
     assert_near(answers.decode(queries), exact.decode(queries), dtype, slack)
     # The proposals that a random encoder finds best are a matter of rounding.
     own = answers.layers if family not in TWO_STAGE else answers.decode(exact.queries)

@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from hf_detrkd.models import DinoDetrConfig, FasterRCNNConfig
+
 
 LABELS = ("circle", "square", "triangle", "star", "cross")
 NUM_CLASSES = len(LABELS)
@@ -35,7 +37,7 @@ def build(name: str, width: int = 32, seed: int = 0, **overrides: Any) -> transf
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForObjectDetection.from_config(config(name, width, **overrides))
-        _perturb(model)
+        _perturb(model, 0.3 if name == "faster_rcnn" else 1.0)  # deep, and not normalised in eval mode
     return model.eval()
 
 
@@ -85,13 +87,13 @@ def random_boxes(*shape: int, generator: torch.Generator | None = None) -> Tenso
     return torch.cat([centers, sizes], -1)
 
 
-def _perturb(model: nn.Module) -> None:
+def _perturb(model: nn.Module, amount: float) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("decoder.up", "decoder.reg_scale")):
                 continue  # constants, which the loss takes from the config
             fan_in = parameter[0].numel()
-            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else fan_in**-0.5))
+            parameter.add_(amount * torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else fan_in**-0.5))
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.fill_(1.0)
@@ -141,6 +143,11 @@ def _deformable_detr(**form: bool) -> Callable[[int, dict[str, Any]], Any]:
         return transformers.DeformableDetrConfig(**settings | overrides)
 
     return make
+
+
+def _dino_detr(width: int, overrides: dict[str, Any]) -> Any:
+    settings = _common(width) | {"backbone_config": _resnet("ResNetConfig", 2), "num_denoising": NUM_DENOISING}
+    return DinoDetrConfig(**settings | overrides)
 
 
 def _hybrid(width: int) -> dict[str, Any]:
@@ -213,6 +220,18 @@ def _windowed(kind: str, backbone: str, **form: Any) -> Callable[[int, dict[str,
     return make
 
 
+def _faster_rcnn(width: int, overrides: dict[str, Any]) -> Any:
+    settings = {
+        "backbone": "resnet18",
+        "backbone_kwargs": {"layers": [1, 1, 1, 1], "channels": [16, 24, 32, 48]},
+        "fpn_channels": width,
+        "representation_size": 2 * width,
+        "anchor_sizes": [8, 16, 32, 64, 128],
+        "options": {"box_detections_per_img": 20, "box_batch_size_per_image": 64},
+    }
+    return FasterRCNNConfig(**settings | overrides)
+
+
 def _yolos(width: int, overrides: dict[str, Any]) -> Any:
     settings = {
         "hidden_size": width,
@@ -234,6 +253,7 @@ _CONFIGS: dict[str, Callable[[int, dict[str, Any]], Any]] = {
     "deformable_detr/plain": _deformable_detr(),
     "deformable_detr/refine": _deformable_detr(with_box_refine=True),
     "deformable_detr/two_stage": _deformable_detr(with_box_refine=True, two_stage=True),
+    "dino_detr": _dino_detr,
     "rt_detr": _rt_detr("RTDetrConfig"),
     "rt_detr_v2": _rt_detr("RTDetrV2Config"),
     "d_fine": _d_fine("DFineConfig"),
@@ -249,11 +269,16 @@ _CONFIGS: dict[str, Callable[[int, dict[str, Any]], Any]] = {
     ),
     "rf_detr": _windowed("RfDetrConfig", "RfDetrDinov2Config", num_windows=2, out_features=["stage2", "stage4"]),
     "yolos": _yolos,
+    "faster_rcnn": _faster_rcnn,
 }
-FAMILIES = tuple(_CONFIGS)
+DETECTORS = tuple(_CONFIGS)
+FAMILIES = tuple(name for name in DETECTORS if name != "faster_rcnn")
+"""Those of set prediction, which share one contract."""
 ASKABLE = tuple(name for name in FAMILIES if name != "yolos")
 """Those whose decoder takes queries from outside."""
-DENOISING = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+HYBRID = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+"""Those of RT-DETR's line: contents are encoder tokens, and a model's outputs hold its denoising rows."""
+DENOISING = ("dino_detr", *HYBRID)
 """Those with denoising queries in training; their own queries are proposals of the encoder."""
 GROUPED = ("lw_detr", "rf_detr")
 """Those with groups of queries in training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .. import models  # noqa: F401  # registers its model types with transformers
 from ..outputs import DetectorSpec
 from .base import DetectorAdapter
 from .conditional_detr import ConditionalDetrAdapter
@@ -11,6 +12,8 @@ from .d_fine import Deimv2Adapter, DFineAdapter
 from .dab_detr import DabDetrAdapter
 from .deformable_detr import DeformableDetrAdapter
 from .detr import DetrAdapter, TableTransformerAdapter
+from .dino_detr import DinoDetrAdapter
+from .faster_rcnn import FasterRCNNAdapter
 from .lw_detr import LwDetrAdapter, RfDetrAdapter
 from .rt_detr import RTDetrAdapter
 from .yolos import YolosAdapter
@@ -22,12 +25,14 @@ ADAPTERS: dict[str, type[DetectorAdapter]] = {
     "conditional_detr": ConditionalDetrAdapter,
     "dab-detr": DabDetrAdapter,
     "deformable_detr": DeformableDetrAdapter,
+    "dino_detr": DinoDetrAdapter,
     "rt_detr": RTDetrAdapter,
     "rt_detr_v2": RTDetrAdapter,
     "d_fine": DFineAdapter,
     "deimv2": Deimv2Adapter,
     "lw_detr": LwDetrAdapter,
     "rf_detr": RfDetrAdapter,
+    "faster_rcnn": FasterRCNNAdapter,
     "yolos": YolosAdapter,
 }
 

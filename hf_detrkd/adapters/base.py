@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..criterion import Answers, Denoising, DetectionCriterion, TransformersCriterion
+from ..criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
 from ..outputs import (
     BatchTotals,
     DetectorOutput,
@@ -41,7 +41,7 @@ class DecoderCall:
     necks: list[Tensor] = field(default_factory=list)
     model_output: Any = None
     pixel_mask: Tensor | None = None
-    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
 
 
 class DetectorAdapter:
@@ -66,13 +66,16 @@ class DetectorAdapter:
     mask_argument: ClassVar[str] = "attention_mask"
     """Argument of the decoder's self-attention that is added to its logits."""
 
+    background_first: ClassVar[bool] = False
+    """Whether the rows of no-object come before those of the classes in the weights of the class head."""
+
     processor_type: ClassVar[str | None] = None
     """Model type whose image processor serves this family, where transformers gives it none."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.spec = self.spec_of(model.config)
-        self.criterion: DetectionCriterion | TransformersCriterion = self.criterion_of(model.config)
+        self.criterion: DetectionCriterion | ModelCriterion = self.criterion_of(model.config)
 
     @property
     def decoder(self) -> Any:
@@ -86,7 +89,7 @@ class DetectorAdapter:
         raise NotImplementedError
 
     @staticmethod
-    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:
+    def criterion_of(config: PreTrainedConfig) -> DetectionCriterion | ModelCriterion:
         """The family's detection loss."""
         raise NotImplementedError
 
@@ -185,7 +188,7 @@ class DetectorAdapter:
         call.pixel_mask = pixel_mask
         everything, (rows, _) = self.read(call.output, call.arguments), self.denoising_groups(call)
         output = DetectorOutput(
-            layers=tuple(_rows(layer, rows, rows + self.spec.num_queries) for layer in everything),
+            layers=tuple(layer.rows(rows, rows + self.spec.num_queries) for layer in everything),
             queries=self.own_queries(call),
             features={"neck": self._maps(call, call.necks), "encoder": self._maps(call, self._memory(call))},
             decode=partial(self._decode, call),
@@ -201,18 +204,24 @@ class DetectorAdapter:
     def answers(self, layers: tuple[Predictions, ...], call: DecoderCall) -> Answers:
         """What the detection loss takes, from the predictions of all rows."""
         rows, groups = self.denoising_groups(call)
-        own = tuple(_rows(layer, rows, None) for layer in layers)
-        denoising = Denoising(tuple(_rows(layer, 0, rows) for layer in layers), groups) if rows else None
+        own = tuple(layer.rows(rows, None) for layer in layers)
+        denoising = Denoising(tuple(layer.rows(0, rows) for layer in layers), groups) if rows else None
         num_groups = own[0].logits.shape[1] // self.spec.num_queries
-        return Answers(own, num_groups, self.encoder_proposals(call), denoising, model_loss=call.loss)
+        return Answers(
+            own,
+            num_groups,
+            self.encoder_proposals(call),
+            denoising,
+            model_losses=call.losses,
+        )
 
     def _run(
         self, call: DecoderCall, pixel_values: Tensor, pixel_mask: Tensor | None, targets: Targets | None
     ) -> None:
         """The forward pass: of the base model, or with heads and loss where transformers' own loss is wanted."""
         inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask} | self.decoder_options
-        if targets is not None and isinstance(self.criterion, TransformersCriterion):
-            call.loss = self.model(**inputs, labels=targets.to_labels()).loss
+        if targets is not None and isinstance(self.criterion, ModelCriterion):
+            call.losses = {"transformers": self.model(**inputs, labels=targets.to_labels()).loss}
         else:
             labels = {} if targets is None else self._denoising_labels(targets)
             self.model.base_model(**inputs, **labels)
@@ -300,16 +309,6 @@ class DetectorAdapter:
         """Named parameters of the backbone, for its own learning rate and for freezing."""
         named = self.model.named_parameters()
         return [(name, p) for name, p in named if name.startswith(self.backbone_prefix)]
-
-
-def _rows(predictions: Predictions, start: int, stop: int | None) -> Predictions:
-    states = predictions.hidden_states
-    return Predictions(
-        predictions.logits[:, start:stop],
-        predictions.boxes[:, start:stop],
-        None if states is None else states[:, start:stop],
-        predictions.activation,
-    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..criterion import Answers, DetectionCriterion, TransformersCriterion
+from ..criterion import Answers, DetectionCriterion, ModelCriterion
 from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
 from .base import DetectorAdapter
 from .detr import DetrAdapter
@@ -49,10 +49,10 @@ class YolosAdapter(DetectorAdapter):
         handles = [projection.register_forward_hook(lambda _, args, output: patches.append(output))]
         tokens: list[Tensor] = []
         handles.append(vit.register_forward_hook(lambda _, args, output: tokens.append(output.last_hidden_state)))
-        loss = None
+        losses = None
         try:
-            if targets is not None and isinstance(self.criterion, TransformersCriterion):
-                loss = self.model(pixel_values, labels=targets.to_labels()).loss
+            if targets is not None and isinstance(self.criterion, ModelCriterion):
+                losses = {"transformers": self.model(pixel_values, labels=targets.to_labels()).loss}
             else:
                 vit(pixel_values)
         finally:
@@ -73,7 +73,7 @@ class YolosAdapter(DetectorAdapter):
             features={"neck": (FeatureMap(patches[0]),), "encoder": (FeatureMap(memory),)},
             decode=self._refuse,
         )
-        return output, None if targets is None else Answers((layer,), model_loss=loss)
+        return output, None if targets is None else Answers((layer,), model_losses=losses)
 
     def _refuse(self, queries: ObjectQueries) -> Any:
         raise ValueError("yolos cannot be asked other queries: it has no decoder apart from its backbone.")

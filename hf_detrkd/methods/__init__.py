@@ -7,6 +7,7 @@ from .clockdistill import CLoCKDistill, CLoCKDistillConfig
 from .detrdistill import DETRDistill, DETRDistillConfig
 from .extra_queries import ExtraQueries, ExtraQueriesConfig
 from .kd_detr import KDDETR, KDDETRConfig
+from .task_adaptive import TaskAdaptiveConfig, TaskAdaptiveRegularization
 
 
 METHODS: dict[str, type[DistillationMethod]] = {
@@ -14,6 +15,7 @@ METHODS: dict[str, type[DistillationMethod]] = {
     "detrdistill": DETRDistill,
     "extra_queries": ExtraQueries,
     "kd_detr": KDDETR,
+    "task_adaptive": TaskAdaptiveRegularization,
 }
 
 __all__ = [
@@ -28,4 +30,6 @@ __all__ = [
     "ExtraQueriesConfig",
     "KDDETRConfig",
     "Paper",
+    "TaskAdaptiveConfig",
+    "TaskAdaptiveRegularization",
 ]

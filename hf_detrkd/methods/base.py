@@ -80,6 +80,8 @@ class DistillationMethod(nn.Module):
     groups: ClassVar[tuple[str, ...]] = ()
     """Names between part and layer in the keys of the losses, for those that have one."""
     needs_teacher: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names among the losses of what is logged and no loss."""
 
     def __init__(self, config: Any, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__()
@@ -89,6 +91,11 @@ class DistillationMethod(nn.Module):
     def weights(self) -> dict[str, float]:
         """Weight of each part by its name `<method>_<part>`, which begins the keys of the losses that it weighs."""
         raise NotImplementedError
+
+    @property
+    def gated(self) -> bool:
+        """Whether a term may be zero because the teacher is nowhere better."""
+        return vars(self.config).get("gate") == "better"
 
     def forward(
         self,
@@ -108,7 +115,7 @@ class DistillationMethod(nn.Module):
             generator (`torch.Generator`): on the CPU, seeded by the run's seed and step: equal on all processes.
 
         Returns:
-            `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`.
+            `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`, and [`metrics`].
         """
         asked = self.questions(student, teacher, targets, generator)
         replies = Replies(
@@ -162,6 +169,20 @@ def shared_fields(student: DetectorSpec, teacher: DetectorSpec) -> frozenset[str
         if place in teacher.query_fields and takes_place(student, place):
             return frozenset({place})
     return frozenset()
+
+
+def refuse_many_to_one(method: str, student: DetectorSpec, teacher: DetectorSpec | None = None) -> None:
+    """
+    Raises:
+        ValueError: a detector of which several boxes answer for one object.
+    """
+    pair = f"A {student.family} student" + (f" and a {teacher.family} teacher" if teacher else "")
+    for spec in (student, teacher):
+        if spec is not None and not spec.one_to_one:
+            raise ValueError(
+                f"{pair} cannot do {method}, which matches every object with one query: in {spec.family} all boxes "
+                "that overlap it answer for it; choose --method kd_detr, clockdistill or task_adaptive."
+            )
 
 
 def takes_place(spec: DetectorSpec, place: str) -> bool:

@@ -13,7 +13,7 @@ from ..questions import Questions, Replies
 from .base import DistillationMethod, Paper, layer_pairs, parts_per_layer, shared_place, with_content
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects
-from .points import PointsConfig, point_losses, shares
+from .points import PointsConfig, as_compared, point_losses, shares
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class CLoCKDistill(DistillationMethod):
         weight = shares(teacher[-1].scores().amax(-1) * valid)
         terms = []
         for s, t, _ in pairs:
-            values = weight * point_losses(student[s], teacher[t], self.config)
+            values = weight * point_losses(student[s], teacher[t], self.config, self.student.one_to_one)
             if self.config.gate == "better":
-                values = values * better_answers(student[s], teacher[t], targets)
+                values = values * better_answers(as_compared(student[s], teacher[t]), teacher[t], targets)
             terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.images)
         return parts_per_layer("clockdistill", torch.stack(terms, 1), pairs)
 

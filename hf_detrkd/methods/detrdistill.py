@@ -28,6 +28,7 @@ from .base import (
     Paper,
     layer_pairs,
     per_layer,
+    refuse_many_to_one,
     shared_fields,
     teacher_queries,
 )
@@ -116,6 +117,7 @@ class DETRDistill(DistillationMethod):
 
     def __init__(self, config: DETRDistillConfig, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(config, student, teacher)
+        refuse_many_to_one("DETRDistill", student, teacher)
         self.config: DETRDistillConfig = config
         self.pairs = layer_pairs(student.num_layers, teacher.num_layers)
         self.fields = shared_fields(student, teacher)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..matching import Assigning, match_columns, stack_layers, to_device
 from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, Targets
 from ..questions import Questions, Replies
-from .base import DistillationMethod, RandomPlacesConfig, random_queries, takes_place, with_content
+from .base import DistillationMethod, RandomPlacesConfig, random_queries, refuse_many_to_one, takes_place, with_content
 from .supervision import MATCHER, classification_of, supervised_losses
 
 
@@ -45,6 +45,7 @@ class ExtraQueries(DistillationMethod):
 
     def __init__(self, config: ExtraQueriesConfig, student: DetectorSpec, teacher: DetectorSpec | None = None):
         super().__init__(config, student, teacher)  # type: ignore[arg-type]
+        refuse_many_to_one("extra_queries", student)
         self.config: ExtraQueriesConfig = config
         self.student = student
         self.place = next((place for place in ("boxes", "points") if takes_place(student, place)), None)

@@ -24,7 +24,8 @@ from .base import (
     with_content,
 )
 from .gates import better_answers
-from .points import PointsConfig, point_losses, shares
+from .points import PointsConfig, as_compared, point_losses, shares
+from .regions import best_boxes, nearby_proposals
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class KDDETR(DistillationMethod):
                 f"KD-DETR needs queries that both decoders understand, but {pair} share none: choose a pair of one "
                 "family and width, two families with boxes or reference points, or --method detrdistill."
             )
-        if config.specific_points and not self.fields:
+        if config.specific_points and student.one_to_one and not self.fields:
             raise ValueError(
                 f"The teacher's queries are reference points without size, which {pair} cannot share: set "
                 "specific_points to false."
@@ -127,6 +128,8 @@ class KDDETR(DistillationMethod):
     def questions(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
     ) -> Questions:
+        if not self.student.one_to_one:
+            return self._regions(student, teacher, generator)
         asked: dict[str, ObjectQueries] = {}
         answered: dict[str, ObjectQueries] = {}  # the teacher's ordinary answer is its answer to its own queries
         if self.config.specific_points:
@@ -138,6 +141,16 @@ class KDDETR(DistillationMethod):
             asked["general"] = with_content(queries, self.config.content, self.student.width)
             answered["general"] = with_content(queries, self.config.content, self.teacher.width)
         return Questions(asked, answered)
+
+    def _regions(self, student: DetectorOutput, teacher: DetectorOutput, generator: torch.Generator) -> Questions:
+        """The points of a student that looks at proposals: the teacher's boxes, and its own proposals."""
+        config, answers, places = self.config, teacher.layers[-1], {}
+        if config.specific_points:
+            places["specific"] = best_boxes(answers)
+        if config.general_points:
+            places["general"] = nearby_proposals(student, answers, config.general_points, generator)
+        width = self.teacher.width
+        return Questions(places, {name: with_content(place, config.content, width) for name, place in places.items()})
 
     def steps(
         self,
@@ -183,9 +196,9 @@ class KDDETR(DistillationMethod):
         self, student: Predictions, teacher: Predictions, weight: Tensor, targets: Targets, totals: BatchTotals
     ) -> Tensor:
         """Class, L1 and GIoU term of one layer, shape `(3,)`."""
-        terms = point_losses(student, teacher, self.config)
+        terms = point_losses(student, teacher, self.config, self.student.one_to_one)
         if self.config.gate == "better":
-            terms = terms * better_answers(student, teacher, targets)
+            terms = terms * better_answers(as_compared(student, teacher), teacher, targets)
         if self.config.scale == "released":
             sums, total = (weight * terms).sum((1, 2)), weight.sum().clamp(min=1e-6)
             return torch.stack([sums[0] / student.num_classes, sums[1] / (4 * total), sums[2] / total])

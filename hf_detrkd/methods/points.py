@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,7 +21,8 @@ class PointsConfig(ComparingConfig, PlacesConfig):
         default="softmax_kl",
         metadata={
             "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a "
-            "sigmoid and a softmax head together always get, and a sigmoid head of one class."
+            "sigmoid and a softmax head together always get, and a sigmoid head of one class. Faster R-CNN students "
+            "compare softmax_kl without background."
         },
     )
     temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
@@ -31,17 +32,36 @@ class PointsConfig(ComparingConfig, PlacesConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}.")
 
 
-def point_losses(student: Predictions, teacher: Predictions, config: PointsConfig) -> Tensor:
-    """Class, L1 and `1 - GIoU` loss of every query, `(3, batch_size, num_queries)`."""
-    return torch.stack([_class_loss(student, teacher, config), *box_losses(student.boxes, teacher.boxes)])
+def point_losses(student: Predictions, teacher: Predictions, config: PointsConfig, one_to_one: bool = True) -> Tensor:
+    """Class, L1 and `1 - GIoU` loss of every query, `(3, batch_size, num_queries)`.
+
+    Args:
+        student, teacher ([`Predictions`]): see [`as_compared`].
+        config ([`PointsConfig`])
+        one_to_one (`bool`): of the student. If not, no-object is left out of the class loss: it says how much of an
+            object a box holds, and not whether another query already answers for it.
+    """
+    boxes = as_compared(student, teacher).boxes
+    return torch.stack([_class_loss(student, teacher, config, one_to_one), *box_losses(boxes, teacher.boxes)])
 
 
-def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig) -> Tensor:
-    logits = among_known(student, teacher).logits
-    alone = student.activation == "sigmoid" and student.num_classes == 1  # a softmax over one class is constant
-    if config.class_loss == "bce" or alone or student.activation != teacher.activation:
-        return soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
-    return config.temperature**2 * softmax_kl(logits, teacher.logits, config.temperature)
+def as_compared(student: Predictions, teacher: Predictions) -> Predictions:
+    """The student's answers with its boxes of the teacher's best class, where it has a box for every class."""
+    return replace(student, boxes=student.boxes_of(teacher.scores().argmax(-1)))
+
+
+def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig, one_to_one: bool) -> Tensor:
+    logits, wanted = among_known(student, teacher).logits, teacher.logits
+    softmax = config.class_loss == "softmax_kl"
+    if one_to_one:
+        # A softmax over one class is constant.
+        alone = student.activation == "sigmoid" and student.num_classes == 1
+        softmax = softmax and not alone and student.activation == teacher.activation
+    elif softmax := softmax and student.num_classes > 1:
+        logits, wanted = logits[..., : student.num_classes], wanted[..., : student.num_classes]
+    if softmax:
+        return config.temperature**2 * softmax_kl(logits, wanted, config.temperature)
+    return soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
 
 
 def shares(weight: Tensor) -> Tensor:

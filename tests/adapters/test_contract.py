@@ -26,7 +26,7 @@ ASKABLE = tiny.ASKABLE
 PLACED = [name for name, spec in SPECS.items() if spec.query_fields & {"boxes", "points"}]
 MASKING = [name for name in tiny.FAMILIES if ADAPTERS[tiny.config(name).model_type].uses_pixel_mask]
 DENOISING, GROUPED = tiny.DENOISING, tiny.GROUPED
-TWO_STAGE = ["deformable_detr/two_stage", *DENOISING]
+TWO_STAGE = ["deformable_detr/two_stage", *tiny.HYBRID]
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
@@ -59,7 +59,7 @@ def run_model(adapter: DetectorAdapter, inputs: dict[str, Any], with_labels: boo
 
 
 def run_denoising_rows(adapter: DetectorAdapter, output: Any) -> int:
-    return output.denoising_meta_values["dn_num_split"][0] if adapter.spec.family in DENOISING else 0
+    return output.denoising_meta_values["dn_num_split"][0] if adapter.spec.family in tiny.HYBRID else 0
 
 
 def least_field(spec: DetectorSpec) -> str:
@@ -563,7 +563,7 @@ def test_a_box_reads_the_token_whose_cell_and_level_fit_it(build, shapes):
         assert cells[row] == nearest, box
 
 
-@pytest.mark.parametrize("name", DENOISING)
+@pytest.mark.parametrize("name", tiny.HYBRID)
 def test_rt_detr_without_content_starts_from_its_own_tokens_without_gradient(build, name):
     adapter = adapter_for(build(name).requires_grad_(True))
     output, boxes = run(adapter, inputs_for(adapter)), tiny.random_boxes(2, 5)

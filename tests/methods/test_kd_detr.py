@@ -351,6 +351,7 @@ QUERY_MAKERS = {
     "deformable_detr/plain": ("query_position_embeddings", "model.reference_points"),
     "deformable_detr/refine": ("query_position_embeddings", "model.reference_points"),
     "deformable_detr/two_stage": ("model.enc_output", "class_embed.3", "bbox_embed.3"),
+    "dino_detr": ("enc_output", "enc_class_embed", "enc_bbox_embed", "query_content", "denoising_class_content"),
     "rt_detr": RT_DETR,
     "rt_detr_v2": RT_DETR,
     "d_fine": (*RT_DETR, "pre_bbox_head"),

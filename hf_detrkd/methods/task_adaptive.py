@@ -1,0 +1,212 @@
+"""Task-adaptive regularization: a detector of proposals takes over from its teacher what that does better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses import among_known, box_overlap, class_targets, soft_class_loss
+from ..matching import Assigning
+from ..outputs import (
+    BatchTotals,
+    DetectorOutput,
+    DetectorSpec,
+    FeatureMap,
+    ObjectQueries,
+    Predictions,
+    Proposals,
+    Targets,
+)
+from ..questions import Questions, Replies
+from .base import DistillationMethod, Paper, PlacesConfig, takes_place, with_content
+from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length
+
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of torchvision's box coder
+BETA = 1 / 9  # where the smooth L1 of torchvision's box head turns linear
+
+
+@dataclass(frozen=True)
+class TaskAdaptiveConfig(PlacesConfig):
+    """Options of task-adaptive regularization. No equation of the paper could be read: see `PAPERS.md`."""
+
+    feature_level: Literal["neck", "encoder"] = field(
+        default="neck",
+        metadata={"help": "Which maps to compare: the projected ones, or those that the decoder reads. [paper: FPN]"},
+    )
+    class_gate: Literal["better", "foreground"] = field(
+        default="better",
+        metadata={
+            "help": "Take over the teacher's classes of objects where its score of the true class is higher [ours], "
+            "or of all objects."
+        },
+    )
+    proposals: bool = field(
+        default=True,
+        metadata={"help": "Whether the student's proposals are shared with the teacher, where it has such. [paper]"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.feature_level not in ("neck", "encoder"):
+            raise ValueError(f"feature_level must be neck or encoder, got {self.feature_level!r}.")
+        if self.class_gate not in ("better", "foreground"):
+            raise ValueError(f"class_gate must be better or foreground, got {self.class_gate!r}.")
+
+
+class TaskAdaptiveRegularization(DistillationMethod):
+    """Adaptive at three levels: features under a Gaussian mask of the objects; classes of the student's proposals
+    where the teacher's score of the true class is higher; boxes where the teacher's overlap the object more than the
+    proposal does.
+
+    Over all levels `sum M |F_S - F_T|^2 / (2 D max(sum M, 1))`; on the chosen proposals `KL(teacher || student)`,
+    divided by their number; smooth L1 between the moves of the chosen proposals, divided by the number of all. A
+    student without proposals (the DETR line) gets the features alone. The decay over the training is the option
+    `--distillation_schedule linear` of every method.
+
+    The log tells the share of the student's foreground proposals that each gate lets through, ground-truth boxes
+    among them left out, since no teacher's box can be better than these.
+
+    Requirements:
+        For proposals a teacher that can be asked at boxes.
+
+    References:
+        Sun et al., Distilling Object Detectors with Task Adaptive Regularization, 2020,
+        https://arxiv.org/abs/2006.13108
+
+    Relations:
+        The gates of [`ComparingConfig`] are these, for methods that compare answers to queries.
+
+    Example:
+        ```python
+        >>> method = TaskAdaptiveRegularization(TaskAdaptiveConfig(), student.spec, teacher.spec)
+        >>> losses = method(student_output, teacher_output, targets, totals, torch.Generator())
+        ```
+    """
+
+    name = "task_adaptive"
+    paper = Paper(
+        "Distilling Object Detectors with Task Adaptive Regularization",
+        "2006.13108",
+        "@article{sun2020taskadaptive, title={Distilling Object Detectors with Task Adaptive Regularization}, "
+        "author={Sun, Ruoyu and Tang, Fuhui and Zhang, Xiaopeng and Xiong, Hongkai and Tian, Qi}, "
+        "journal={arXiv preprint arXiv:2006.13108}, year={2020}}",
+    )
+    config_class = TaskAdaptiveConfig
+    metrics = ("task_adaptive_class_pass", "task_adaptive_box_pass")
+    gated = True
+
+    def __init__(self, config: TaskAdaptiveConfig, student: DetectorSpec, teacher: DetectorSpec):
+        super().__init__(config, student, teacher)
+        self.config: TaskAdaptiveConfig = config
+        self.teacher = teacher
+        self.shares_proposals = config.proposals and not student.one_to_one
+        if self.shares_proposals and not takes_place(teacher, "boxes"):
+            raise ValueError(
+                f"The proposals of a {student.family} student are boxes, which a {teacher.family} teacher cannot be "
+                "asked about: choose another teacher, or set proposals to false and get the features alone."
+            )
+        level = config.feature_level
+        self.projections = projections(student.features[level], teacher.features[level])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        parts = ("features", "class", "box") if self.shares_proposals else ("features",)
+        return {f"task_adaptive_{part}": 1.0 for part in parts}
+
+    def questions(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
+    ) -> Questions:
+        if not self.shares_proposals or student.proposals is None or not student.proposals.boxes.shape[1]:
+            return Questions()
+        queries = ObjectQueries(boxes=student.proposals.boxes, groups=(~student.proposals.valid).long())
+        return Questions(teacher={"proposals": with_content(queries, self.config.content, self.teacher.width)})
+
+    def steps(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        replies: Replies,
+        targets: Targets,
+        totals: BatchTotals,
+    ) -> Assigning[dict[str, Tensor]]:
+        yield []
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            losses = self._features(student, teacher, targets.at_least_one_row(), totals)
+            if student.proposals is not None and "proposals" in replies.teacher:
+                answers = student.layers[-1], replies.teacher["proposals"][-1]
+                losses |= self._proposals(*answers, student.proposals, totals)
+        return losses
+
+    def _features(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
+    ) -> dict[str, Tensor]:
+        level, losses = self.config.feature_level, {}
+        for number, own in enumerate(student.features[level]):
+            goal = nearest_level(own, teacher.features[level])
+            apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[number])
+            mask = gaussian_mask(targets, goal)
+            distance = (mask * apart.square().mean(1)).sum((1, 2)) / (2 * mask.sum((1, 2)).clamp(min=1))
+            losses[f"task_adaptive_features_{number}"] = distance.sum() / totals.images
+        return losses
+
+    def _proposals(
+        self, student: Predictions, teacher: Predictions, proposals: Proposals, totals: BatchTotals
+    ) -> dict[str, Tensor]:
+        labels, foreground = proposals.labels.clamp(min=0), proposals.foreground
+        own, wanted = student.boxes_of(labels), teacher.boxes_of(labels)
+        known = among_known(student, teacher)
+        with torch.no_grad():
+            scores = [side.scores().gather(-1, labels[..., None])[..., 0] for side in (known, teacher)]
+            better = scores[1] > scores[0]
+            class_gate = foreground & better if self.config.class_gate == "better" else foreground
+            overlaps = [box_overlap(boxes, proposals.matched)[0] for boxes in (proposals.boxes, wanted)]
+            box_gate = foreground & (overlaps[1] > overlaps[0])
+            if teacher.known is not None:
+                class_gate, box_gate = (gate & teacher.known[labels] for gate in (class_gate, box_gate))
+        classes = soft_class_loss(known.logits, class_targets(teacher, student.activation), student.activation)
+        moves, goals = (box_deltas(boxes, proposals.boxes) for boxes in (own, wanted))
+        moved = F.smooth_l1_loss(moves, goals, beta=BETA, reduction="none").sum(-1)
+        counts = totals.mean_counts(torch.stack([class_gate.sum(), proposals.valid.sum()]).float())
+        judged = foreground & ~proposals.added
+        return {
+            "task_adaptive_class_0": (classes * class_gate).sum() / totals.or_one(counts[0]),
+            "task_adaptive_box_0": (moved * box_gate).sum() / totals.or_one(counts[1]),
+            "task_adaptive_class_pass": share(class_gate, judged),
+            "task_adaptive_box_pass": share(box_gate, judged),
+        }
+
+
+def gaussian_mask(targets: Targets, goal: FeatureMap) -> Tensor:
+    """A bell on every object, its standard deviation half the box's sides, cut off at the box; the highest where
+    objects overlap.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)` in [0, 1]; 0 outside of boxes and on padding.
+    """
+    inside, _ = cells_of(targets, goal)
+    squares = []
+    for axis, dimension in ((0, 1), (1, 0)):  # x along the width, y along the height
+        length = real_length(goal, dimension)[:, None, None]
+        cells = (torch.arange(goal.values.shape[2 + dimension], device=inside.device) + 0.5) / length
+        center, half = targets.boxes[..., axis, None], targets.boxes[..., axis + 2, None].clamp(min=1e-6) / 2
+        squares.append(((cells - center) / half).square())
+    bells = torch.exp(-(squares[1][..., :, None] + squares[0][..., None, :]) / 2)
+    return torch.where(inside, bells, 0.0).amax(1)
+
+
+def box_deltas(boxes: Tensor, origin: Tensor) -> Tensor:
+    """How boxes were moved from others, in the units of torchvision's box coder, `(..., 4)`."""
+    boxes, origin = boxes.float(), origin.float()
+    sides = origin[..., 2:].clamp(min=1e-6)
+    shift = (boxes[..., :2] - origin[..., :2]) / sides
+    scale = (boxes[..., 2:].clamp(min=1e-6) / sides).log()
+    return torch.cat([shift, scale], -1) * boxes.new_tensor(DELTA_WEIGHTS)
+
+
+def share(chosen: Tensor, judged: Tensor) -> Tensor:
+    """The part of the judged that is chosen, a scalar; 0 where none is judged."""
+    return (chosen & judged).sum() / judged.sum().clamp(min=1)

@@ -1,0 +1,71 @@
+"""Config of DINO."""
+
+from typing import Any
+
+from transformers import DeformableDetrConfig
+
+
+class DinoDetrConfig(DeformableDetrConfig):
+    """Config of [`DinoDetrForObjectDetection`]: that of Deformable DETR with the paper's values (ResNet-50, 4-scale)
+    and what DINO adds.
+
+    Args:
+        num_queries (`int`, defaults to 900): queries, each with a learned content and a box that the encoder proposes.
+        encoder_ffn_dim, decoder_ffn_dim (`int`, defaults to 2048), dropout (`float`, defaults to 0): the paper's.
+        num_feature_levels (`int`, defaults to 4): 5 for the 5-scale model, whose backbone gives stride 4 too.
+        num_denoising (`int`, defaults to 100): noised boxes an image in training, as many positive as negative ones,
+            split into groups by the image with most boxes; 0 for none.
+        label_noise_ratio (`float`, defaults to 0.5): half of this share of their labels is drawn anew.
+        box_noise_scale (`float`, defaults to 1.0): corners of positive ones move by less than this part of half the
+            box, those of negative ones by one to two times as much.
+        share_prediction_heads (`bool`, defaults to `True`): one class and one box head for all decoder layers, as the
+            original repository trains; `False` as detrex does.
+        position_temperature (`float`, defaults to 20): of the sine embeddings of the feature maps (detrex: 10000).
+        centered_positions (`bool`, defaults to `False`): whether these are taken at the centres of cells, as detrex
+            does, or at their ends.
+        class_cost (`float`, defaults to 2), class_loss_coefficient (`float`, defaults to 1): of matcher and loss; the
+            rest as in Deformable DETR.
+        kwargs: see [`~transformers.DeformableDetrConfig`]; `backbone` names a timm model.
+
+    References:
+        Zhang et al., DINO: DETR with Improved DeNoising Anchor Boxes, https://arxiv.org/abs/2203.03605
+    """
+
+    model_type = "dino_detr"
+
+    backbone_config: Any = None
+    num_queries: int = 900
+    encoder_ffn_dim: int = 2048
+    decoder_ffn_dim: int = 2048
+    dropout: float | int = 0.0
+    two_stage: bool = True
+    with_box_refine: bool = True
+    auxiliary_loss: bool = True
+    num_denoising: int = 100
+    label_noise_ratio: float = 0.5
+    box_noise_scale: float = 1.0
+    share_prediction_heads: bool = True
+    position_temperature: float | int = 20
+    centered_positions: bool = False
+    class_cost: float | int = 2
+    class_loss_coefficient: float | int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_feature_levels < 2:
+            raise ValueError(
+                f"DINO reads at least 2 feature levels, got num_feature_levels={self.num_feature_levels}."
+            )
+        if self.backbone_config is None:
+            stages = min(self.num_feature_levels - 1, 4)  # the coarsest level is made from the one before
+            self.backbone_config = {
+                "model_type": "timm_backbone",
+                "backbone": kwargs.pop("backbone", None) or "resnet50",
+                "num_channels": self.num_channels,
+                "features_only": True,
+                "use_pretrained_backbone": False,
+                "out_indices": list(range(5 - stages, 5)),
+            }
+        super().__post_init__(**kwargs)
+
+
+__all__ = ["DinoDetrConfig"]

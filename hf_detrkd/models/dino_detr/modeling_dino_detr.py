@@ -1,0 +1,291 @@
+"""DINO on the building blocks of transformers' Deformable DETR.
+
+Needs transformers and torch alone, so that a saved model can carry this file with it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.models.dab_detr.modeling_dab_detr import encode_sinusoidal_position_embedding
+from transformers.models.deformable_detr.modeling_deformable_detr import (
+    DeformableDetrDecoderLayer,
+    DeformableDetrMLPPredictionHead,
+    DeformableDetrModel,
+    DeformableDetrPreTrainedModel,
+    DeformableDetrSinePositionEmbedding,
+)
+from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
+from transformers.models.rt_detr.modeling_rt_detr import (
+    RTDetrDecoderOutput,
+    RTDetrModelOutput,
+    RTDetrObjectDetectionOutput,
+    get_contrastive_denoising_training_group,
+)
+
+from .configuration_dino_detr import DinoDetrConfig
+from .loss_dino_detr import dino_detr_loss
+
+
+PRIOR = 0.01  # probability that a class head starts with
+EPSILON = 1e-3  # of the inverse sigmoid, in the original repository and in detrex
+
+
+def inverse_sigmoid(values: Tensor) -> Tensor:
+    values = values.float().clamp(0, 1)
+    return (values.clamp(min=EPSILON) / (1 - values).clamp(min=EPSILON)).log()
+
+
+class DinoDetrClassHead(nn.Linear):
+    """Logits of hidden states; it starts with a probability of [`PRIOR`] for every class."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config.d_model, config.num_labels)
+
+
+class DinoDetrBoxHead(DeformableDetrMLPPredictionHead):
+    """Change of a box, before the sigmoid; it starts with none."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config.d_model, config.d_model, 4, 3)
+
+
+class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
+    config: DinoDetrConfig
+    _no_split_modules = ["DeformableDetrConvEncoder", "DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"]
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Foreign code is taken for initialised where a module holds no parameter itself; here each parameter tells.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DinoDetrBoxHead):
+            init.zeros_(module.layers[-1].weight)
+            init.zeros_(module.layers[-1].bias)
+        elif isinstance(module, DinoDetrClassHead):
+            init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+class DinoDetrDecoder(DinoDetrPreTrainedModel):
+    """Decoder whose queries are boxes: every layer embeds the box that the layer before refined.
+
+    Look forward twice: a layer's box is refined from the *trained* box of the layer before, so its loss reaches that
+    layer's refinement too; the layer itself looks at a box without gradient.
+    """
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config)
+        width, heads = config.d_model, 1 if config.share_prediction_heads else config.decoder_layers
+        self.layers = nn.ModuleList(DeformableDetrDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(width)
+        self.ref_point_head = DeformableDetrMLPPredictionHead(2 * width, width, width, 2)
+        self.class_embed = nn.ModuleList(DinoDetrClassHead(config) for _ in range(heads))
+        self.bbox_embed = nn.ModuleList(DinoDetrBoxHead(config) for _ in range(heads))
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        reference_points: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        spatial_shapes: Tensor,
+        spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: Tensor,
+        valid_ratios: Tensor,
+        self_attention_mask: Tensor | None = None,
+    ) -> RTDetrDecoderOutput:
+        """
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, num_queries, d_model)`): content of the queries.
+            reference_points (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): their boxes, cxcywh in [0, 1].
+            self_attention_mask (`torch.Tensor`, *optional*): added to the logits of the self-attention.
+
+        Returns:
+            `RTDetrDecoderOutput`: hidden states, logits and boxes of every layer, layers in the second dimension;
+            `intermediate_reference_points` are the boxes.
+        """
+        states, logits, boxes = [], [], []
+        hidden, reference = inputs_embeds, reference_points
+        ratios = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
+        for number, layer in enumerate(self.layers):
+            seen = reference.detach()
+            canvas = seen[:, :, None] * ratios.to(seen.dtype)
+            sine = encode_sinusoidal_position_embedding(canvas[:, :, 0], self.config.d_model // 2)
+            hidden = layer(
+                hidden,
+                self.ref_point_head(sine.to(hidden.dtype)),
+                canvas.to(hidden.dtype),
+                spatial_shapes,
+                spatial_shapes_list,
+                level_start_index,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                attention_mask=self_attention_mask,
+            )
+            refine, classify = (heads[number % len(heads)] for heads in (self.bbox_embed, self.class_embed))
+            states.append(self.norm(hidden))
+            logits.append(classify(states[-1]))
+            boxes.append((refine(states[-1]) + inverse_sigmoid(reference)).sigmoid())
+            reference = (refine(hidden) + inverse_sigmoid(seen)).sigmoid()
+        return RTDetrDecoderOutput(
+            last_hidden_state=states[-1],
+            intermediate_hidden_states=torch.stack(states, 1),
+            intermediate_logits=torch.stack(logits, 1),
+            intermediate_reference_points=torch.stack(boxes, 1),
+        )
+
+
+class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
+    """DINO without its loss: backbone, encoder, mixed query selection, denoising queries, decoder with its heads."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config)
+        del self.pos_trans, self.pos_trans_norm  # of two-stage Deformable DETR, which embeds its proposals otherwise
+        width = config.d_model
+        sine = DeformableDetrSinePositionEmbedding if config.centered_positions else DetrSinePositionEmbedding
+        self.position_embedding = sine(width // 2, temperature=config.position_temperature, normalize=True)
+        self.decoder = DinoDetrDecoder(config)
+        self.query_content = nn.Embedding(config.num_queries, width)
+        self.denoising_class_content = nn.Embedding(config.num_labels + 1, width)  # the last one for padding
+        self.enc_class_embed = DinoDetrClassHead(config)
+        self.enc_bbox_embed = DinoDetrBoxHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> RTDetrModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`)
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): 1 where a pixel is real.
+            labels (`list[dict]`, *optional*): `class_labels` and `boxes`, which denoising queries are made from in
+                training; denoising rows come first in all that the decoder returns.
+
+        Raises:
+            ValueError: the images have fewer cells than the model has queries.
+        """
+        memory = self._memory(pixel_values, pixel_mask, **kwargs)
+        logits, boxes = self._proposals(memory)
+        content = self.query_content.weight.expand(len(boxes), -1, -1)
+        reference, mask, meta = boxes.detach(), None, None
+        if self.training and labels is not None:
+            noised, noised_boxes, mask, meta = get_contrastive_denoising_training_group(
+                labels,
+                self.config.num_labels,
+                self.config.num_queries,
+                self.denoising_class_content,
+                self.config.num_denoising,
+                self.config.label_noise_ratio,
+                self.config.box_noise_scale,
+            )
+            if meta is not None:
+                content = torch.cat([noised, content], 1)
+                if self.config.box_noise_scale > 0:  # else they are no logits
+                    noised_boxes = noised_boxes.sigmoid()
+                reference = torch.cat([noised_boxes, reference], 1)
+        decoded = self.decoder(inputs_embeds=content, reference_points=reference, self_attention_mask=mask, **memory)
+        return RTDetrModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            intermediate_hidden_states=decoded.intermediate_hidden_states,
+            intermediate_logits=decoded.intermediate_logits,
+            intermediate_reference_points=decoded.intermediate_reference_points,
+            init_reference_points=reference,
+            encoder_last_hidden_state=memory["encoder_hidden_states"],
+            enc_topk_logits=logits,
+            enc_topk_bboxes=boxes,
+            denoising_meta_values=meta,
+        )
+
+    def _memory(self, pixel_values: Tensor, pixel_mask: Tensor | None, **kwargs: Any) -> dict[str, Any]:
+        """What the decoder reads: the encoded levels, flattened, and their shapes."""
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.long)
+        features = [values for values, _ in self.backbone(pixel_values, pixel_mask)]
+        maps: list[Tensor] = []
+        for level, project in enumerate(self.input_proj):
+            source = features[level] if level < len(features) else (maps if level > len(features) else features)[-1]
+            maps.append(project(source))
+        shapes = [tuple(values.shape[-2:]) for values in maps]
+        masks = [nn.functional.interpolate(pixel_mask[None].float(), size=shape)[0].bool() for shape in shapes]
+        positions = [
+            self.position_embedding(values.shape, values.device, values.dtype, mask).flatten(2).mT + embedding
+            for values, mask, embedding in zip(maps, masks, self.level_embed, strict=True)
+        ]
+        sizes = torch.tensor(shapes, device=pixel_values.device)
+        layout = {
+            "spatial_shapes": sizes,
+            "spatial_shapes_list": shapes,
+            "level_start_index": sizes.prod(1).cumsum(0) - sizes.prod(1),
+            "valid_ratios": torch.stack([self.get_valid_ratio(mask, maps[0].dtype) for mask in masks], 1),
+        }
+        mask = torch.cat([mask.flatten(1) for mask in masks], 1)
+        encoded = self.encoder(
+            inputs_embeds=torch.cat([values.flatten(2).mT for values in maps], 1),
+            attention_mask=mask,
+            spatial_position_embeddings=torch.cat(positions, 1),
+            **layout,
+            **kwargs,
+        )
+        return {"encoder_hidden_states": encoded.last_hidden_state, "encoder_attention_mask": mask} | layout
+
+    def _proposals(self, memory: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits and boxes of the tokens with the highest class score, which are the queries' first boxes."""
+        wanted, available = self.config.num_queries, memory["encoder_hidden_states"].shape[1]
+        if available < wanted:
+            raise ValueError(
+                f"{wanted} queries cannot be chosen among the {available} cells of these images: use larger images, "
+                "or a config with fewer num_queries."
+            )
+        tokens, anchors = self.gen_encoder_output_proposals(
+            memory["encoder_hidden_states"], ~memory["encoder_attention_mask"], memory["spatial_shapes_list"]
+        )
+        logits = self.enc_class_embed(tokens)
+        rows = logits.amax(-1).topk(wanted, dim=1).indices[..., None]
+        logits, tokens, anchors = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (logits, tokens, anchors))
+        return logits, (self.enc_bbox_embed(tokens).float() + anchors).sigmoid()
+
+
+class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
+    """DINO, with its loss where labels are given: `logits` `(batch_size, num_queries, num_labels)`, before the
+    sigmoid, and `pred_boxes`, cxcywh in [0, 1], of the last layer, without denoising queries."""
+
+    def __init__(self, config: DinoDetrConfig):
+        super().__init__(config)
+        self.model = DinoDetrModel(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> RTDetrObjectDetectionOutput | tuple:
+        """See [`DinoDetrModel.forward`]; with `labels` the output has `loss` and its parts, `loss_dict`."""
+        outputs = self.model(pixel_values, pixel_mask, labels, **kwargs)
+        own = slice(-self.config.num_queries, None)
+        loss = parts = None
+        if labels is not None:
+            parts = dino_detr_loss(outputs, labels, self.config)
+            loss = sum(parts.values())
+        found = RTDetrObjectDetectionOutput(
+            loss=loss,
+            loss_dict=parts,
+            logits=outputs.intermediate_logits[:, -1, own],
+            pred_boxes=outputs.intermediate_reference_points[:, -1, own],
+            **outputs,
+        )
+        return found if return_dict in (None, True) else found.to_tuple()
+
+
+__all__ = ["DinoDetrForObjectDetection", "DinoDetrModel", "DinoDetrPreTrainedModel"]
