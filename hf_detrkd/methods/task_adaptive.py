@@ -136,9 +136,10 @@ class TaskAdaptiveRegularization(DistillationMethod):
         yield []
         with torch.autocast(targets.boxes.device.type, enabled=False):
             losses = self._features(student, teacher, targets.at_least_one_row(), totals)
-            if student.proposals is not None and "proposals" in replies.teacher:
-                answers = student.layers[-1], replies.teacher["proposals"][-1]
-                losses |= self._proposals(*answers, student.proposals, totals)
+            if self.shares_proposals and student.proposals is not None:
+                asked = replies.teacher.get("proposals")  # not where no image has a proposal
+                teacher_answers = student.layers[-1].detach() if asked is None else asked[-1]
+                losses |= self._proposals(student.layers[-1], teacher_answers, student.proposals, totals)
         return losses
 
     def _features(
