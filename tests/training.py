@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,5 @@ if __name__ == "__main__":
         report = {"log": trainer.state.log_history, "metrics": metrics}
         Path(given.folder, "report.json").write_text(json.dumps(report))
     trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes
+    sys.stdout.flush()
+    os._exit(0)  # torch's process groups abort now and then when the interpreter ends, after all work is done
