@@ -15,6 +15,9 @@ from torch import Tensor
 
 Activation = Literal["sigmoid", "softmax"]
 
+WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
+"""The box that stands where there is none to look at."""
+
 
 @dataclass(frozen=True)
 class ObjectQueries:

@@ -207,13 +207,7 @@ class DetectorAdapter:
         own = tuple(layer.rows(rows, None) for layer in layers)
         denoising = Denoising(tuple(layer.rows(0, rows) for layer in layers), groups) if rows else None
         num_groups = own[0].logits.shape[1] // self.spec.num_queries
-        return Answers(
-            own,
-            num_groups,
-            self.encoder_proposals(call),
-            denoising,
-            model_losses=call.losses,
-        )
+        return Answers(own, num_groups, self.encoder_proposals(call), denoising, model_losses=call.losses)
 
     def _run(
         self, call: DecoderCall, pixel_values: Tensor, pixel_mask: Tensor | None, targets: Targets | None

@@ -17,11 +17,17 @@ from transformers import PreTrainedConfig
 
 from ..criterion import Answers, ModelCriterion
 from ..models.faster_rcnn.modeling_faster_rcnn import Answer, Encoded, Samples, to_pixels, to_unit
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals, Targets
+from ..outputs import (
+    WHOLE_IMAGE,
+    DetectorOutput,
+    DetectorSpec,
+    FeatureMap,
+    ObjectQueries,
+    Predictions,
+    Proposals,
+    Targets,
+)
 from .base import DetectorAdapter
-
-
-WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 class FasterRCNNAdapter(DetectorAdapter):

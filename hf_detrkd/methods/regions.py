@@ -4,23 +4,22 @@ teacher sees something."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..losses import box_overlap
-from ..outputs import DetectorOutput, ObjectQueries, Predictions
+from ..losses import box_overlap, gather_matched
+from ..outputs import WHOLE_IMAGE, DetectorOutput, ObjectQueries, Predictions
+from .points import shares
 
 
 MOST = 100  # boxes of the teacher
 NEAR = 0.5  # IoU of a proposal that lies at a box of the teacher
 SURE = 0.3  # score of the teacher's boxes that count for it
-WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 def best_boxes(teacher: Predictions) -> ObjectQueries:
     """The teacher's boxes with the highest scores, without gradient."""
     scores = teacher.scores().amax(-1)
     rows = scores.topk(min(MOST, scores.shape[1]), dim=1).indices
-    return ObjectQueries(boxes=teacher.boxes.detach().gather(1, rows[..., None].expand(-1, -1, 4)))
+    return ObjectQueries(boxes=gather_matched(teacher.boxes.detach(), rows))
 
 
 def nearby_proposals(
@@ -42,13 +41,8 @@ def nearby_proposals(
     overlap, _ = box_overlap(boxes[:, :, None], teacher.boxes.detach()[:, None])
     sure = teacher.scores().amax(-1) >= SURE
     near = valid & (overlap.masked_fill(~sure[:, None], 0.0).amax(-1) >= NEAR)
-    weights = _shares(near) + _shares(valid & ~near)
+    weights = shares(near.float()) + shares((valid & ~near).float())
     ends = weights.cumsum(-1)
     places = torch.rand(len(boxes), count, generator=generator).to(boxes.device, non_blocking=True) * ends[:, -1:]
     rows = torch.searchsorted(ends, places, right=True).clamp(max=boxes.shape[1] - 1)
-    return ObjectQueries(boxes=boxes.gather(1, rows[..., None].expand(-1, -1, 4)))
-
-
-def _shares(chosen: Tensor) -> Tensor:
-    """Equal weights of the chosen, `(batch_size, num_proposals)`, that sum to 1, or to 0 where there are none."""
-    return chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
+    return ObjectQueries(boxes=gather_matched(boxes, rows))

@@ -182,8 +182,8 @@ class TaskAdaptiveRegularization(DistillationMethod):
 
 
 def gaussian_mask(targets: Targets, goal: FeatureMap) -> Tensor:
-    """A bell on every object, its standard deviation half the box's sides, cut off at the box; the highest where
-    objects overlap.
+    """A bell on every object, its standard deviation half the box's sides, cut off at the cells that the box touches;
+    the highest where objects overlap.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width)` in [0, 1]; 0 outside of boxes and on padding.

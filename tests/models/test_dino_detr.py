@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +20,7 @@ from hf_detrkd.adapters import adapter_for
 from hf_detrkd.models import DinoDetrConfig, DinoDetrForObjectDetection
 from hf_detrkd.outputs import Targets
 from tests import tiny
+from tests.models.apart import answers_apart
 
 
 Build = Callable[..., DinoDetrForObjectDetection]
@@ -458,25 +456,6 @@ def test_an_image_with_fewer_cells_than_queries_is_refused(build: Build) -> None
 
 # --- saving, checkpointing, precision --------------------------------------------------------------------------------
 
-ALONE = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_detrkd":
-            raise ImportError(name)
-sys.meta_path.insert(0, Missing())
-import torch
-from transformers import AutoModelForObjectDetection
-model = AutoModelForObjectDetection.from_pretrained("saved", trust_remote_code=True).eval()
-with torch.no_grad():
-    output = model(**torch.load("inputs.pt"))
-torch.save((output.logits, output.pred_boxes), "outputs.pt")
-try:
-    import hf_detrkd
-except ImportError:
-    print(type(model).__module__)
-"""
-
 
 def test_a_saved_model_loads_here_and_where_this_package_is_not_installed(build: Build, tmp_path: Path) -> None:
     model, inputs = build("dino_detr"), tiny.batch(128, padded=True)
@@ -487,13 +466,7 @@ def test_a_saved_model_loads_here_and_where_this_package_is_not_installed(build:
         again = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
         assert type(again) is DinoDetrForObjectDetection
         assert torch.equal(again(**inputs).logits, expected.logits)
-    torch.save(inputs, tmp_path / "inputs.pt")
-    cache = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", "-c", ALONE]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("transformers_modules.")
-    logits, boxes = torch.load(tmp_path / "outputs.pt")
+    logits, boxes = answers_apart(tmp_path, inputs)
     assert torch.equal(logits, expected.logits) and torch.equal(boxes, expected.pred_boxes)
 
 

@@ -141,9 +141,7 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         num_labels = detector.roi_heads.box_predictor.cls_score.out_features - 1
         names = [f"LABEL_{index}" for index in range(num_labels)]
         if own is None and weights is not None:
-            names = torchvision.models.get_model_weights(name)[getattr(weights, "name", weights)].meta["categories"][
-                1:
-            ]
+            names = torchvision.models.get_model_weights(name).verify(weights).meta["categories"][1:]
         config = FasterRCNNConfig(
             torchvision_name=name,
             options=options or None,
