@@ -136,6 +136,13 @@ class DistillationConfig(TrainingArguments):
             "DETR and its line do with trained backbones."
         },
     )
+    hub_timeout: float = field(
+        default=600.0,
+        metadata={"help": "Seconds to wait for the Hub at the end of a run; what is not there then is pushed later."},
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the student in its card, for example apache-2.0."}
+    )
     metric_for_best_model: str | None = field(
         default="map", metadata={"help": "Metric that chooses the best checkpoint."}
     )

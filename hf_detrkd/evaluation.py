@@ -54,6 +54,9 @@ PADDING = -100  # what Trainer and accelerate pad with; the class of a row that 
 PRECISIONS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 RECALLS = ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
 FIGURES = PRECISIONS + RECALLS  # in the official evaluator's order
+CURVE_THRESHOLDS = {"50": 0, "75": 5}  # IoU in percent, and its place among the evaluator's ten thresholds
+
+Curves = dict[str, dict[str, list[float]]]  # precision over recall, by IoU in percent and class
 
 
 def detections_from_predictions(
@@ -183,6 +186,10 @@ class CocoEvaluator:
     Args:
         id2label (`dict[int, str]`): the model's classes, as in its config.
 
+    Attributes:
+        precision (`dict[str, dict[str, list[float]]]`): that of [`CocoBoxMetric`] at the last computation; it stays
+            until the next one, on the process that computes. Elsewhere, and before, it is empty.
+
     Example:
 
     ```python
@@ -196,6 +203,7 @@ class CocoEvaluator:
     def __init__(self, id2label: Mapping[int, str]):
         self.id2label = dict(id2label)
         self.metric: CocoBoxMetric | None = None
+        self.precision: Curves = {}
 
     def reset(self) -> None:
         """Forgets what an evaluation that broke off has left behind."""
@@ -227,6 +235,7 @@ class CocoEvaluator:
             )
             if compute_result:
                 figures[0] = self.metric.compute()
+                self.precision = self.metric.precision
                 self.reset()
         if several and compute_result:
             dist.broadcast_object_list(figures, src=0)
@@ -246,6 +255,12 @@ class CocoBoxMetric(evaluate.Metric):
     `map_<class name>`, with the class's number behind a name that another class or a figure has: `map_small_3`. A
     figure for which there is no ground-truth box is -1, as in the official evaluator, and enters no mean.
 
+    Attributes:
+        precision (`dict[str, dict[str, list[float]]]`): after `compute()`, at IoU `50` and `75` percent and by class,
+            precision in [0, 1] at the 101 recalls 0, 0.01, ..., 1, for boxes of all areas and 100 detections an image.
+            Names that several classes have are followed by the class's number: `cat_3`. Classes without a
+            ground-truth box are left out.
+
     Example:
 
     ```python
@@ -263,6 +278,7 @@ class CocoBoxMetric(evaluate.Metric):
         self.id2label = dict(id2label)
         folder = tempfile.mkdtemp(prefix="coco-box-metric-")
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.precision: Curves = {}
         super().__init__(cache_dir=folder, seed=0)
 
     def close(self) -> None:
@@ -303,7 +319,8 @@ class CocoBoxMetric(evaluate.Metric):
             raise ValueError(
                 f"boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: {twisted[:10]}"
             )
-        return _figures(list(images), self.id2label, truth, answers)
+        figures, self.precision = _figures(list(images), self.id2label, truth, answers)
+        return figures
 
 
 def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[str, Any]]:
@@ -324,8 +341,8 @@ def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[
 
 def _figures(
     image_ids: list[int], id2label: dict[int, str], truth: list[dict], answers: list[dict]
-) -> dict[str, float]:
-    """Runs the COCO library, whose order of figures is that of `FIGURES`."""
+) -> tuple[dict[str, float], Curves]:
+    """Runs the COCO library, whose order of figures is that of `FIGURES`; the curves are the metric's `precision`."""
     frame = {
         "images": [{"id": image_id} for image_id in image_ids],
         "categories": [{"id": number, "name": name} for number, name in id2label.items()],
@@ -337,10 +354,16 @@ def _figures(
     evaluator.run()
     figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
     precision = evaluator.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes): all areas, 100 detections
-    for i, key in enumerate(class_figures(id2label).values()):
+    curves: Curves = {percent: {} for percent in CURVE_THRESHOLDS}
+    shared = Counter(id2label.values())
+    for i, (number, key) in enumerate(class_figures(id2label).items()):
+        name = id2label[number] if shared[id2label[number]] == 1 else f"{id2label[number]}_{number}"
         known = precision[..., i][precision[..., i] > -1]
         figures[key] = float(known.mean()) if known.size else -1.0
-    return figures
+        for percent, threshold in CURVE_THRESHOLDS.items():
+            if known.size:
+                curves[percent][name] = precision[threshold, :, i].tolist()
+    return figures, curves
 
 
 def class_figures(id2label: Mapping[int, str]) -> dict[int, str]:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .methods import DistillationMethod
 from .probe import Probe, calibrate, probe
+from .run_files import RECIPE, under_home
 from .teacher_check import check_teacher
 
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-RECIPE = "recipe.yaml"  # in the output folder: the arguments that repeat the run
 PROBED = 4  # batches: a term that is zero in one may be there in the next
 
 
@@ -123,9 +123,10 @@ def set_weights(trainer: DistillationTrainer) -> None:
 
 
 def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
-    """Writes the recipe of an output folder."""
+    """Writes the recipe of an output folder, without tokens, and with `~` for the home folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(yaml.safe_dump(arguments, sort_keys=False))
+    kept = {name: under_home(value) for name, value in arguments.items() if not name.endswith("_token")}
+    (folder / RECIPE).write_text(yaml.safe_dump(kept, sort_keys=False))
 
 
 def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:

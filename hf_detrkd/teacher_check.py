@@ -51,6 +51,7 @@ def evaluate_teacher(trainer: DistillationTrainer, dataset: Any) -> dict[str, fl
         metric = CocoBoxMetric(dict(enumerate(class_names(trainer.student.config))))
         metric.add_batch(predictions=[found for found, _ in everyone], references=[truth for _, truth in everyone])
         figures = [metric.compute()]
+        trainer.record.precision["teacher"] = metric.precision
     broadcast_object_list(figures)
     return {f"teacher_{name}": value for name, value in figures[0].items()}
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import AutoModelForObjectDetection, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
@@ -31,6 +31,8 @@ from .guards import FiniteGuard
 from .initialization import apply_freezing, freeze_stages
 from .outputs import BatchTotals, Predictions
 from .preparation import prepare
+from .recording import Record
+from .sharing import SharingTrainer, shareable
 from .teacher_check import evaluate_teacher
 
 
@@ -41,7 +43,7 @@ METHOD_WEIGHTS = "method.safetensors"
 METHOD_CONFIG = "method.json"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SharingTrainer):
     """Trains a detector, taught by another one or alone.
 
     A drop-in for [`~transformers.Trainer`]: callbacks, schedulers, accumulation, mixed precision, `report_to`, best
@@ -113,6 +115,7 @@ class DistillationTrainer(Trainer):
             distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
                 args.auxiliary_loss
             )
+        self.record = Record()
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -306,7 +309,7 @@ class DistillationTrainer(Trainer):
             distiller.student.save_pretrained(folder, state_dict=student)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        torch.save(shareable(self.args), folder / TRAINING_ARGS_NAME)
         if folder.resolve() != Path(self.args.output_dir).resolve():
             self._save_state(folder / STATE_FOLDER)
 

@@ -3,7 +3,8 @@
     python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
 
 The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:`
-(a name and its arguments each). A run whose results are there is not run again, so that a broken series goes on.
+(a name and its arguments each); arguments that are not this script's own go to all runs, too. A run whose results are
+there is not run again, so that a broken series goes on.
 """
 
 import argparse
@@ -34,6 +35,18 @@ def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: in
 def as_text(value: object) -> str:
     """A value as the command line takes it."""
     return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+
+
+def as_arguments(words: list[str]) -> dict[str, object]:
+    """`--name value` pairs by name; a name that stands alone is a switch."""
+    found: dict[str, object] = {}
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            value = words[place + 1] if place + 1 < len(words) else "--"
+            found[word[2:]] = True if value.startswith("--") else value
+        elif not place or not words[place - 1].startswith("--"):
+            raise ValueError(f"Further arguments must be pairs `--name value`, got {word!r} by itself.")
+    return found
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -86,9 +99,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
     parser.add_argument("--output_dir", required=True)
-    given = parser.parse_args()
+    given, further = parser.parse_known_args()
     series = yaml.safe_load(Path(given.variants).read_text())
     series["variants"] = {n: v for n, v in series["variants"].items() if not given.only or n in given.only}
+    series["arguments"] = (series.get("arguments") or {}) | as_arguments(further)
     text = table(run_series(series, given.seeds, given.jobs, Path(given.output_dir)))
     Path(given.output_dir, "table.md").write_text(text + "\n")
     print(text)

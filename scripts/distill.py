@@ -17,38 +17,39 @@ runs both in one step. A recipe sets any argument; the command line wins.
 import argparse
 import dataclasses
 import difflib
-import json
+import os
 import sys
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 from transformers import AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
-from hf_detrkd.adapters import class_names
+from hf_detrkd.comparison import draw_predictions
 from hf_detrkd.config import method_names
 from hf_detrkd.data import (
     AugmentationConfig,
-    DetectionCollator,
     DetectionDataset,
     DetectionSplits,
     DetectionTransform,
     load_detection_splits,
     parse_image_size,
 )
-from hf_detrkd.evaluation import detections_from_predictions, references_from_labels
+from hf_detrkd.efficiency import measure_efficiency
 from hf_detrkd.initialization import init_from_teacher
+from hf_detrkd.plots import write_plots
 from hf_detrkd.preparation import write_recipe
+from hf_detrkd.recording import row_of, write_run_files
+from hf_detrkd.report import write_report
+from hf_detrkd.run_files import portable_command
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
-from hf_detrkd.teacher_check import check_teacher, seen_by
-from hf_detrkd.visualization import class_colors, comparison_grid, draw_detections
+from hf_detrkd.teacher_check import check_teacher
 
 
 @dataclass
@@ -91,6 +92,12 @@ class ScriptArguments:
     keep_aspect_ratio: bool = field(
         default=False, metadata={"help": "Fit images into the size and pad batches, instead of stretching them."}
     )
+    measure_efficiency: bool = field(
+        default=True, metadata={"help": "At the end, measure operations and latency of teacher and student."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the resolved recipe, every argument with its value, and stop."}
+    )
     run_control: bool = field(
         default=False,
         metadata={"help": "First train the same student without teacher, in OUTPUT_DIR/control, and compare."},
@@ -118,12 +125,13 @@ class Arguments:
     config: DistillationConfig
     methods: list[Any]
     recipe: dict[str, Any]
+    values: dict[str, Any]
 
     @classmethod
     def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
         recipe = {n: value for n, value in values.items() if n in defaults and value != defaults[n]}
         made = [kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds]
-        return cls(*made[:3], made[3:], recipe)
+        return cls(*made[:3], made[3:], recipe, values)
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -165,8 +173,16 @@ def read_recipe(path: str | None) -> dict[str, object]:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
-    # YAML reads a bare `no` as false.
-    return {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.items()}
+    # YAML reads a bare `no` as false; paths of the home folder are written as ~.
+    return {
+        name: "no" if value is False and name.endswith("_strategy") else at_home(value)
+        for name, value in recipe.items()
+    }
+
+
+def at_home(value: object) -> object:
+    """A path that begins with `~/`, in full."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def make_student(
@@ -232,14 +248,10 @@ def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
     return {name.replace("teacher_", "eval_", 1): value for name, value in metrics.items()}
 
 
-def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float | None]:
+def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, Any]:
     """One line of the summary."""
-    return {
-        "map": metrics["eval_map"],
-        "map_50": metrics["eval_map_50"],
-        "parameters": model.num_parameters(),
-        "seconds_per_step": metrics.get("train_seconds_per_step"),
-    }
+    figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    return row_of(model, figures, metrics.get("train_seconds_per_step"))
 
 
 def table(summary: dict[str, dict[str, float | None]]) -> str:
@@ -251,46 +263,6 @@ def table(summary: dict[str, dict[str, float | None]]) -> str:
         figures = f"{100 * values['map']:8.1f}{100 * values['map_50']:8.1f}{values['parameters']:12,}{speed:>10}"
         lines.append(f"{name:12}{figures}")
     return "\n".join(lines)
-
-
-def draw_predictions(
-    models: dict[str, PreTrainedModel | Teacher], eval_set: DetectionDataset, file: Path, count: int = 6
-) -> None:
-    """The truth of the first images beside every model's answers above a score of 0.4."""
-    count = min(count, len(eval_set))
-    batch = DetectionCollator()([eval_set[i] for i in range(count)])
-    sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-    images = [eval_set.records[i].load() for i in range(count)]
-    names, colors = eval_set.classes, class_colors(eval_set.classes)
-
-    def picture(image: Image.Image, found: dict[str, Tensor]) -> Image.Image:
-        kept = {key: value[found["scores"] > 0.4].cpu() for key, value in found.items()}
-        labels = [names[i] for i in kept["labels"].tolist()]
-        return draw_detections(image, kept["boxes"], labels, kept["scores"], colors)
-
-    truth = references_from_labels(batch["labels"])
-    columns = [
-        [
-            draw_detections(i, t["boxes"], [names[k] for k in t["labels"]], color=colors)
-            for i, t in zip(images, truth, strict=True)
-        ]
-    ]
-    for model in models.values():
-        ask = model if isinstance(model, Teacher) else frozen(model)
-        device = ask.model.device
-        tensors = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        if ask is not model:  # a student sees its own view
-            tensors = {name: value for name, value in tensors.items() if not name.startswith("teacher_")}
-        answers = seen_by(ask, tensors)
-        found = detections_from_predictions(answers, sizes)
-        columns.append([picture(image, detections) for image, detections in zip(images, found, strict=True)])
-    titles = ["Truth", *(name.capitalize() for name in models)]
-    comparison_grid([list(row) for row in zip(*columns, strict=True)], titles).save(file)
-
-
-def frozen(model: PreTrainedModel) -> Teacher:
-    """A trained model as something to be asked: eval mode, no gradient, the batch's own normalisation."""
-    return Teacher(model, class_names(model.config))
 
 
 def load_splits(arguments: Arguments) -> DetectionSplits:
@@ -335,32 +307,91 @@ def control_of(config: DistillationConfig) -> DistillationConfig:
     folder = str(Path(config.output_dir) / "control")
     resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is of the other run
     return dataclasses.replace(
-        config, method="none", loss_weights=None, output_dir=folder, resume_from_checkpoint=resume or None
+        config,
+        method="none",
+        loss_weights=None,
+        output_dir=folder,
+        resume_from_checkpoint=resume or None,
+        push_to_hub=False,
     )
+
+
+def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
+    """What the run's card says of its data and its command."""
+    script = arguments.script
+    on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
+    base = script.model_name_or_path
+    return {
+        "dataset_name": script.dataset_name,
+        "hub_dataset": script.dataset_name if on_hub else None,
+        "train_split": splits.train_name,
+        "eval_split": splits.eval_name,
+        "train_images": len(splits.train),
+        "eval_images": len(splits.eval),
+        "image_size": list(trainer.eval_dataset[0]["pixel_values"].shape[-2:]),
+        "base_model": None if base is None or Path(base).expanduser().exists() else base,
+        "command": portable_command(["accelerate", "launch", "scripts/distill.py", *argv]),
+    }
+
+
+def measured(models: dict[str, PreTrainedModel], size: list[int]) -> dict[str, dict[str, Any]]:
+    """Operations and latency of each model; the control is the same model as the student."""
+    found = {name: measure_efficiency(model, tuple(size)) for name, model in models.items() if name != "control"}
+    kept = {name: {key: value[key] for key in ("gflops", "latency")} for name, value in found.items()}
+    return kept | ({"control": kept[list(kept)[-1]]} if "control" in models else {})
+
+
+def finish(trainer: DistillationTrainer, models: dict[str, Any], arguments: Arguments) -> None:
+    """Pictures, report and card of a run that has ended; then the push, where it is asked for."""
+    config, record = trainer.args, trainer.record
+    folder = Path(config.output_dir)
+    if trainer.is_world_process_zero():
+        if arguments.script.measure_efficiency:
+            plain = {name: model.model if isinstance(model, Teacher) else model for name, model in models.items()}
+            for name, figures in measured(plain, record.facts["image_size"]).items():
+                record.models[name] |= figures
+        draw_predictions(models, trainer.eval_dataset, folder / "predictions.png")
+        run = write_run_files(trainer)
+        write_plots(run)
+        trainer.create_model_card()
+        write_report(run)
+    if config.push_to_hub:
+        trainer.push_to_hub()
+
+
+def resolved(arguments: Arguments) -> dict[str, Any]:
+    """Every argument with the value that the run would use, as a recipe; without tokens."""
+    used = vars(arguments.config) | arguments.values
+    plain = {name: used[name] for name in arguments.values if name != "config" and not name.endswith("_token")}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
 
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
+    if arguments.script.dry_run:
+        print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
+        return
     config, splits = arguments.config, load_splits(arguments)
-    summary: dict[str, dict[str, float | None]] = {}
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
+    rows, precision = trainer.record.models, trainer.record.precision
+    trainer.record.facts |= facts_of(arguments, splits, trainer, argv)
     if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
         write_recipe(Path(config.output_dir), arguments.recipe)
     if trainer.distiller.teacher is not None:
         models["teacher"] = trainer.distiller.teacher
-        summary["teacher"] = row(trainer.distiller.teacher.model, teacher_metrics(trainer))
+        rows["teacher"] = row(trainer.distiller.teacher.model, teacher_metrics(trainer))
     if arguments.script.run_control:
         control = build_trainer(arguments, splits, control_of(config))
-        summary["control"], models["control"] = row(control.student, train(control)), control.student
+        rows["control"], models["control"] = row(control.student, train(control)), control.student
+        precision["control"] = control.compute_metrics.precision
     name = "distilled" if config.methods else "student"
-    summary[name], models[name] = row(trainer.student, train(trainer)), trainer.student
+    rows[name], models[name] = row(trainer.student, train(trainer)), trainer.student
+    precision[name] = trainer.compute_metrics.precision
+    finish(trainer, models, arguments)
     if trainer.is_world_process_zero():
-        folder = Path(config.output_dir)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-        draw_predictions(models, trainer.eval_dataset, folder / "predictions.png")
-        print(table(summary))
-        print(f"The student is in {folder}, its predictions in {folder / 'predictions.png'}.")
+        print(table(rows))
+        print(f"The student is in {config.output_dir}, with its card, report.html and pictures.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hf_detrkd import METHODS
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
+from hf_detrkd.preparation import write_recipe
 from tests import tiny
 
 
@@ -69,7 +70,9 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     result = launch("--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary) == ["teacher", "control", "distilled"]
-    assert all(set(r) == {"map", "map_50", "parameters", "seconds_per_step"} for r in summary.values())
+    figures = {"map", "map_50", "map_75", "parameters", "seconds_per_step", "classes", "gflops", "latency"}
+    assert all(set(row) == figures for row in summary.values())
+    assert summary["teacher"]["gflops"] > summary["control"]["gflops"] == summary["distilled"]["gflops"] > 0
     assert summary["teacher"]["parameters"] > summary["control"]["parameters"] == summary["distilled"]["parameters"]
     assert summary["control"]["seconds_per_step"] > 0
     assert "mAP50" in result.stdout
@@ -79,9 +82,35 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     assert any("kd_detr_class_specific" in entry for entry in state["log_history"])
     assert "eval_map_50" in json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert Image.open(tmp_path / "out" / "predictions.png").width > 1000
+    for name in ("README.md", "report.html", "curves.png", "per_class.png", "pr_curves.png", "run.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 500, name
     assert (tmp_path / "out" / "control" / "model.safetensors").is_file()
     again = distill.parse(["--config", str(tmp_path / "out" / "recipe.yaml")])
     assert again.recipe == distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2"]).recipe
+
+
+def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(RECIPES[0]), "--max_steps", "7", "--hub_token", "hf_secret"]
+    distill.main([*arguments, "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    printed = capsys.readouterr().out
+    recipe = yaml.safe_load(printed)
+    assert (recipe["max_steps"], recipe["general_points"], recipe["method"]) == (7, 60, "kd_detr")
+    assert recipe["hub_strategy"] == "every_save" and "hf_secret" not in printed
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "recipe.yaml").write_text(printed)
+    again = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--dry_run", "false"])
+    assert again.methods == distill.parse(arguments).methods
+
+
+def test_paths_of_the_home_folder_are_written_with_a_tilde_and_read_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_recipe(tmp_path / "out", {"dataset_name": str(tmp_path / "images"), "hub_token": "secret", "seed": 1})
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == "dataset_name: ~/images\nseed: 1\n"
+    assert distill.read_recipe(str(tmp_path / "out" / "recipe.yaml"))["dataset_name"] == str(tmp_path / "images")
 
 
 def test_the_control_of_a_recipe_is_one_word(tmp_path: Path) -> None:

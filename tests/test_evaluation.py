@@ -86,6 +86,28 @@ def test_precision_is_that_of_a_calculation_by_hand():
     assert figures["map_large"] == figures["map"] and figures["map_small"] == figures["map_medium"] == -1
 
 
+def test_curves_are_those_of_a_calculation_by_hand():
+    truth = [[0, 0, 100, 100], [200, 0, 300, 100]]
+    found = [[0, 0, 100, 100], [400, 400, 500, 500], [200, 0, 300, 62]]  # right, wrong, right up to IoU 0.62
+    metric = CocoBoxMetric({0: "cat", 1: "dog"})
+    assert metric.precision == {}
+    metric.add(prediction=prediction(1, found, [0.9, 0.8, 0.7]), reference=reference(1, truth))
+    metric.compute()
+    assert metric.precision == {  # without the dog, which is nowhere
+        "50": {"cat": pytest.approx([1.0] * 51 + [2 / 3] * 50)},
+        "75": {"cat": pytest.approx([1.0] * 51 + [0.0] * 50)},
+    }
+    assert json.loads(json.dumps(metric.precision)) == metric.precision
+
+
+def test_curves_of_classes_with_one_name_are_told_apart_by_number():
+    metric = CocoBoxMetric({3: "small", 5: "N/A", 6: "N/A"})
+    boxes = [[0, 0, 50, 50]] * 3
+    metric.add(prediction=prediction(1, boxes, [0.9] * 3, [3, 5, 6]), reference=reference(1, boxes, [3, 5, 6]))
+    metric.compute()
+    assert list(metric.precision["50"]) == ["small", "N/A_5", "N/A_6"]
+
+
 def naive_precision(pairs, label, threshold):
     """Average precision of one class at one IoU, without areas and crowds, from the definition."""
     hits, positives = [], 0
@@ -128,7 +150,9 @@ def test_precision_is_that_of_a_naive_loop(num_classes, num_images, seed):
                 reference(image_id, boxes.tolist(), labels.tolist()),
             )
         )
-    figures = figures_of({i: f"class {i}" for i in range(num_classes)}, *pairs)
+    metric = CocoBoxMetric({i: f"class {i}" for i in range(num_classes)})
+    metric.add_batch(predictions=[p for p, _ in pairs], references=[r for _, r in pairs])
+    figures = metric.compute()
     thresholds = [0.5 + 0.05 * i for i in range(10)]
     expected = [[naive_precision(pairs, label, t) for t in thresholds] for label in range(num_classes)]
     assert 0.05 < figures["map"] < 0.95
@@ -136,6 +160,10 @@ def test_precision_is_that_of_a_naive_loop(num_classes, num_images, seed):
     assert figures["map_50"] == pytest.approx(sum(row[0] for row in expected) / num_classes, abs=1e-6)
     for label in range(num_classes):
         assert figures[f"map_class {label}"] == pytest.approx(sum(expected[label]) / 10, abs=1e-6)
+        for percent, place in (("50", 0), ("75", 5)):
+            curve = metric.precision[percent][f"class {label}"]
+            assert len(curve) == 101 and curve == sorted(curve, reverse=True)
+            assert sum(curve) / 101 == pytest.approx(expected[label][place], abs=1e-6)
 
 
 def test_detections_in_a_crowd_are_not_wrong():
@@ -356,6 +384,20 @@ def test_evaluator_starts_anew_after_its_figures_and_on_reset():
     evaluator(batch(1, shift=90), compute_result=False)
     evaluator.reset()
     assert evaluator(batch(2, shift=0), compute_result=True)["map"] == pytest.approx(1.0)
+
+
+def test_evaluator_keeps_the_curves_of_its_last_figures():
+    truth = references_from_labels([label(2, 2)])
+    found = [{"boxes": truth[0]["boxes"], "scores": torch.ones(2), "labels": truth[0]["labels"]}]
+    evaluator = CocoEvaluator({0: "cat", 1: "dog"})
+    evaluator(EvalPrediction(*gatherable(found, truth)), compute_result=False)
+    assert evaluator.precision == {}
+    evaluator(EvalPrediction(*gatherable(found, truth)), compute_result=True)
+    seen = {("cat", "dog")[number] for number in truth[0]["labels"].tolist()}
+    perfect = {name: pytest.approx([1.0] * 101) for name in seen}
+    assert evaluator.precision == {"50": perfect, "75": perfect}
+    evaluator.reset()
+    assert evaluator.precision["50"] == perfect
 
 
 def test_evaluator_refuses_what_was_gathered_as_objects():

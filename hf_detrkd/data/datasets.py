@@ -30,10 +30,13 @@ class DetectionSplits:
     Attributes:
         train ([`DetectionDataset`])
         eval ([`DetectionDataset`])
+        train_name, eval_name (`str`): the splits' names in their source.
     """
 
     train: DetectionDataset
     eval: DetectionDataset
+    train_name: str
+    eval_name: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def load_detection_splits(
             f"The splits {train_split} and {eval_split} of {source.name} have to have the same categories in the same "
             f"order, but differ in {sorted(pairs[0] ^ pairs[1])[:10] or 'their order'}: give both the same list."
         )
-    return DetectionSplits(train, evaluation)
+    return DetectionSplits(train, evaluation, train_split, eval_split)
 
 
 def load_detection_split(

@@ -1,0 +1,164 @@
+"""What a detector costs once it is trained: parameters, arithmetic, latency and throughput."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+
+WARM_UP = 2  # passes of each model before any is timed
+LEAST = 5  # timed passes, whatever they cost
+
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of a forward pass (autocast)."""
+
+
+def measure_efficiency(
+    model: PreTrainedModel, image_size: tuple[int, int], batch_sizes: Sequence[int] = (1, 8), seconds: float = 2.0
+) -> dict[str, Any]:
+    """Parameters, GFLOPs and latency of a detector on random images, on the device and in the precision it has.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): its mode and weights stay as they are.
+        image_size (`tuple[int, int]`): height and width in pixels.
+        batch_sizes (`Sequence[int]`): images at a time.
+        seconds (`float`): for timing each batch size, warm-up aside; at least five passes are timed.
+
+    Returns:
+        `dict`: `parameters` (`int`), `gflops` (of one image, see [`count_gflops`]) and `latency`: by batch size as
+        text `median_ms`, `low_ms` and `high_ms` (the quartiles) of a forward pass, and `images_per_second` at the
+        median.
+    """
+    latency = {str(size): latency_in_turns([model], image_size, size, seconds)[0] for size in batch_sizes}
+    return {"parameters": model.num_parameters(), "gflops": count_gflops(model, image_size), "latency": latency}
+
+
+def count_gflops(model: PreTrainedModel, image_size: tuple[int, int]) -> float:
+    """Arithmetic of a forward pass of one image, in 1e9 floating point operations, by
+    [`~torch.utils.flop_counter.FlopCounterMode`].
+
+    Counted are matrix products, convolutions and attention (as its two matrix products), multiply and add as two
+    operations: twice what papers call MACs. Not counted is what is none of them: normalisation, activations,
+    interpolation, `grid_sample` (so the sampling of deformable attention), RoIAlign and NMS.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`])
+        image_size (`tuple[int, int]`): height and width in pixels.
+    """
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(random_images(model, image_size, 1))
+    return counter.get_total_flops() / 1e9
+
+
+def latency_in_turns(
+    models: Sequence[PreTrainedModel],
+    image_size: tuple[int, int],
+    batch_size: int,
+    seconds: float = 2.0,
+    precision: Precision = nullcontext,
+) -> list[dict[str, float]]:
+    """Forward passes of several detectors, one of each in turn, so that whatever slows the machine slows all of them.
+
+    Args:
+        models (`Sequence` of [`~transformers.PreTrainedModel`]): on one device.
+        image_size (`tuple[int, int]`): height and width in pixels.
+        batch_size (`int`): images at a time.
+        seconds (`float`): for each model, warm-up aside; at least five passes are timed.
+        precision: context of each pass, such as `lambda: torch.autocast("cuda", torch.bfloat16)`.
+
+    Returns:
+        `list[dict[str, float]]`: of each model `median_ms`, `low_ms` and `high_ms` (the quartiles), and
+        `images_per_second` at the median.
+    """
+    images = [random_images(model, image_size, batch_size) for model in models]
+    times: list[list[float]] = [[] for _ in models]
+    with evaluating(*models), torch.inference_mode():
+        for _ in range(WARM_UP):
+            for model, batch in zip(models, images, strict=True):
+                _timed(model, batch, precision)
+        started = time.perf_counter()
+        while len(times[0]) < LEAST or time.perf_counter() - started < seconds * len(models):
+            for model, batch, seen in zip(models, images, times, strict=True):
+                seen.append(_timed(model, batch, precision))
+    return [_figures(seen, batch_size) for seen in times]
+
+
+def _timed(model: PreTrainedModel, images: torch.Tensor, precision: Precision) -> float:
+    """Seconds of one forward pass, until the device has finished."""
+    wait = torch.cuda.synchronize if images.is_cuda else _nothing
+    wait()
+    started = time.perf_counter()
+    with precision():
+        model(images)
+    wait()
+    return time.perf_counter() - started
+
+
+def _nothing() -> None:
+    """The CPU has finished when a call returns."""
+
+
+def _figures(times: list[float], batch_size: int) -> dict[str, float]:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return {
+        "median_ms": 1e3 * median,
+        "low_ms": 1e3 * low,
+        "high_ms": 1e3 * high,
+        "images_per_second": batch_size / median,
+    }
+
+
+def random_images(model: PreTrainedModel, image_size: tuple[int, int], batch_size: int) -> torch.Tensor:
+    """Pixels `(batch_size, 3, height, width)` in [0, 1], the same in every call, where the model is and as it is."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch_size, 3, *image_size, generator=generator).to(model.device, model.dtype)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside, the models are in eval mode and frozen; afterwards every part is as before.
+
+    Frozen, since the counter's hooks stumble over views of parameters that ask for a gradient (LW-DETR's queries).
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    trained = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for model in models:
+            model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def device_name(device: torch.device | str | None = None) -> str:
+    """A device in words: `NVIDIA A100-SXM4-40GB`, or `AMD EPYC 7B13, 2 threads`.
+
+    Args:
+        device (`torch.device` or `str`, *optional*): default: the GPU where there is one.
+    """
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda":
+        return torch.cuda.get_device_name(kind)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    """The CPU's model: as Linux tells it, else as Python does."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -1,0 +1,120 @@
+"""What a run leaves in its output folder, as its readers see it: the card, the report and the push."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+RECIPE = "recipe.yaml"  # the arguments that repeat the run
+FACTS = "run.json"  # data set, method, teacher, command, device, versions
+SUMMARY = "summary.json"  # one row for each model
+PRECISION = "precision.json"  # precision over recall, by model and class
+RESULTS = "all_results.json"
+STATE = "trainer_state.json"
+CONTROL = "control"  # folder of the run without teacher, inside the other's
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of an output folder; what was not measured is missing, not zero.
+
+    Attributes:
+        folder (`Path`)
+        facts (`dict`): `dataset_name`, `train_split`, `eval_split`, `train_images`, `eval_images`, `classes` (names),
+            `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `teacher`
+            (`name`, `revision`; or `None`), `base_model` (Hub id or `None`), `command`, `device` (the machine in
+            words), `processes`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id or
+            `None`), `hub` (`repo_id`, `private`, `revision`; or `None`).
+        models (`dict[str, dict]`): rows of the table in its order, of `teacher`, `control`, and `distilled` (`student`
+            for a run without a method). Each holds `map`, `map_50`, `map_75` in [0, 1], `parameters`,
+            `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` where there is nothing there), `latency`
+            (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`); unmeasured ones are `None`
+            or missing.
+        recipe (`dict`): the run's arguments.
+        results (`dict[str, float]`): metrics of the last evaluation and of the training.
+        histories (`dict[str, list[dict]]`): what `Trainer` logged, by model (`control`, `distilled` or `student`).
+        precision (`dict[str, dict[str, dict[str, list[float]]]]`): by model, then `50` or `75` (IoU in percent), then
+            class: precision at the recalls 0, 0.01, ..., 1.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    recipe: dict[str, Any]
+    results: dict[str, float]
+    histories: dict[str, list[dict[str, Any]]]
+    precision: dict[str, dict[str, dict[str, list[float]]]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Run:
+        """
+        Raises:
+            ValueError: the folder is none of a finished run.
+        """
+        folder = Path(folder)
+        if not (folder / SUMMARY).is_file():
+            raise ValueError(f"{folder} must be the output folder of a finished run, but holds no {SUMMARY}.")
+        models = read_json(folder / SUMMARY)
+        states = {name: folder for name in models if name not in ("teacher", CONTROL)} or {"student": folder}
+        if CONTROL in models:
+            states[CONTROL] = folder / CONTROL
+        recipe = folder / RECIPE
+        return cls(
+            folder=folder,
+            facts=read_json(folder / FACTS),
+            models=models,
+            recipe=(yaml.safe_load(recipe.read_text()) or {}) if recipe.is_file() else {},
+            results=read_json(folder / RESULTS),
+            histories={name: read_json(path / STATE).get("log_history", []) for name, path in states.items()},
+            precision=read_json(folder / PRECISION),
+        )
+
+    @property
+    def student(self) -> str:
+        """The row of the student that this folder holds."""
+        return next((name for name in self.models if name not in ("teacher", CONTROL)), "student")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def portable(value: Any) -> Any:
+    """Arguments as they may leave the machine: without tokens, and of absolute paths the last part alone.
+
+    Args:
+        value: an argument, or a dict or list of such.
+    """
+    if isinstance(value, dict):
+        return {name: portable(one) for name, one in value.items() if not str(name).endswith("_token")}
+    if isinstance(value, list):
+        return [portable(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def portable_command(arguments: list[str]) -> str:
+    """A command line as it may leave the machine, quoted for a shell."""
+    kept: list[str] = []
+    for place, argument in enumerate(arguments):
+        name, sign, value = argument.partition("=")
+        if name.endswith("_token") or (place and arguments[place - 1].endswith("_token")):
+            continue
+        kept.append(f"{name}={portable(value)}" if sign else portable(argument))
+    return shlex.join(kept)
+
+
+def under_home(value: Any) -> Any:
+    """A path in the home folder as `~/...`, in an argument or a dict or list of such; else the value as it is."""
+    if isinstance(value, dict):
+        return {name: under_home(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [under_home(one) for one in value]
+    home = f"{Path.home()}/"
+    return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
