@@ -84,6 +84,20 @@ class HubPush:
         self._answers: list[dict[str, Any]] = []
         self._warned = False
 
+    @classmethod
+    def of(cls, args: Any, token: str | None = None, private: bool | None = None) -> HubPush:
+        """That of a run's arguments; a repository that is made here is private unless they say that it is not."""
+        folder = Path(args.output_dir)
+        chosen = args.hub_private_repo if private is None else private
+        return cls(
+            folder,
+            args.hub_model_id or folder.absolute().name,
+            token=token or args.hub_token,
+            private=chosen is not False,
+            revision=args.hub_revision,
+            patience=args.hub_timeout,
+        )
+
     @property
     def command(self) -> str:
         """What pushes the output folder later."""

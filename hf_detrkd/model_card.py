@@ -20,7 +20,7 @@ CARD = "README.md"
 UNMEASURED = "not measured"
 METRICS = {"map": "mAP", "map_50": "mAP50", "map_75": "mAP75"}
 PICTURES = {
-    "predictions.png": "Predictions",
+    "predictions.png": "Predictions: the first images, then those in which the student errs most",
     "curves.png": "Loss and mAP over the training",
     "per_class.png": "AP by class",
     "pr_curves.png": "Precision and recall",

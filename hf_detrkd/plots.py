@@ -139,7 +139,7 @@ def fill_panel(ax: Axes, panel: Panel) -> None:
     if min(values) > 0 and max(values) > LOG_RANGE * min(values):
         ax.set_yscale("log")
     elif min(values) >= 0:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.08 * max([*values, panel.level or 0]) or 1)
     ax.set_xlim(left=0)
     ax.set_title(panel.title, fontsize=9)
     ax.set_xlabel("training step", fontsize=8)

@@ -38,17 +38,8 @@ class SharingTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        args, folder = self.args, Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = args.hub_private_repo if private is None else private
-        self.push_in_progress = HubPush(
-            folder,
-            args.hub_model_id or folder.absolute().name,
-            token=token or args.hub_token,
-            private=chosen is not False,
-            revision=args.hub_revision,
-            patience=args.hub_timeout,
-        )
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        self.push_in_progress = HubPush.of(self.args, token, private)
         self.push_in_progress.check()
         self.hub_model_id = self.push_in_progress.repo_id
 

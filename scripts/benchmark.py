@@ -4,6 +4,7 @@
     python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
     python scripts/benchmark.py methods --output_dir outputs/methods --seeds 0 1 2 --jobs 2
     python scripts/benchmark.py methods --output_dir outputs/methods --only_cost
+    python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
 
 `criterion`: forward and backward of the detection loss, ours against transformers' own, on the same random answers of
 every family (six decoder layers, encoder proposals, denoising rows and query groups as in training), with the values
@@ -11,6 +12,8 @@ of both. Times are medians; read the ratios, since both sides are measured in tu
 
 `methods`: the control, extra queries without a teacher, and every method on one data set, teacher and student: what a
 step costs and where, and the mAP over several seeds, at equal steps and at equal seconds.
+
+`latency`: parameters, operations, latency and throughput of detectors on the present device, in turns.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import torch
 from benchmark_criterion import FAMILIES, criterion
+from benchmark_latency import add_latency
 from benchmark_methods import methods
 
 
@@ -57,6 +61,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     add_criterion(commands.add_parser("criterion", help="The detection loss against transformers' own."))
     add_methods(commands.add_parser("methods", help="Every method against its controls."))
+    add_latency(commands.add_parser("latency", help="Detectors side by side: parameters, GFLOPs, latency."))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     results = given.run(given)

@@ -173,16 +173,21 @@ def read_recipe(path: str | None) -> dict[str, object]:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
-    # YAML reads a bare `no` as false; paths of the home folder are written as ~.
+    # YAML reads a bare `no` as false.
     return {
-        name: "no" if value is False and name.endswith("_strategy") else at_home(value)
+        name: "no" if value is False and name.endswith("_strategy") else in_full(value)
         for name, value in recipe.items()
     }
 
 
-def at_home(value: object) -> object:
-    """A path that begins with `~/`, in full."""
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+def in_full(value: object) -> object:
+    """A path below `~/` in full, and one below `scripts/`, from another folder, as it is here."""
+    if not isinstance(value, str):
+        return value
+    beside = Path(__file__).parent.parent / value
+    if value.startswith("scripts/") and not Path(value).exists() and beside.exists():
+        return str(beside)
+    return os.path.expanduser(value) if value.startswith("~/") else value
 
 
 def make_student(

@@ -1,10 +1,14 @@
-"""What the README says is so."""
+"""What the README and the documentation say is so."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import sys
 from pathlib import Path
+
+import pytest
 
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +17,7 @@ import distill  # noqa: E402
 import support_table  # noqa: E402
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
@@ -22,18 +27,48 @@ def test_the_table_of_pairs_is_what_the_code_does() -> None:
     assert all(table.count(family) == 2 for family in ("table-transformer", "conditional_detr", "rf_detr", "yolos"))
 
 
-def test_every_command_parses_and_every_file_exists() -> None:
-    text = README.replace("\\\n", " ")
-    commands = re.findall(r"^ {4}(?:accelerate launch|python) scripts/(\S+\.py)(.*)$", text, flags=re.MULTILINE)
-    assert len(commands) >= 4
-    for script, arguments in commands:
-        assert (ROOT / "scripts" / script).is_file()
-        for word in arguments.split():
-            assert not word.startswith("scripts/") or (ROOT / word).exists(), word
-        if script == "distill.py":
-            distill.parse([w for w in arguments.split() if w != "--bf16"])
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_parses_and_every_file_exists(page: Path, tmp_path: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    (tmp_path / "recipe.yaml").write_text("config_name: x\noutput_dir: y\n")
+    for line in re.findall(r"^ {4}((?:accelerate launch|python|hf-detrkd) .*)$", text, flags=re.MULTILINE):
+        words = [word.replace("recipe.yaml", str(tmp_path / "recipe.yaml")) for word in line.split()]
+        scripts = [word for word in words if word.startswith("scripts/")]
+        assert all((ROOT / word).exists() for word in scripts), line
+        if "scripts/distill.py" in words:
+            parse(words[words.index("scripts/distill.py") + 1 :])
+        if words[:2] == ["hf-detrkd", "doctor"]:
+            parse(words[2:])
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def parse(words: list[str]) -> None:
+    """As the script does, where there may be no hardware for it."""
+    distill.parse([word for word in words if word != "--bf16"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_python_example_compiles_and_imports_what_there_is(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hf_detrkd"):
+                module = importlib.import_module(str(node.module))
+                assert all(name.name in dir(module) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_headings_that_links_point_to_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]*\.md)?#([^)]+)\)", page.read_text()):
+        other = (page.parent / link[0] if link[0] else page).read_text()
+        headings = re.findall(r"^#+ (.+)$", other, flags=re.MULTILINE)
+        assert link[1] in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert all(f"]({page.name})" in index for page in PAGES[1:] if page.name != "README.md")
 
 
 def test_make_knows_the_commands_that_the_readme_names() -> None:

@@ -123,6 +123,11 @@ def load_detection_split(
     return _load(source, split or _default_eval_split(source), max_samples, skip_unreadable_images)
 
 
+def split_names(dataset_name: DatasetName) -> list[str]:
+    """The splits of a data set. See [`load_detection_splits`]."""
+    return _open(dataset_name, 0, (128, 128)).splits
+
+
 def _load(source: _Source, split: str, max_samples: int | None, skip_unreadable_images: bool) -> DetectionDataset:
     if split not in source.splits:
         raise DatasetError(f"{source.name} has no split {split!r}: choose one of {', '.join(source.splits)}.")
