@@ -48,7 +48,12 @@ from tests import tiny
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TEACHER = SCRIPTS / "recipes" / "quickstart" / "teacher"
 SIZE = 128  # with less, Deformable DETR's fourth level is one pixel, which GroupNorm refuses
-QUICK = ("detr", "faster_rcnn")  # RT-DETR goes through the script
+QUICK = {  # small graphs; RT-DETR goes through the script
+    "detr": {"encoder_layers": 1, "decoder_layers": 1},
+    "faster_rcnn": {
+        "options": {"box_detections_per_img": 20, "rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 60}
+    },
+}
 SLOW = tuple(name for name in tiny.DETECTORS if name not in QUICK)
 
 
@@ -199,10 +204,10 @@ def test_generated_images_stand_in_where_none_are_given(monkeypatch):
 # --- families --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=QUICK)
+@pytest.fixture(scope="module", params=list(QUICK))
 def made(request, tmp_path_factory):
     """A family's model, the folder of its file, and the report."""
-    model, folder = tiny.build(request.param), tmp_path_factory.mktemp("made")
+    model, folder = tiny.build(request.param, **QUICK[request.param]), tmp_path_factory.mktemp("made")
     return model, folder, export_checked(model, folder, pixels(), threads=1)
 
 
@@ -263,7 +268,7 @@ def test_a_file_that_onnxruntime_cannot_run_is_no_export(tmp_path, monkeypatch):
 
 
 def test_what_has_no_onnx_operator_is_named(tmp_path, monkeypatch):
-    model = tiny.build("yolos")
+    model = tiny.build("yolos", num_hidden_layers=1)
     linear = model.class_labels_classifier.forward
     monkeypatch.setattr(
         model.class_labels_classifier,
