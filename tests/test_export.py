@@ -268,7 +268,7 @@ def test_a_file_that_onnxruntime_cannot_run_is_no_export(tmp_path, monkeypatch):
 
 
 def test_what_has_no_onnx_operator_is_named(tmp_path, monkeypatch):
-    model = tiny.build("yolos", num_hidden_layers=1)
+    model = tiny.build("yolos", num_hidden_layers=2)
     linear = model.class_labels_classifier.forward
     monkeypatch.setattr(
         model.class_labels_classifier,
