@@ -238,6 +238,15 @@ def test_every_other_family_exports_too(name, tmp_path):
     assert_same_answers(model, tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
+def test_an_image_on_which_faster_rcnn_finds_nothing_is_no_error(tmp_path):
+    model = tiny.build("faster_rcnn", **QUICK["faster_rcnn"])
+    model.roi_heads.score_thresh = 1.0
+    export_checked(model, tmp_path, pixels(), threads=1)
+    logits, boxes = run_onnx(tmp_path / "model.onnx", torch.rand(2, 3, SIZE, SIZE))
+    assert not boxes.any() and (logits.argmax(-1) == model.config.num_labels).all()
+
+
 def test_a_file_with_other_answers_is_kept_under_another_name(made, tmp_path, monkeypatch):
     model, folder, _ = made
     other = copy.deepcopy(model)
