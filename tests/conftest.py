@@ -21,6 +21,7 @@ import transformers
 from tests import tiny
 
 
+pytest.register_assert_rewrite("tests.adapters", "tests.methods", "tests.models")  # their helpers assert, too
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 

@@ -23,7 +23,7 @@ from hf_detrkd.models import FasterRCNNForObjectDetection
 from hf_detrkd.outputs import DetectorOutput, ObjectQueries, Predictions, Targets
 from hf_detrkd.students import build_student, load_image_processor, load_student, with_classes
 from tests import tiny
-from tests.models.test_faster_rcnn import (
+from tests.models.faster_rcnn import (
     MOBILENET,
     NO_PROPOSALS,
     RESNET,
