@@ -14,9 +14,10 @@ from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.outputs import ObjectQueries, Predictions, Targets
 from hf_detrkd.questions import Questions, ask, ask_together
 from tests import tiny
-from tests.adapters.test_contract import (
+from tests.adapters.contract import (
     CHECKPOINTED,
     assert_same,
+    both_modes,
     differ,
     foreign,
     gradients,
@@ -26,9 +27,6 @@ from tests.adapters.test_contract import (
     some_loss,
 )
 from tests.methods.fakes import Fake, spec
-
-
-both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
 @contextmanager
