@@ -21,7 +21,8 @@ import transformers
 from tests import tiny
 
 
-pytest.register_assert_rewrite("tests.adapters", "tests.methods", "tests.models")  # their helpers assert, too
+# Their helpers assert, too.
+pytest.register_assert_rewrite("tests.adapters", "tests.export", "tests.methods", "tests.models", "tests.training")
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
