@@ -12,8 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, DetrImageProcessor
 
 from tests import tiny
-from tests.test_trainer import assert_close, assert_trained, run
-from tests.training import make_trainer, weights_of
+from tests.training import assert_close, assert_trained, make_trainer, run, weights_of
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))

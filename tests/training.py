@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
@@ -20,6 +21,7 @@ from hf_detrkd.students import load_image_processor
 from tests import tiny
 
 
+ROOT = Path(__file__).parent.parent
 SIZE = (64, 64)
 BATCH_NORM = r"(encoder_input_proj|decoder_input_proj)\.\d+\.1\.|norm\w*\.(weight|bias)$"
 
@@ -93,6 +95,42 @@ class WithoutBoxes(torch.utils.data.Dataset):
 def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
     """Everything that was trained, by name: student and projections."""
     return {name: value.detach().clone() for name, value in trainer.distiller.state_dict().items()}
+
+
+def run(folder: Path, processes: int = 1, **arguments: object) -> dict[str, torch.Tensor]:
+    """The weights after `tests.training` in processes of its own."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
+    command = [*launcher, "-m", "tests.training", str(folder), json.dumps(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def assert_same_update(
+    before: dict[str, torch.Tensor],
+    one: dict[str, torch.Tensor],
+    other: dict[str, torch.Tensor],
+    tolerance: float = 1e-5,
+) -> None:
+    """One plain gradient step each: the difference is at most so much of the step's length."""
+    floats = [name for name, value in before.items() if value.is_floating_point()]
+    step = torch.cat([(one[name] - before[name]).flatten() for name in floats])
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in floats])
+    assert step.norm() > 0
+    assert difference.norm() <= tolerance * step.norm(), (difference.norm(), step.norm())
+
+
+def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 if __name__ == "__main__":
