@@ -20,7 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.hub_store import Answer, Exchange, Hub, Repository
+from tests.fake_hub.exchange import Answer, Exchange
+from tests.fake_hub.hub import Hub
+from tests.fake_hub.repository import Repository
 
 
 @dataclass
