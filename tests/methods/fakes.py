@@ -9,7 +9,10 @@ import torch
 
 from hf_detrkd.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
 from tests import tiny
-from tests.methods.naive import Layer
+from tests.methods.naive import Layer, Truth
+
+
+HEADS = ("sigmoid", "softmax")
 
 
 def spec(
@@ -106,3 +109,8 @@ def by_image(layers: Sequence[Predictions]) -> list[list[Layer]]:
         ]
         for layer in layers
     ]
+
+
+def truth_of(targets: Targets) -> Truth:
+    """Ground truth as the oracle reads it."""
+    return [(label["class_labels"].tolist(), label["boxes"].double()) for label in targets.to_labels()]

@@ -17,10 +17,9 @@ from hf_detrkd.outputs import BatchTotals, DetectorOutput, FeatureMap, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods import naive
-from tests.methods.fakes import Fake, by_image, spec, targets_of
+from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of
 
 
-HEADS = ("sigmoid", "softmax")
 VARIANTS = ("paper", "released")
 ONLY_LOGITS = {"feature_weight": 0.0, "assignment_weight": 0.0}
 ONLY_FEATURE = {"logits_weight": 0.0, "assignment_weight": 0.0}
@@ -67,10 +66,6 @@ def losses_of(student: Fake, teacher: Fake, targets: Targets, **options: Any) ->
 def compare(method: DETRDistill, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict:
     totals = BatchTotals.of(targets.counts, student.layers[0].boxes.shape[1])
     return method(student, teacher, targets, totals, torch.Generator())
-
-
-def truth_of(targets: Targets) -> naive.Truth:
-    return [(label["class_labels"].tolist(), label["boxes"].double()) for label in targets.to_labels()]
 
 
 def assert_equal(losses: dict[str, Tensor], expected: dict[tuple[str, int], Tensor], name: str) -> None:

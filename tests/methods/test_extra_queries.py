@@ -15,10 +15,9 @@ from hf_detrkd.methods import KDDETR, ExtraQueries, ExtraQueriesConfig, KDDETRCo
 from hf_detrkd.outputs import BatchTotals, DetectorOutput, Targets
 from tests import tiny
 from tests.methods import naive
-from tests.methods.fakes import Fake, by_image, spec, targets_of
+from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of
 
 
-HEADS = ("sigmoid", "softmax")
 # extra queries, own queries, layers, classes, boxes of each image
 SIZES = {
     "some": (8, 6, 2, 3, (2, 1)),
@@ -33,10 +32,6 @@ SIZES = {
 def compare(method: ExtraQueries, student: DetectorOutput, targets: Targets, seed: int = 0) -> dict[str, Tensor]:
     totals = BatchTotals.of(targets.counts, student.layers[0].boxes.shape[1])
     return method(student, None, targets, totals, torch.Generator().manual_seed(seed))
-
-
-def truth_of(targets: Targets) -> naive.Truth:
-    return [(label["class_labels"].tolist(), label["boxes"].double()) for label in targets.to_labels()]
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

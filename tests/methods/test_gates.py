@@ -23,15 +23,10 @@ from hf_detrkd.methods.gates import better_answers, better_objects
 from hf_detrkd.outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
 from tests import tiny
 from tests.methods import naive
-from tests.methods.fakes import Fake, by_image, spec, targets_of
+from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of
 
 
-HEADS = ("sigmoid", "softmax")
 WHOLE = torch.tensor([0.5, 0.5, 1.0, 1.0])
-
-
-def truth_of(targets: Targets) -> naive.Truth:
-    return [(label["class_labels"].tolist(), label["boxes"].double()) for label in targets.to_labels()]
 
 
 def answers(boxes: Any, logits: Any, activation: str = "sigmoid") -> Predictions:
