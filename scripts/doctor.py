@@ -24,7 +24,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,6 @@ from typing import Any
 import accelerate
 import distill
 import numpy as np
-import psutil
 import torch
 import transformers
 from tqdm import tqdm
@@ -45,7 +43,9 @@ from hf_detrkd.adapters import class_names
 from hf_detrkd.data import DatasetError, DetectionSplits, DetectionTransform, parse_image_size
 from hf_detrkd.data.datasets import EVAL_SPLITS
 from hf_detrkd.diagnosis import (
+    GIB,
     NORMALIZATIONS,
+    PeakMemory,
     Seen,
     Statistics,
     View,
@@ -54,6 +54,7 @@ from hf_detrkd.diagnosis import (
     fitting_batch,
     look,
     map_of,
+    memory_of,
     mended_boxes,
     offered_splits,
     reframed,
@@ -66,7 +67,6 @@ from hf_detrkd.preparation import probe_terms
 from hf_detrkd.teacher import NO_NORMALIZATION, Normalization, normalization_of
 
 
-GIB = 2**30
 MOST_CLASSES_SHOWN = 30
 
 
@@ -165,13 +165,6 @@ def check_environment(report: Report, config: DistillationConfig) -> None:
     report.facts |= {"versions": versions, "device": device_name(config.device), "memory_gb": memory}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     report.ok("environment", f"{listed}; {device_name(config.device)}, {memory:.1f} GiB of memory to be had.")
-
-
-def memory_of(device: torch.device) -> float:
-    """GiB that this process can have on a device, with what it has."""
-    if device.type == "cuda":
-        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / GIB
-    return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / GIB
 
 
 def check_disk(report: Report, config: DistillationConfig, trainer: DistillationTrainer) -> None:
@@ -479,35 +472,6 @@ def check_classes(report: Report, look: Look, columns: Any, classes: list[str], 
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
-
-
-class PeakMemory:
-    """The most memory in GiB that this process had inside, on a device."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.gib, self._done = device, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.device.type == "cuda":
-            self.gib = torch.cuda.max_memory_reserved(self.device) / GIB
-        else:
-            self._done.set()
-            self._thread.join()
-
-    def _watch(self) -> None:
-        process, done = psutil.Process(), False
-        while not done:
-            self.gib = max(self.gib, process.memory_info().rss / GIB)
-            done = self._done.wait(0.005)
 
 
 def check_step(report: Report, trainer: DistillationTrainer, limit: float | None) -> bool:
