@@ -43,6 +43,11 @@ QUICKSTART = ROOT / "scripts" / "recipes" / "quickstart"
 sys.path.insert(0, str(ROOT / "scripts"))
 import distill  # noqa: E402
 import doctor  # noqa: E402
+import doctor_data  # noqa: E402
+import doctor_pair  # noqa: E402
+import doctor_step  # noqa: E402
+import doctor_teacher  # noqa: E402
+from doctor_report import Report  # noqa: E402
 
 
 Box = Callable[[list[float]], list[float]]
@@ -94,17 +99,17 @@ def line(folder: Path, data: str, *more: str, teacher: str | Path = QUICKSTART /
     return [*words.split(), *more]
 
 
-def answers(arguments: list[str]) -> doctor.Report:
+def answers(arguments: list[str]) -> Report:
     """What the doctor says of data and teacher, without a step."""
-    report, parsed = doctor.Report(), distill.parse(arguments)
-    splits = doctor.load_data(report, parsed)
+    report, parsed = Report(), distill.parse(arguments)
+    splits = doctor_data.load_data(report, parsed)
     assert splits is not None
-    trainer = doctor.build_pair(report, parsed, splits, parsed.config.output_dir)
-    doctor.check_teacher(report, trainer, splits, 32)
+    trainer = doctor_pair.build_pair(report, parsed, splits, parsed.config.output_dir)
+    doctor_teacher.check_teacher(report, trainer, splits, 32)
     return report
 
 
-def said(report: doctor.Report, subject: str, status: str) -> str:
+def said(report: Report, subject: str, status: str) -> str:
     """The texts of a subject, all of which have a status."""
     found = [finding for finding in report.findings if finding["subject"] == subject]
     assert {finding["status"] for finding in found} == {status}, found
@@ -230,11 +235,11 @@ def test_statistics_are_those_of_the_annotations(tmp_path: Path, shapes: str) ->
     assert list(found.classes) == SHAPE_CLASSES and sum(found.classes.values()) == found.boxes
     assert 12 <= found.sides[0] <= found.sides[1] <= found.sides[2] <= 48
     assert 0.9 < min(found.reach) <= max(found.reach) <= 1 and found.fault() is None
-    report = doctor.Report()
-    doctor.describe(report, "train", found)
+    report = Report()
+    doctor_data.describe(report, "train", found)
     assert [finding["status"] for finding in report.findings] == ["ok"]
     small = load_detection_split(write_shapes(tmp_path, FRAMES["half"][0]))
-    doctor.describe(report, "small", Statistics.of(small, "it"))
+    doctor_data.describe(report, "small", Statistics.of(small, "it"))
     assert "are the annotations of smaller images?" in report.findings[-1]["text"]
 
 
@@ -243,31 +248,31 @@ def test_statistics_are_those_of_the_annotations(tmp_path: Path, shapes: str) ->
 
 def test_a_missing_split_is_named_with_what_to_pass_and_the_rest_is_looked_at(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "data", splits=(("train2017", 4), ("holdout", 4), ("val2017", 4)))
-    report = doctor.Report()
-    splits = doctor.load_data(report, distill.parse(line(tmp_path, folder)))
+    report = Report()
+    splits = doctor_data.load_data(report, distill.parse(line(tmp_path, folder)))
     text = said(report, "splits", "problem")
     assert "has no split 'train': choose one of holdout, train2017, val2017." in text
     assert "Pass --dataset_train_split train2017 --dataset_eval_split val2017;" in text
     assert splits is not None and len(splits.train) == len(splits.eval) == 4
     given = ["--dataset_train_split", "train2017", "--dataset_eval_split", "val2017"]
-    healthy = doctor.Report()
-    doctor.load_data(healthy, distill.parse(line(tmp_path, folder, *given)))
+    healthy = Report()
+    doctor_data.load_data(healthy, distill.parse(line(tmp_path, folder, *given)))
     assert "splits" not in {finding["subject"] for finding in healthy.findings}
 
 
 def test_a_single_split_is_not_enough_and_other_faults_keep_their_own_words(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "data", splits=(("train", 4),))
     assert offered_splits(folder, "train", None) == (["train"], "train", None)
-    report = doctor.Report()
-    assert doctor.load_data(report, distill.parse(line(tmp_path, folder))) is None
+    report = Report()
+    assert doctor_data.load_data(report, distill.parse(line(tmp_path, folder))) is None
     assert "Training needs two splits" in said(report, "splits", "problem")
-    report = doctor.Report()
-    assert doctor.load_data(report, distill.parse(line(tmp_path, str(tmp_path / "none")))) is None
+    report = Report()
+    assert doctor_data.load_data(report, distill.parse(line(tmp_path, str(tmp_path / "none")))) is None
     assert "There is no data set" in said(report, "data set", "problem")
     whole = write_shapes(tmp_path / "whole", splits=(("train", 2), ("val", 2)))
     (Path(whole) / "train" / "1.png").unlink()
-    report = doctor.Report()
-    assert doctor.load_data(report, distill.parse(line(tmp_path, whole))) is None
+    report = Report()
+    assert doctor_data.load_data(report, distill.parse(line(tmp_path, whole))) is None
     assert "1.png does not exist" in said(report, "data set", "problem")
 
 
@@ -329,8 +334,8 @@ def needy(tmp_path: Path, shapes: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         tried.append(size)
         return {"read": 0.1, "step": 0.2}
 
-    monkeypatch.setattr(doctor, "PeakMemory", Memory)
-    monkeypatch.setattr(doctor, "one_step", step)
+    monkeypatch.setattr(doctor_step, "PeakMemory", Memory)
+    monkeypatch.setattr(doctor_step, "one_step", step)
     return trainer, tried
 
 
@@ -347,8 +352,8 @@ def test_too_little_memory_is_said_before_it_is_tried(
     needy: Any, limit: float, status: str, words: str, largest: int
 ) -> None:
     trainer, tried = needy
-    report = doctor.Report()
-    assert doctor.check_step(report, trainer, limit) == (status != "problem")
+    report = Report()
+    assert doctor_step.check_step(report, trainer, limit) == (status != "problem")
     assert words in said(report, "memory", status)
     assert max(tried) == largest
     if largest == 16:
@@ -357,16 +362,16 @@ def test_too_little_memory_is_said_before_it_is_tried(
 
 def test_a_device_that_runs_out_is_a_problem_and_not_a_traceback(needy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, tried = needy
-    harmless = doctor.one_step
+    harmless = doctor_step.one_step
 
     def step(trainer: Any, size: int) -> dict[str, float]:
         if size > 8:
             raise torch.OutOfMemoryError("no memory")
         return harmless(trainer, size)
 
-    monkeypatch.setattr(doctor, "one_step", step)
-    report = doctor.Report()
-    assert not doctor.check_step(report, trainer, 100.0)
+    monkeypatch.setattr(doctor_step, "one_step", step)
+    report = Report()
+    assert not doctor_step.check_step(report, trainer, 100.0)
     assert "16 does not fit" in said(report, "memory", "problem") and max(tried) == 8
 
 
@@ -380,9 +385,9 @@ def test_a_real_step_needs_more_than_a_tiny_limit_and_the_status_says_so(tmp_pat
 
 
 def test_memory_that_is_taken_and_given_back_inside_is_seen() -> None:
-    with doctor.PeakMemory(torch.device("cpu")) as before:
+    with diagnosis.PeakMemory(torch.device("cpu")) as before:
         torch.ones(1)
-    with doctor.PeakMemory(torch.device("cpu")) as during:
+    with diagnosis.PeakMemory(torch.device("cpu")) as during:
         taken = [torch.ones(2**26) for _ in range(2)]  # 0.5 GiB
         del taken
     assert before.gib + 0.3 < during.gib < before.gib + 0.8
@@ -403,17 +408,17 @@ def test_refusals_are_problems_in_their_own_words(tmp_path: Path, shapes: str, c
 def test_a_full_disk_is_a_problem(needy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, _ = needy
     config = replace(trainer.args, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "a" / "b"))
-    assert doctor.checkpoints_of(config, 7) == 4
-    assert doctor.checkpoints_of(replace(config, save_total_limit=1), 7) == 2
-    report = doctor.Report()
-    doctor.check_disk(report, config, trainer)
+    assert doctor_step.checkpoints_of(config, 7) == 4
+    assert doctor_step.checkpoints_of(replace(config, save_total_limit=1), 7) == 2
+    report = Report()
+    doctor_step.check_disk(report, config, trainer)
     assert f"{tmp_path} has" in said(report, "disk", "ok")
     parameters = trainer.student.num_parameters()
     # Four checkpoints of weights and two moments, and the student at the end.
     assert report.facts["disk"]["needed_gb"] == pytest.approx(parameters * 4 * (4 * 3 + 1) / 2**30, rel=0.05)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    report = doctor.Report()
-    doctor.check_disk(report, config, trainer)
+    monkeypatch.setattr(doctor_step.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    report = Report()
+    doctor_step.check_disk(report, config, trainer)
     assert "set --save_total_limit" in said(report, "disk", "problem")
 
 
