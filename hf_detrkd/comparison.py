@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from .adapters import class_names
 from .data import DetectionCollator, DetectionDataset
+from .efficiency import evaluating
 from .evaluation import detections_from_predictions, references_from_labels
+from .model_card import SEEN
 from .teacher import Teacher
 from .teacher_check import seen_by
 from .visualization import class_colors, comparison_grid, draw_detections
 
 
-SEEN = 60  # images among which the failures are looked for
 SHOWN = 3  # images from the beginning of the set, and as many failures
 SURE = 0.4  # least score of a box that is drawn, and that counts as an answer
 Found = dict[str, Tensor]
@@ -37,6 +38,11 @@ def draw_predictions(
         file (`Path`): the picture.
         seen (`int`): images among which failures are looked for.
     """
+    with evaluating(*(model.model if isinstance(model, Teacher) else model for model in models.values())):
+        _picture_of(models, eval_set, seen).save(file)
+
+
+def _picture_of(models: Mapping[str, PreTrainedModel | Teacher], eval_set: DetectionDataset, seen: int) -> Image.Image:
     places = list(range(min(seen, len(eval_set))))
     student = list(models)[-1]
     errors = [error_of(found, truth) for found, truth in answers(models[student], eval_set, places)]
@@ -53,7 +59,7 @@ def draw_predictions(
         pictures = [draw_detections(image, truth["boxes"], labels, color=colors)]
         pictures += [picture(image, found[row][0], names, colors) for found in columns.values()]
         rows.append(pictures)
-    comparison_grid(rows, ["Truth", *columns]).save(file)
+    return comparison_grid(rows, ["Truth", *columns])
 
 
 def answers(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from transformers import TrainingArguments
 
 from .data import parse_image_size
 from .methods import METHODS
+from .privacy import under_home
 from .schedule import DistillationSchedule
 
 
@@ -20,7 +23,8 @@ class DistillationConfig(TrainingArguments):
 
     Own fields come first. Besides, these defaults of [`~transformers.TrainingArguments`] differ:
     `metric_for_best_model` is `"map"`, `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach
-    the model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50.
+    the model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50, `run_name`
+    the output folder's name.
 
     Raises:
         ValueError: an unknown method, a method without a teacher, label smoothing, or a dtype that is none.
@@ -147,6 +151,9 @@ class DistillationConfig(TrainingArguments):
         default="map", metadata={"help": "Metric that chooses the best checkpoint."}
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric should be high."})
+    run_name: str | None = field(
+        default=None, metadata={"help": "Name of the run for trackers. Default: that of the output folder."}
+    )
     max_grad_norm: float = field(default=0.1, metadata={"help": "Gradients are clipped to this norm. [DETR: 0.1]"})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must be false: labels have to reach the model."}
@@ -158,6 +165,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.run_name = self.run_name or Path(self.output_dir).absolute().name
         self.loss_weights = parsed_weights(self.loss_weights)
         if isinstance(self.method, list):  # as YAML has it
             self.method = ",".join(self.method)
@@ -165,6 +173,11 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(
                 f"method must be none, or some of {', '.join(sorted(METHODS))} with commas between them, got "
                 f"{self.method!r}."
+            )
+        if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
+            raise ValueError(
+                "hub_license must be a licence's name as the Hub has it, in small letters and hyphens such as "
+                f"apache-2.0, mit or other, got {self.hub_license!r}."
             )
         self.schedule()
         parse_image_size(self.teacher_image_size, "teacher_image_size")
@@ -185,6 +198,10 @@ class DistillationConfig(TrainingArguments):
             raise ValueError("remove_unused_columns must be false: labels have to reach the model.")
         if self.teacher_dtype is not None and self.teacher_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, got {self.teacher_dtype!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `TrainingArguments`, for trackers: without secrets, and with `~` for the home folder."""
+        return under_home(super().to_dict())
 
     @property
     def methods(self) -> list[str]:

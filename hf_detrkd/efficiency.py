@@ -35,12 +35,18 @@ def measure_efficiency(
         seconds (`float`): for timing each batch size, warm-up aside; at least five passes are timed.
 
     Returns:
-        `dict`: `parameters` (`int`), `gflops` (of one image, see [`count_gflops`]) and `latency`: by batch size as
-        text `median_ms`, `low_ms` and `high_ms` (the quartiles) of a forward pass, and `images_per_second` at the
-        median.
+        `dict`: `parameters` (`int`), `gflops` (of one image, see [`count_gflops`]), `image_size`, `precision` (of the
+        weights) and `latency`: by batch size as text `median_ms`, `low_ms` and `high_ms` (the quartiles) of a forward
+        pass, and `images_per_second` at the median.
     """
     latency = {str(size): latency_in_turns([model], image_size, size, seconds)[0] for size in batch_sizes}
-    return {"parameters": model.num_parameters(), "gflops": count_gflops(model, image_size), "latency": latency}
+    return {
+        "parameters": model.num_parameters(),
+        "gflops": count_gflops(model, image_size),
+        "image_size": list(image_size),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "latency": latency,
+    }
 
 
 def count_gflops(model: PreTrainedModel, image_size: tuple[int, int]) -> float:
@@ -95,7 +101,7 @@ def latency_in_turns(
 
 def _timed(model: PreTrainedModel, images: torch.Tensor, precision: Precision) -> float:
     """Seconds of one forward pass, until the device has finished."""
-    wait = torch.cuda.synchronize if images.is_cuda else _nothing
+    wait = _nothing if images.device.type == "cpu" else torch.accelerator.synchronize
     wait()
     started = time.perf_counter()
     with precision():
@@ -152,6 +158,8 @@ def device_name(device: torch.device | str | None = None) -> str:
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
         return torch.cuda.get_device_name(kind)
+    if kind.type != "cpu":
+        return f"{kind.type} of {_processor()}"
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 

@@ -11,33 +11,20 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.utils import logging
 
-from .run_files import FACTS, PRECISION, RECIPE, RESULTS, SUMMARY, portable, read_json
+from .hub_files import Part, remove_stages, staged
+from .privacy import for_shell, under_home
 
 
 logger = logging.get_logger(__name__)
 
-STUDENT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "configuration_*.py",
-    "modeling_*.py",
-)
-RUN_FILES = ("README.md", RECIPE, RESULTS, SUMMARY, FACTS, PRECISION, "teacher_results.json", "*.png", "report.html")
-STAGE = ".push-"  # folders of links, inside the output folder, so that they are on one disk
 CHECK_SECONDS = 60.0  # that the check of write access may take before a run
 
 
@@ -56,8 +43,18 @@ class PushedCommit:
     oid: str
 
 
+@dataclass
+class Upload:
+    """One commit on its way: what `upload.py` is told, its folder of links, whether it speaks, and its process."""
+
+    options: list[str]
+    stage: Path
+    quiet: bool
+    process: subprocess.Popen[str] | None = None
+
+
 class HubPush:
-    """Uploads an output folder, in the background while the training goes on.
+    """Uploads an output folder, one commit after the other, in the background while the training goes on.
 
     Args:
         folder (`Path`): the run's output folder.
@@ -65,7 +62,9 @@ class HubPush:
         token (`str`, *optional*): default: the one that `hf auth login` or the environment gave.
         private (`bool`): of a repository that is made here.
         revision (`str`, *optional*): branch to push to, made where it is missing.
-        patience (`float`): seconds that [`finish`] waits for an upload before it is given up.
+        patience (`float`, *optional*): seconds that [`finish`] waits for uploads before they are given up; default:
+            as long as they take.
+        strategy (`str`, *optional*): the run's `hub_strategy`.
     """
 
     def __init__(
@@ -75,13 +74,14 @@ class HubPush:
         token: str | None = None,
         private: bool = True,
         revision: str | None = None,
-        patience: float = 600.0,
+        patience: float | None = None,
+        strategy: str | None = None,
     ):
-        self.folder, self.repo_id, self.revision = folder, repo_id, revision
+        self.folder, self.repo_id, self.revision, self.strategy = folder, repo_id, revision, strategy
         self.private, self.patience = private, patience
         self._environment = os.environ | ({} if token is None else {"HF_TOKEN": token})
-        self._running: list[tuple[subprocess.Popen[str], Path]] = []
-        self._answers: list[dict[str, Any]] = []
+        self._uploads: deque[Upload] = deque()  # the first is under way
+        self._answers: list[dict[str, Any]] = []  # of what [`finish`] waits for
         self._warned = False
 
     @classmethod
@@ -96,89 +96,120 @@ class HubPush:
             private=chosen is not False,
             revision=args.hub_revision,
             patience=args.hub_timeout,
+            strategy=args.hub_strategy.value,
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a later push has to know."""
+        return {
+            "repo_id": self.repo_id,
+            "private": self.private,
+            "revision": self.revision,
+            "strategy": self.strategy,
+        }
 
     @property
     def command(self) -> str:
         """What pushes the output folder later."""
-        branch = "" if self.revision is None else f" --hub_revision {self.revision}"
+        branch = "" if self.revision is None else f" --hub_revision {for_shell(self.revision)}"
         public = "" if self.private else " --hub_private_repo false"
-        return f"python scripts/push.py {self.folder} --hub_model_id {self.repo_id}{branch}{public}"
+        return f"hf-detrkd push {for_shell(str(self.folder))} --hub_model_id {for_shell(self.repo_id)}{branch}{public}"
 
-    def check(self) -> None:
-        """Makes the repository, and asks for the right to write to it.
+    def check(self, make: bool = True) -> bool:
+        """Asks for the right to write to the repository.
+
+        Args:
+            make (`bool`): make it where there is none.
+
+        Returns:
+            `bool`: false where the Hub does not answer, which is a warning.
 
         Raises:
-            ValueError: the Hub says that this token may not write there. A Hub that does not answer is a warning.
+            ValueError: the Hub says that this token may not write there, or nobody can.
         """
-        for left in self.folder.glob(f"{STAGE}*"):  # by a run that was killed
-            shutil.rmtree(left)
-        process = self._start("check")
-        answer = self._answer(process, min(CHECK_SECONDS, self.patience))
-        if answer.get("status") in (401, 403):
+        remove_stages(self.folder)
+        process = self._start("check" if make else "ask", ["--quiet"], quiet=True)
+        answer = self._answer(process, min(CHECK_SECONDS, self.patience or CHECK_SECONDS))
+        later = f"leave --push_to_hub out and push after the run with `{self.command}`"
+        if answer.get("kind") == "refused":
             raise ValueError(
                 f"push_to_hub needs the right to write to {self.repo_id}, but the Hub refuses it ({answer['error']}): "
-                "log in with `hf auth login` and a token that may write, change hub_model_id, or leave --push_to_hub "
-                f"out and push after the run with `{self.command}`."
+                f"log in with `hf auth login` and a token that may write, change hub_model_id, or {later}."
+            )
+        if answer.get("kind") == "invalid":
+            raise ValueError(
+                f"push_to_hub needs a repository that the Hub takes, but it does not take {self.repo_id} "
+                f"({answer['error']}): change hub_model_id, which is by default the output folder's name, or {later}."
             )
         if "error" in answer:
             self._warned = True
             logger.warning(
-                f"The Hub cannot be reached before the run ({answer['error']}). The run goes on, everything stays in "
-                f"{self.folder}, and each save tries again; later, push it with: {self.command}"
+                f"The Hub cannot be reached ({answer['error']}). A run goes on without it, everything stays in "
+                f"{under_home(str(self.folder))}, and each save tries again; later, push it with: {self.command}"
             )
         self.repo_id = answer.get("repo_id", self.repo_id)
+        return "error" not in answer
 
-    def push(self, source: Path, names: Iterable[str], message: str, path_in_repo: str | None = None) -> None:
-        """Starts to upload files of a folder as one commit.
+    def push(self, part: Part, message: str, quiet: bool = False) -> None:
+        """Uploads files of a folder as one commit, after those before it.
 
         Args:
-            source (`Path`): their folder; it may change or go as soon as this returns.
-            names (`Iterable[str]`): patterns of the files' names.
+            part ([`~hf_detrkd.hub_files.Part`]): its folder may change or go as soon as this returns.
             message (`str`): of the commit.
-            path_in_repo (`str`, *optional*): folder in the repository.
+            quiet (`bool`): beside a training: no progress bar, and [`finish`] does not speak of it.
         """
-        stage = staged(source, names, self.folder)
+        stage = staged(part, self.folder)
         options = ["--folder", str(stage), "--message", message]
         options += [] if self.revision is None else ["--revision", self.revision]
-        options += [] if path_in_repo is None else ["--path_in_repo", path_in_repo]
-        self._running.append((self._start("push", *options), stage))
+        options += [] if part.path_in_repo is None else ["--path_in_repo", part.path_in_repo]
+        self._uploads.append(Upload([*options, "--quiet"] if quiet else options, stage, quiet))
+        self.is_done()
 
     def is_done(self) -> bool:
-        """Whether no upload is under way."""
-        self._collect(wait=False)
-        return not self._running
+        """Whether no upload is under way; takes the answers of those that ended, and starts the next one."""
+        while self._uploads:
+            upload = self._uploads[0]
+            upload.process = upload.process or self._start("push", upload.options, upload.quiet)
+            if upload.process.poll() is None:
+                return False
+            self._take(None)
+        return True
 
     def wait_until_done(self) -> None:
-        """Waits for the uploads under way, as long as the patience allows."""
-        self._collect(wait=True)
+        """Waits for the uploads, as long as the patience allows."""
+        deadline = None if self.patience is None else time.monotonic() + self.patience
+        while not self.is_done():
+            self._take(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def finish(self) -> PushedCommit | None:
-        """Waits for the last upload and says what has become of it.
+        """Waits for the uploads and says what has become of them.
 
         Returns:
-            [`PushedCommit`], or `None` where the Hub did not take it.
+            [`PushedCommit`], or `None` where the Hub did not take all: then a warning says how to push later.
         """
         self.wait_until_done()
-        answer = self._answers[-1] if self._answers else {"error": "nothing was pushed"}
-        if "error" in answer:
+        answers, self._answers = self._answers or [{"error": "nothing was pushed"}], []
+        faults = [answer["error"] for answer in answers if "error" in answer]
+        if faults:
             logger.warning(
-                f"The student was not pushed to {self.repo_id} ({answer['error']}). Nothing is lost, all of it is in "
-                f"{self.folder}; push it with: {self.command}"
+                f"The student was not pushed to {self.repo_id} ({faults[0]}). Nothing is lost, all of it is in "
+                f"{under_home(str(self.folder))}; push it with: {self.command}"
             )
             return None
-        self.repo_id = answer["repo_id"]
-        return PushedCommit(answer["repo_id"], answer["commit_url"], answer["oid"])
+        last = answers[-1]
+        self.repo_id = last["repo_id"]
+        return PushedCommit(last["repo_id"], last["commit_url"], last["oid"])
 
-    def _start(self, action: str, *options: str) -> subprocess.Popen[str]:
+    def _start(self, action: str, options: list[str], quiet: bool) -> subprocess.Popen[str]:
         command = [sys.executable, str(Path(__file__).with_name("upload.py")), action, "--repo_id", self.repo_id]
         command += ["--private"] if self.private else []
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if action == "check" or "progress" in " ".join(options) else {}
+        silence = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
         return subprocess.Popen(
-            [*command, *options], env=self._environment | quiet, stdout=subprocess.PIPE, text=True, close_fds=True
+            [*command, *options], env=self._environment | silence, stdout=subprocess.PIPE, text=True, close_fds=True
         )
 
-    def _answer(self, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    def _answer(self, process: subprocess.Popen[str], seconds: float | None) -> dict[str, Any]:
         """What the Hub said; a process that takes longer is killed."""
         try:
             printed, _ = process.communicate(timeout=seconds)
@@ -190,57 +221,17 @@ class HubPush:
         except (IndexError, ValueError):
             return {"error": f"the upload ended with {process.returncode}"}
 
-    def _collect(self, wait: bool) -> None:
-        """Takes the answers of uploads that have ended, and removes their links."""
-        deadline = time.monotonic() + self.patience
-        for process, stage in list(self._running):
-            if not wait and process.poll() is None:
-                return  # the later ones wait for it anyway
-            answer = self._answer(process, max(0.0, deadline - time.monotonic()))
-            self._running.remove((process, stage))
+    def _take(self, seconds: float | None) -> None:
+        """Takes the answer of the first upload, and removes its links."""
+        upload = self._uploads.popleft()
+        assert upload.process is not None
+        answer = self._answer(upload.process, seconds)
+        shutil.rmtree(upload.stage, ignore_errors=True)
+        if not upload.quiet:
             self._answers.append(answer)
-            shutil.rmtree(stage, ignore_errors=True)
-            if "error" in answer and not wait and not self._warned:
-                self._warned = True
-                logger.warning(
-                    f"The Hub did not take a checkpoint ({answer['error']}). The training goes on, nothing is lost, "
-                    "and the next save tries again."
-                )
-
-
-def staged(source: Path, names: Iterable[str], folder: Path) -> Path:
-    """A folder of links to files, safe from what happens to the files' names; the recipe without the machine's paths.
-
-    Args:
-        source (`Path`): the files' folder.
-        names (`Iterable[str]`): patterns; `**/*` takes everything.
-        folder (`Path`): where the new folder is made.
-    """
-    stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
-    for file in sorted({file for name in names for file in source.glob(name) if file.is_file()}):
-        goal = stage / file.relative_to(source)
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, goal)
-        except OSError:  # a file system without links
-            shutil.copy2(file, goal)
-    if (stage / RECIPE).is_file():
-        recipe = yaml.safe_load((stage / RECIPE).read_text()) or {}
-        (stage / RECIPE).unlink()  # the link, not the file
-        (stage / RECIPE).write_text(yaml.safe_dump(portable(recipe), sort_keys=False))
-    return stage
-
-
-def push_run(folder: Path, **options: Any) -> PushedCommit | None:
-    """Pushes the output folder of a finished run; see [`HubPush`] for the options.
-
-    Raises:
-        ValueError: the folder holds no student, or the token may not write.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} must be the output folder of a run, but holds no config.json of a student.")
-    known = read_json(folder / FACTS).get("hub") or {}
-    push = HubPush(folder, **{"repo_id": folder.resolve().name} | known | options)
-    push.check()
-    push.push(folder, (*STUDENT_FILES, *RUN_FILES), "Student, results and card")
-    return push.finish()
+        elif "error" in answer and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"The Hub did not take a checkpoint ({answer['error']}). The training goes on, nothing is lost, and "
+                "the next save tries again."
+            )

@@ -12,62 +12,55 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .config import method_names
 from .methods import METHODS
 from .methods.base import Paper
-from .run_files import Run, portable
+from .privacy import portable
+from .run_files import Run
 
 
+SEEN = 60  # images among which the failures to draw are looked for
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 CARD = "README.md"
 UNMEASURED = "not measured"
 METRICS = {"map": "mAP", "map_50": "mAP50", "map_75": "mAP75"}
 PICTURES = {
-    "predictions.png": "Predictions: the first images, then those in which the student errs most",
+    "predictions.png": f"Predictions: the first images, and those of the first {SEEN} in which the student errs most",
     "curves.png": "Loss and mAP over the training",
     "per_class.png": "AP by class",
     "pr_curves.png": "Precision and recall",
 }
 
 
-def write_card(
-    run: Run,
-    repo_id: str | None = None,
-    license: str | None = None,
-    language: str | None = None,
-    tags: Sequence[str] = (),
-) -> Path:
+def write_card(run: Run, repo_id: str | None = None) -> Path:
     """Writes `README.md` into a run's folder.
 
     Args:
         run ([`~hf_detrkd.run_files.Run`])
-        repo_id (`str`, *optional*): where the student will be; default: its folder's name.
-        license (`str`, *optional*): the student's, for example `apache-2.0`; default: none is stated.
-        language (`str`, *optional*), tags (`Sequence[str]`): further metadata.
+        repo_id (`str`, *optional*): where the student will be on the Hub; default: nowhere.
     """
-    repo_id = repo_id or run.folder.resolve().name
     facts, row = run.facts, run.models.get(run.student, {})
     methods = method_names(facts.get("method", "none"))
     card = ModelCard.from_template(
-        card_data(run, repo_id, license=license, language=language, tags=tags),
+        card_data(run, repo_id),
         template_path=str(TEMPLATE),
-        name=repo_id.split("/")[-1],
-        repo_id=repo_id,
+        name=title_of(run, repo_id),
+        repo_id=repo_id or "path/to/this/folder",
         own_code=any(run.folder.glob("modeling_*.py")),
         summary=summary(run, methods),
         models=run.models,
         models_table=models_table(run.models),
+        measured=measured_text(run.models, known(facts, "device")),
         classes_table=classes_table(run.models),
         dataset=known(facts, "dataset_name"),
         split=known(facts, "eval_split"),
         train_split=known(facts, "train_split"),
         train_images=known(facts, "train_images"),
         eval_images=known(facts, "eval_images"),
-        image_size=size_text(facts.get("image_size")),
-        device=known(facts, "device"),
         pictures=[(title, file) for file, title in PICTURES.items() if (run.folder / file).is_file()],
         method_text=method_text(methods, facts.get("teacher")),
         papers=papers_of(methods),
-        seed=known(facts, "seed"),
+        training=training_text(facts),
         command=known(facts, "command"),
-        recipe_table=table(["argument", "value"], [[f"`{k}`", f"`{v}`"] for k, v in portable(run.recipe).items()]),
+        recipe_table=arguments_table(run.recipe),
+        arguments_table=arguments_table(facts.get("arguments") or {}),
         versions="Made with " + ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()) + ".",
         class_names=", ".join(facts.get("classes") or row.get("classes") or [UNMEASURED]),
     )
@@ -76,11 +69,15 @@ def write_card(
     return file
 
 
-def card_data(
-    run: Run, repo_id: str, license: str | None = None, language: str | None = None, tags: Sequence[str] = ()
-) -> ModelCardData:
+def title_of(run: Run, repo_id: str | None) -> str:
+    """The title that was given, or the last part of the repository's or folder's name."""
+    return (run.facts.get("card") or {}).get("title") or (repo_id or run.folder.resolve().name).split("/")[-1]
+
+
+def card_data(run: Run, repo_id: str | None) -> ModelCardData:
     """The card's metadata."""
     facts, row = run.facts, run.models.get(run.student, {})
+    card = facts.get("card") or {}
     teacher = facts.get("teacher") or {}
     hub_data = facts.get("hub_dataset")
     own = ["hf-detrkd", "object-detection", *(["knowledge-distillation"] if teacher else [])]
@@ -93,6 +90,7 @@ def card_data(
             dataset_type=hub_data or name,
             dataset_name=name,
             dataset_split=split,
+            dataset_args=None if facts.get("eval_images") is None else {"images": facts["eval_images"]},
             metric_type=label,
             metric_name=label,
             metric_value=row[key],
@@ -105,10 +103,10 @@ def card_data(
         pipeline_tag="object-detection",
         base_model=facts.get("base_model"),
         datasets=None if hub_data is None else [hub_data],
-        license=license,
-        language=language,
-        tags=list(dict.fromkeys([*own, *tags])),
-        model_name=repo_id.split("/")[-1],
+        license=card.get("license"),
+        language=card.get("language"),
+        tags=list(dict.fromkeys([*own, *(card.get("tags") or [])])),
+        model_name=title_of(run, repo_id),
         eval_results=results or None,
         teacher=teacher.get("name"),
         teacher_revision=teacher.get("revision"),
@@ -133,19 +131,35 @@ def summary(run: Run, methods: Sequence[str]) -> str:
 
 def models_table(models: dict[str, dict[str, Any]]) -> str:
     """One row for each model of the run."""
-    header = ["", "mAP", "mAP50", "mAP75", "parameters", "GFLOPs", "latency, ms", "s / training step"]
+    batches = sorted({"1", *itertools.chain(*((row.get("latency") or {}) for row in models.values()))}, key=int)
+    header = ["", *METRICS.values(), "parameters", "GFLOPs", "ms an image", f"images / s, batch {batches[-1]}"]
     rows = [
         [
             name,
             *(percent(row.get(key)) for key in METRICS),
             figure(row.get("parameters"), ",.0f"),
             figure(row.get("gflops"), ".2f"),
-            latency_text(row.get("latency")),
+            latency_text(row, "1"),
+            figure(((row.get("latency") or {}).get(batches[-1]) or {}).get("images_per_second"), ".1f"),
             "" if name == "teacher" else figure(row.get("seconds_per_step"), ".3f"),
         ]
         for name, row in models.items()
     ]
-    return table(header, rows)
+    return table([*header, "s / training step"], rows)
+
+
+def measured_text(models: dict[str, dict[str, Any]], device: str) -> str:
+    """How operations and latency were measured; empty where they were not."""
+    ways = {
+        name: f"{size_text(row.get('image_size'))} pixels, {row.get('precision', 'precision unknown')}"
+        for name, row in models.items()
+        if row.get("latency")
+    }
+    if not ways:
+        return ""
+    same = len(set(ways.values())) == 1
+    how = next(iter(ways.values())) if same else "; ".join(f"{name}: {way}" for name, way in ways.items())
+    return f"GFLOPs of one image, and forward passes on {device}, median and the middle half ({how})."
 
 
 def classes_table(models: dict[str, dict[str, Any]]) -> str:
@@ -164,7 +178,27 @@ def method_text(methods: Sequence[str], teacher: dict[str, Any] | None) -> str:
     named = " and ".join(f"`{name}`" for name in methods)
     if teacher is None:
         return f"Trained without a teacher, with {named}."
-    return f"Distilled from `{teacher['name']}` (revision `{teacher['revision']}`) by {named}."
+    return f"Distilled from {teacher_text(teacher)} by {named}."
+
+
+def teacher_text(teacher: dict[str, Any]) -> str:
+    """Name and commit of a teacher from the Hub; of another one where it was."""
+    where = {"folder": " (a folder of the machine that trained it)", "memory": " (given in memory)"}
+    revision = "" if teacher.get("revision") is None else f" (revision `{teacher['revision']}`)"
+    return f"`{teacher['name']}`{where.get(str(teacher.get('source')), revision)}"
+
+
+def training_text(facts: dict[str, Any]) -> str:
+    """Seed, batch and precision of the training."""
+    processes = facts.get("processes")
+    parts = [f"seed {known(facts, 'seed')}", f"batches of {known(facts, 'batch_size')} images"]
+    parts += [] if processes in (None, 1) else [f"on {processes} processes"]
+    parts += [] if facts.get("mixed_precision") in (None, "no") else [f"in {facts['mixed_precision']}"]
+    return ", ".join(parts)
+
+
+def arguments_table(arguments: dict[str, Any]) -> str:
+    return table(["argument", "value"], [[f"`{k}`", f"`{v}`"] for k, v in portable(arguments).items()])
 
 
 def papers_of(methods: Sequence[str]) -> list[Paper]:
@@ -194,7 +228,7 @@ def size_text(size: Sequence[int] | None) -> str:
     return UNMEASURED if size is None else f"{size[0]} x {size[1]}"
 
 
-def latency_text(latency: dict[str, dict[str, float]] | None) -> str:
-    """Of one image, with its spread."""
-    one = (latency or {}).get("1")
+def latency_text(row: dict[str, Any], batch: str) -> str:
+    """Median and spread of the passes of a batch."""
+    one = (row.get("latency") or {}).get(batch)
     return UNMEASURED if one is None else f"{one['median_ms']:.1f} ({one['low_ms']:.1f} to {one['high_ms']:.1f})"

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .methods import DistillationMethod
+from .privacy import under_home
 from .probe import Probe, calibrate, probe
-from .run_files import RECIPE, under_home
+from .run_files import RECIPE
 from .teacher_check import check_teacher
 
 
@@ -103,9 +104,8 @@ def set_weights(trainer: DistillationTrainer) -> None:
     """Calibrates the weights, uses them, and writes them into the recipe of the output folder."""
     args, distiller = trainer.args, trainer.distiller
     count = args.calibrate_weights
-    batches = tqdm(
-        batches_with_boxes(trainer, count), total=count, desc="Calibrating the weights", disable=args.disable_tqdm
-    )
+    hidden = args.disable_tqdm or not trainer.is_world_process_zero()
+    batches = tqdm(batches_with_boxes(trainer, count), total=count, desc="Calibrating the weights", disable=hidden)
     ratios = calibrate(distiller, batches, count, args.learning_rate, args.max_grad_norm, precision_of(trainer))
     # The same keys in the same order on every process; NaN where a term was silent.
     everyone = trainer.accelerator.gather(torch.tensor([list(ratios.values())], device=args.device)).nanmean(0)
@@ -125,8 +125,7 @@ def set_weights(trainer: DistillationTrainer) -> None:
 def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
     """Writes the recipe of an output folder, without tokens, and with `~` for the home folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: under_home(value) for name, value in arguments.items() if not name.endswith("_token")}
-    (folder / RECIPE).write_text(yaml.safe_dump(kept, sort_keys=False))
+    (folder / RECIPE).write_text(yaml.safe_dump(under_home(arguments), sort_keys=False))
 
 
 def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters import class_names
+from .data import DetectionDataset
 from .efficiency import device_name
 from .evaluation import class_figures
-from .run_files import FACTS, PRECISION, SUMMARY, Run, portable
+from .privacy import portable
+from .run_files import FACTS, PRECISION, SUMMARY, Run
 
 
 if TYPE_CHECKING:
@@ -50,21 +52,38 @@ def facts_of(trainer: DistillationTrainer) -> dict[str, Any]:
         "teacher": teacher_facts(trainer),
         "family": student.config.model_type,
         "classes": class_names(student.config),
+        **sizes_of(trainer),
         "seed": args.seed,
         "device": device_name(args.device),
         "processes": args.world_size,
-        "hub": None if push is None else {"repo_id": push.repo_id, "private": push.private, "revision": push.revision},
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "hub": None if push is None else push.facts,
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in PACKAGES},
     }
 
 
-def teacher_facts(trainer: DistillationTrainer) -> dict[str, str] | None:
-    """Name and revision of the teacher, in the words of the Hub where it is from there."""
+def sizes_of(trainer: DistillationTrainer) -> dict[str, Any]:
+    """How many images there are, and their height and width in pixels; without what the data sets do not tell."""
+    sets = {"train_images": trainer.train_dataset, "eval_images": trainer.eval_dataset}
+    found: dict[str, Any] = {name: len(data) for name, data in sets.items() if isinstance(data, Sized)}
+    if isinstance(trainer.eval_dataset, DetectionDataset):
+        found["image_size"] = list(trainer.eval_dataset[0]["pixel_values"].shape[-2:])
+    return found
+
+
+def teacher_facts(trainer: DistillationTrainer) -> dict[str, str | None] | None:
+    """The teacher's name, where it is from (`hub`, `folder`, `memory`), and its commit where that is the Hub."""
     teacher, args = trainer.distiller.teacher, trainer.args
     if teacher is None:
         return None
-    name = args.teacher_model_name_or_path or teacher.model.config.name_or_path or teacher.model.config.model_type
-    return {"name": portable(name), "revision": args.teacher_model_revision}
+    config = teacher.model.config
+    name = args.teacher_model_name_or_path or config.name_or_path
+    if not name:
+        return {"name": config.model_type, "source": "memory", "revision": None}
+    if Path(name).expanduser().exists():
+        return {"name": portable(str(Path(name).expanduser())), "source": "folder", "revision": None}
+    return {"name": portable(name), "source": "hub", "revision": config._commit_hash or args.teacher_model_revision}
 
 
 def rows_of(trainer: DistillationTrainer) -> dict[str, dict[str, Any]]:
@@ -72,12 +91,24 @@ def rows_of(trainer: DistillationTrainer) -> dict[str, dict[str, Any]]:
     rows = {}
     teacher = trainer.distiller.teacher
     if teacher is not None:
-        metrics = {n.removeprefix("teacher_"): v for n, v in (trainer.teacher_metrics or {}).items()}
-        rows["teacher"] = row_of(teacher.model, metrics)
-    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_map" in entry), {})
-    metrics = {name.removeprefix("eval_"): value for name, value in last.items()}
+        seen, whole = trainer.args.teacher_check_samples, trainer.eval_dataset
+        sampled = seen and isinstance(whole, Sized) and seen < len(whole)  # other images than the student's
+        found = {} if sampled else trainer.teacher_metrics or {}
+        rows["teacher"] = row_of(teacher.model, {n.removeprefix("teacher_"): v for n, v in found.items()})
+    metrics = {name.removeprefix("eval_"): value for name, value in evaluation_of(trainer).items()}
     rows["distilled" if trainer.args.methods else "student"] = row_of(trainer.student, metrics)
     return rows
+
+
+def evaluation_of(trainer: DistillationTrainer) -> dict[str, Any]:
+    """What was logged of the student as it is now: the last evaluation, or that of the best checkpoint where this was
+    loaded at the end and nothing was evaluated since."""
+    state, history = trainer.state, trainer.state.log_history
+    ended = max((place for place, row in enumerate(history) if "train_runtime" in row), default=len(history))
+    rows = [(place, row) for place, row in enumerate(history) if "eval_map" in row]
+    if trainer.args.load_best_model_at_end and rows and rows[-1][0] < ended:
+        rows = [(place, row) for place, row in rows if row["step"] == state.best_global_step] or rows
+    return rows[-1][1] if rows else {}
 
 
 def row_of(
@@ -89,7 +120,7 @@ def row_of(
         model ([`~transformers.PreTrainedModel`])
         metrics (`dict[str, float]`): as [`CocoBoxMetric`] names them; where there are none, nothing was measured.
         seconds_per_step (`float`, *optional*): of its training.
-        efficiency: `gflops` and `latency`, see [`~hf_detrkd.efficiency.measure_efficiency`].
+        efficiency: see [`~hf_detrkd.efficiency.measure_efficiency`].
     """
     classes = {model.config.id2label[number]: key for number, key in class_figures(model.config.id2label).items()}
     found = {name: metrics[key] for name, key in classes.items() if key in metrics}

@@ -5,14 +5,24 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .model_card import METRICS, PICTURES, UNMEASURED, figure, percent, size_text
-from .run_files import Run, portable
+from .model_card import (
+    METRICS,
+    PICTURES,
+    UNMEASURED,
+    figure,
+    latency_text,
+    measured_text,
+    percent,
+    size_text,
+    teacher_text,
+)
+from .privacy import portable
+from .run_files import Run
 
 
 REPORT = "report.html"
@@ -25,16 +35,6 @@ ALTERNATIVES = {
     "per_class.png": "Bars of each model's AP for every class; the table by class holds the same figures.",
     "pr_curves.png": "Precision over recall: each model's mean over the classes, and the student's classes.",
 }
-SECRET = r"[\w-]*(?:token|secret|password|passwd|api_?key)"
-SECRETS = (
-    (re.compile(rf"(?i)({SECRET}[\"']?(?:\s*[=:]\s*|\s+))[^\s,}}]+"), r"\1(hidden)"),
-    (re.compile(r"\b(?:hf_|api_org_|gh[a-z]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA)[\w-]{12,}"), "(hidden)"),
-    (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password of an address
-)
-# From the root, a home folder or a drive; an address of the web and a relative path are none.
-ABSOLUTE_PATH = re.compile(
-    r"(?<![\w.~/\\])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?(?:(?:/|\\{1,2})[^\s/\\'\",:;=<>|]+)+[/\\]*"
-)
 
 
 def write_report(run: Run) -> Path:
@@ -53,10 +53,12 @@ def write_report(run: Run) -> Path:
         gain=gain_of(run),
         models=list(run.models),
         measures=measures_of(run),
+        measured=measured_text(run.models, shown(run.facts.get("device") or UNMEASURED)),
         classes=classes_of(run),
         pictures=pictures_of(run),
         dataset=dataset_of(run.facts),
-        recipe={name: shown(value) for name, value in run.recipe.items() if not re.search(f"(?i){SECRET}$", name)},
+        recipe={name: shown(value) for name, value in portable(run.recipe).items()},
+        arguments={name: shown(value) for name, value in portable(run.facts.get("arguments") or {}).items()},
         command=shown(run.facts.get("command") or UNMEASURED),
         setting=setting_of(run.facts),
     )
@@ -96,17 +98,14 @@ def measures_of(run: Run) -> list[tuple[str, list[str]]]:
     return [
         *((f"{label}, %", [percent(row.get(key)) for row in rows]) for key, label in METRICS.items()),
         *((label, [figure(row.get(key), form) for row in rows]) for key, (label, form) in forms.items()),
-        *((f"Latency at batch {batch}, ms", [latency_of(row, batch) for row in rows]) for batch in batches),
+        *((f"Latency at batch {batch}, ms", [latency_text(row, batch) for row in rows]) for batch in batches),
+        *((f"Images / s at batch {batch}", [throughput(row, batch) for row in rows]) for batch in batches),
         ("Training, s / step", [figure(row.get("seconds_per_step"), ".3f") for row in rows]),
     ]
 
 
-def latency_of(row: dict[str, Any], batch: str) -> str:
-    """Median and spread of a batch."""
-    found = (row.get("latency") or {}).get(batch)
-    if found is None:
-        return UNMEASURED
-    return f"{found['median_ms']:.1f} ({found['low_ms']:.1f} to {found['high_ms']:.1f})"
+def throughput(row: dict[str, Any], batch: str) -> str:
+    return figure(((row.get("latency") or {}).get(batch) or {}).get("images_per_second"), ".1f")
 
 
 def classes_of(run: Run) -> list[tuple[str, list[str]]]:
@@ -154,8 +153,9 @@ def setting_of(facts: dict[str, Any]) -> dict[str, str]:
     teacher = facts.get("teacher")
     named: dict[str, Any] = {}
     if teacher:
-        named["Teacher"] = f"{teacher['name']}, revision {teacher.get('revision')}"
+        named["Teacher"] = teacher_text(teacher).replace("`", "")
     named |= {"Seed": facts.get("seed"), "Device": facts.get("device"), "Processes": facts.get("processes")}
+    named |= {"Batch": facts.get("batch_size"), "Mixed precision": facts.get("mixed_precision")}
     return {name: shown(UNMEASURED if value is None else value) for name, value in named.items()} | {
         name: shown(version) for name, version in (facts.get("versions") or {}).items()
     }
@@ -164,7 +164,4 @@ def setting_of(facts: dict[str, Any]) -> dict[str, str]:
 def shown(value: Any) -> str:
     """An argument or a fact as text that may leave the machine: see [`write_report`]."""
     value = portable(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    for pattern, replacement in SECRETS:
-        text = pattern.sub(replacement, text)
-    return ABSOLUTE_PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,16 @@ class Run:
         folder (`Path`)
         facts (`dict`): `dataset_name`, `train_split`, `eval_split`, `train_images`, `eval_images`, `classes` (names),
             `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `teacher`
-            (`name`, `revision`; or `None`), `base_model` (Hub id or `None`), `command`, `device` (the machine in
-            words), `processes`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id or
-            `None`), `hub` (`repo_id`, `private`, `revision`; or `None`).
+            (`name`, `source`: `hub`, `folder` or `memory`, `revision`; or `None`), `base_model` (Hub id or `None`),
+            `command`, `arguments` (all, by name), `device` (the machine in words), `processes`, `batch_size` (of all
+            of them), `mixed_precision`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id
+            or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card` (`license`, `language`,
+            `tags`, `title`).
         models (`dict[str, dict]`): rows of the table in its order, of `teacher`, `control`, and `distilled` (`student`
             for a run without a method). Each holds `map`, `map_50`, `map_75` in [0, 1], `parameters`,
             `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` where there is nothing there), `latency`
-            (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`); unmeasured ones are `None`
-            or missing.
+            (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`), `image_size` and
+            `precision` of these; unmeasured ones are `None` or missing.
         recipe (`dict`): the run's arguments.
         results (`dict[str, float]`): metrics of the last evaluation and of the training.
         histories (`dict[str, list[dict]]`): what `Trainer` logged, by model (`control`, `distilled` or `student`).
@@ -84,37 +85,3 @@ class Run:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file."""
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def portable(value: Any) -> Any:
-    """Arguments as they may leave the machine: without tokens, and of absolute paths the last part alone.
-
-    Args:
-        value: an argument, or a dict or list of such.
-    """
-    if isinstance(value, dict):
-        return {name: portable(one) for name, one in value.items() if not str(name).endswith("_token")}
-    if isinstance(value, list):
-        return [portable(one) for one in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
-
-
-def portable_command(arguments: list[str]) -> str:
-    """A command line as it may leave the machine, quoted for a shell."""
-    kept: list[str] = []
-    for place, argument in enumerate(arguments):
-        name, sign, value = argument.partition("=")
-        if name.endswith("_token") or (place and arguments[place - 1].endswith("_token")):
-            continue
-        kept.append(f"{name}={portable(value)}" if sign else portable(argument))
-    return shlex.join(kept)
-
-
-def under_home(value: Any) -> Any:
-    """A path in the home folder as `~/...`, in an argument or a dict or list of such; else the value as it is."""
-    if isinstance(value, dict):
-        return {name: under_home(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [under_home(one) for one in value]
-    home = f"{Path.home()}/"
-    return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value

@@ -300,6 +300,8 @@ class DistillationTrainer(SharingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The student as `from_pretrained` loads it; in a checkpoint also what resuming needs."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         distiller = self.distiller
@@ -368,10 +370,15 @@ class SeesEpochs(Protocol):
 
 class StepCallback(TrainerCallback):
     """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume,
-    and the average of the student that there was a step."""
+    the average of the student that there was a step, and a resumed run where its best checkpoint is."""
 
     def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if state.best_model_checkpoint is None and best.is_dir():  # a resumed run
+            state.best_model_checkpoint = str(best)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         dataset = train_dataloader.dataset

@@ -26,11 +26,10 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel, TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
-from hf_detrkd.comparison import draw_predictions
 from hf_detrkd.config import method_names
 from hf_detrkd.data import (
     AugmentationConfig,
@@ -40,16 +39,20 @@ from hf_detrkd.data import (
     load_detection_splits,
     parse_image_size,
 )
-from hf_detrkd.efficiency import measure_efficiency
+from hf_detrkd.finishing import finish_run
 from hf_detrkd.initialization import init_from_teacher
-from hf_detrkd.plots import write_plots
 from hf_detrkd.preparation import write_recipe
-from hf_detrkd.recording import row_of, write_run_files
-from hf_detrkd.report import write_report
-from hf_detrkd.run_files import portable_command
+from hf_detrkd.privacy import is_secret, portable, portable_command, under_home
+from hf_detrkd.recording import row_of
+from hf_detrkd.run_files import RESULTS, STATE, read_json
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
 from hf_detrkd.teacher_check import check_teacher
+from hf_detrkd.tracking import close_trackers
+from hf_detrkd.trainer import load_student_weights
+
+
+PLAIN = (str, int, float, bool, list, dict, type(None))  # what a recipe can hold
 
 
 @dataclass
@@ -150,6 +153,7 @@ def parse(argv: list[str]) -> Arguments:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",
+        allow_abbrev=False,  # a secret is known by its whole name
     )
     parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
     known = {action.dest for action in parser._actions}
@@ -159,7 +163,7 @@ def parse(argv: list[str]) -> Arguments:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
-    defaults = {name: parser.get_default(name) for name in known - {"config"}}
+    defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
     parser.set_defaults(**recipe)
     return Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
 
@@ -204,7 +208,8 @@ def make_student(
     else:
         model = load_student(script.model_name_or_path, classes, script.model_revision)
     size = parse_image_size(script.image_size)
-    processor = load_image_processor(model, script.model_name_or_path, size, script.keep_aspect_ratio)
+    ratio, revision = script.keep_aspect_ratio, script.model_revision
+    processor = load_image_processor(model, script.model_name_or_path, size, ratio, revision)
     return model, processor
 
 
@@ -229,17 +234,34 @@ def with_transforms(
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
-    """Trains, evaluates and saves; returns the final metrics."""
+    """Trains, evaluates and saves; returns the final metrics. A run that has ended already is evaluated alone."""
     config = trainer.args
     checkpoint = config.resume_from_checkpoint
     if checkpoint in ("true", "True", True):
         checkpoint = get_last_checkpoint(config.output_dir)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_model()
-    trainer.save_state()
+    ended = ended_run(config, checkpoint)
+    if ended is None:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model(_internal_call=True)  # the push waits for the card
+        trainer.save_state()
+    else:
+        load_student_weights(trainer.student, Path(config.output_dir))
+        trainer.state = TrainerState.load_from_json(str(Path(config.output_dir) / STATE))
+        metrics = {name: value for name, value in ended.items() if name.startswith("train_")}
     metrics |= trainer.evaluate()
     trainer.save_metrics("all", metrics)
     return metrics
+
+
+def ended_run(config: DistillationConfig, checkpoint: str | None) -> dict[str, float] | None:
+    """The results in the output folder, where the run to resume had ended and no further steps are asked for."""
+    folder = Path(config.output_dir)
+    state, results = read_json(folder / STATE), read_json(folder / RESULTS)
+    if checkpoint is None or not results or not (folder / "config.json").is_file():
+        return None
+    if config.max_steps > 0:
+        return results if state.get("global_step", 0) >= config.max_steps else None
+    return results if (state.get("epoch") or 0) >= config.num_train_epochs else None
 
 
 def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
@@ -316,6 +338,7 @@ def control_of(config: DistillationConfig) -> DistillationConfig:
         method="none",
         loss_weights=None,
         output_dir=folder,
+        run_name=f"{config.run_name}-control",
         resume_from_checkpoint=resume or None,
         push_to_hub=False,
     )
@@ -331,50 +354,38 @@ def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: Distillatio
         "hub_dataset": script.dataset_name if on_hub else None,
         "train_split": splits.train_name,
         "eval_split": splits.eval_name,
-        "train_images": len(splits.train),
-        "eval_images": len(splits.eval),
-        "image_size": list(trainer.eval_dataset[0]["pixel_values"].shape[-2:]),
         "base_model": None if base is None or Path(base).expanduser().exists() else base,
-        "command": portable_command(["accelerate", "launch", "scripts/distill.py", *argv]),
+        "command": command_of(trainer, argv),
+        "arguments": portable(resolved(arguments)),
     }
 
 
-def measured(models: dict[str, PreTrainedModel], size: list[int]) -> dict[str, dict[str, Any]]:
-    """Operations and latency of each model; the control is the same model as the student."""
-    found = {name: measure_efficiency(model, tuple(size)) for name, model in models.items() if name != "control"}
-    kept = {name: {key: value[key] for key in ("gflops", "latency")} for name, value in found.items()}
-    return kept | ({"control": kept[list(kept)[-1]]} if "control" in models else {})
-
-
-def finish(trainer: DistillationTrainer, models: dict[str, Any], arguments: Arguments) -> None:
-    """Pictures, report and card of a run that has ended; then the push, where it is asked for."""
-    config, record = trainer.args, trainer.record
-    folder = Path(config.output_dir)
-    if trainer.is_world_process_zero():
-        if arguments.script.measure_efficiency:
-            plain = {name: model.model if isinstance(model, Teacher) else model for name, model in models.items()}
-            for name, figures in measured(plain, record.facts["image_size"]).items():
-                record.models[name] |= figures
-        draw_predictions(models, trainer.eval_dataset, folder / "predictions.png")
-        run = write_run_files(trainer)
-        write_plots(run)
-        trainer.create_model_card()
-        write_report(run)
-    if config.push_to_hub:
-        trainer.push_to_hub()
+def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
+    """What repeats the run elsewhere, with what it took from accelerate's configuration."""
+    config, precision = trainer.args, trainer.accelerator.mixed_precision
+    launch = ["--num_processes", str(config.world_size)] if config.world_size > 1 else []
+    if precision != "no" and not (config.bf16 or config.fp16):
+        launch += ["--mixed_precision", precision]
+    words = iter(argv)
+    again = [word for word in words if not (word == "--resume_from_checkpoint" and next(words, True))]
+    return portable_command(["accelerate", "launch", *launch, "scripts/distill.py", *again])
 
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
-    """Every argument with the value that the run would use, as a recipe; without tokens."""
-    used = vars(arguments.config) | arguments.values
-    plain = {name: used[name] for name in arguments.values if name != "config" and not name.endswith("_token")}
-    return {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
+    """Every argument with the value that the run uses, as a recipe; without secrets."""
+    found = {}
+    for name, given in arguments.values.items():
+        value = getattr(arguments.config, name, given)  # the config completes some of its own
+        value = value.value if isinstance(value, Enum) else value
+        found[name] = value if isinstance(value, PLAIN) else given
+    return {name: value for name, value in found.items() if name not in ("config", "dry_run") and not is_secret(name)}
 
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
     if arguments.script.dry_run:
-        print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
+        if arguments.config.process_index == 0:
+            print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
         return
     config, splits = arguments.config, load_splits(arguments)
     models: dict[str, PreTrainedModel | Teacher] = {}
@@ -390,13 +401,16 @@ def main(argv: list[str]) -> None:
         control = build_trainer(arguments, splits, control_of(config))
         rows["control"], models["control"] = row(control.student, train(control)), control.student
         precision["control"] = control.compute_metrics.precision
+        close_trackers(control)
     name = "distilled" if config.methods else "student"
     rows[name], models[name] = row(trainer.student, train(trainer)), trainer.student
     precision[name] = trainer.compute_metrics.precision
-    finish(trainer, models, arguments)
+    pushed = finish_run(trainer, models, arguments.script.measure_efficiency)
     if trainer.is_world_process_zero():
         print(table(rows))
-        print(f"The student is in {config.output_dir}, with its card, report.html and pictures.")
+        print(f"The student is in {under_home(config.output_dir)}, with its card, report.html and pictures.")
+        if config.push_to_hub:
+            print(f"It is at {pushed.commit_url}." if pushed else f"Not pushed: {trainer.push_in_progress.command}")
 
 
 if __name__ == "__main__":

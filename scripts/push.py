@@ -12,7 +12,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from hf_detrkd.hub import push_run
+from hf_detrkd.privacy import under_home
+from hf_detrkd.sharing import push_run
 
 
 @dataclass
@@ -27,7 +28,9 @@ class PushArguments:
     )
     hub_revision: str | None = field(default=None, metadata={"help": "Branch; made where it is missing."})
     hub_token: str | None = field(default=None, metadata={"help": "Default: that of `hf auth login` or HF_TOKEN."})
-    hub_timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for the Hub."})
+    hub_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds to wait for the Hub. Default: as long as it takes."}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> None:
     commit = push_run(folder, **{name: value for name, value in options.items() if value is not None})
     if commit is None:
         sys.exit(1)
-    print(f"{folder} is at {commit.commit_url}")
+    print(f"{under_home(given.output_dir)} is at {commit.commit_url}")
 
 
 if __name__ == "__main__":

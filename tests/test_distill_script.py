@@ -71,6 +71,7 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary) == ["teacher", "control", "distilled"]
     figures = {"map", "map_50", "map_75", "parameters", "seconds_per_step", "classes", "gflops", "latency"}
+    figures |= {"image_size", "precision"}
     assert all(set(row) == figures for row in summary.values())
     assert summary["teacher"]["gflops"] > summary["control"]["gflops"] == summary["distilled"]["gflops"] > 0
     assert summary["teacher"]["parameters"] > summary["control"]["parameters"] == summary["distilled"]["parameters"]
@@ -89,6 +90,26 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     assert again.recipe == distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2"]).recipe
 
 
+def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    words = (
+        f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4 --use_cpu"
+    )
+    words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2"
+    words += " --disable_tqdm true --measure_efficiency false"
+    distill.main(words.split())
+    before = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    distill.main([*words.split(), "--resume_from_checkpoint", "true"])
+    after = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    same = ("eval_map", "train_seconds_per_step", "train_loss")
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
+    command = json.loads((tmp_path / "out" / "run.json").read_text())["command"]
+    assert "--max_steps 2" in command and "resume" not in command
+    distill.main([*words.split(), "--resume_from_checkpoint", "true", "--max_steps", "3"])
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3
+
+
 def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,8 +121,9 @@ def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
     assert recipe["hub_strategy"] == "every_save" and "hf_secret" not in printed
     assert not (tmp_path / "out").exists()
     (tmp_path / "recipe.yaml").write_text(printed)
-    again = distill.parse(["--config", str(tmp_path / "recipe.yaml"), "--dry_run", "false"])
-    assert again.methods == distill.parse(arguments).methods
+    again = distill.parse(["--config", str(tmp_path / "recipe.yaml")])
+    assert again.methods == distill.parse(arguments).methods and not again.script.dry_run
+    assert distill.resolved(again) == recipe and recipe["run_name"] == "out"
 
 
 def test_paths_of_the_home_folder_are_written_with_a_tilde_and_read_in_full(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,9 @@ import torch
 import transformers
 import yaml
 
-from hf_detrkd.hub import RUN_FILES, STAGE, STUDENT_FILES, HubPush, push_run
+from hf_detrkd.hub import HubPush
+from hf_detrkd.hub_files import STAGE, STUDENT_FILES, Part, parts_of
+from hf_detrkd.sharing import push_run
 from tests.hub_server import HubServer
 from tests.training import make_trainer
 
@@ -59,7 +63,8 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def pushed(push: HubPush) -> object:
-    push.push(push.folder, (*STUDENT_FILES, *RUN_FILES), "End of training")
+    for part in parts_of(push.folder, None):
+        push.push(part, "End of training")
     return push.finish()
 
 
@@ -139,7 +144,7 @@ def test_what_stays_is_one_warning_and_a_later_push_completes(
     assert pushed(push) is None
     assert time.monotonic() - started < 20
     assert len(warnings) == 1 and push.command in warnings[0]
-    assert push.command.startswith(f"python scripts/push.py {folder} --hub_model_id {STUDENT}")
+    assert push.command.startswith(f"hf-detrkd push {folder} --hub_model_id {STUDENT}")
     assert hub.repos[STUDENT].head == old
     assert (folder / "model.safetensors").read_text() == "better" * 2000 and not leftovers(folder)
     pending.times = 0
@@ -152,8 +157,8 @@ def test_a_hub_that_is_down_is_a_warning_and_a_later_push_completes(
 ) -> None:
     hub.stop()
     push = HubPush(folder, STUDENT, patience=4.0)
-    push.check()
-    assert len(warnings) == 1 and "cannot be reached before the run" in warnings[0]
+    assert not push.check()
+    assert len(warnings) == 1 and "cannot be reached" in warnings[0]
     assert pushed(push) is None and len(warnings) == 2
     hub.start()
     assert push_run(folder, repo_id=STUDENT).oid == hub.repos[STUDENT].head
@@ -168,16 +173,86 @@ def test_a_token_that_may_not_write_is_refused_before_anything_is_trained(
         HubPush(folder, STUDENT).check()
 
 
+@pytest.mark.parametrize("name", ["user/my run", "a--b", "x" * 120, "someone/student"])
+def test_a_name_that_the_hub_cannot_take_is_refused_before_anything_is_trained(
+    hub: HubServer, folder: Path, name: str
+) -> None:
+    for make in (True, False):
+        with pytest.raises(ValueError, match=r"push_to_hub needs .* change hub_model_id"):
+            HubPush(folder, name).check(make)
+    assert not hub.repos
+
+
+def test_to_ask_makes_no_repository(hub: HubServer, folder: Path, warnings: list) -> None:
+    assert HubPush(folder, "student").check(make=False) and not hub.repos
+    hub.stop()
+    assert not HubPush(folder, "student", patience=4.0).check(make=False)
+    hub.start()
+    hub.read_only = True
+    with pytest.raises(ValueError, match="the token may read, not write"):
+        HubPush(folder, "student").check(make=False)
+
+
+def test_a_refusal_of_the_storage_is_told_and_not_repeated(hub: HubServer, folder: Path, warnings: list) -> None:
+    hub.fail("PUT ", status=403, times=1000)
+    assert pushed(HubPush(folder, STUDENT)) is None
+    assert "403" in warnings[0]
+    assert sum(method == "PUT" for method, *_ in hub.requests) == 1
+
+
+def test_uploads_come_in_their_order_however_slow(hub: HubServer, folder: Path) -> None:
+    hub.fail("POST .*/preupload/", delay=2.0)  # the first
+    push = HubPush(folder, STUDENT)
+    for step in (1, 2):
+        (folder / "config.json").write_text(f"step {step}")
+        push.push(Part(folder, ["config.json"]), f"step {step}")
+    assert push.finish() is not None
+    assert [commit.message for commit in hub.repos[STUDENT].commits][-2:] == ["step 1", "step 2"]
+
+
+def test_another_process_leaves_a_running_upload_alone(hub: HubServer, folder: Path) -> None:
+    hub.fail("POST .*/preupload/", delay=2.0)
+    push = HubPush(folder, STUDENT)
+    push.push(Part(folder, STUDENT_FILES), "slow")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = folder / leftovers(folder)[0].name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    left.mkdir()
+    HubPush(folder, STUDENT).check()
+    assert not left.exists() and len(leftovers(folder)) == 1
+    assert push.finish() is not None
+
+
+def test_a_later_push_brings_the_checkpoints_of_the_strategy_and_a_card_for_the_repository(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    trainer = train(tmp_path / "a run")
+    trainer.save_model()
+    trainer.create_model_card(model_name="A nice name")
+    push_run(tmp_path / "a run", repo_id=STUDENT, strategy="checkpoint")
+    files = hub.repos[STUDENT].files()
+    assert "last-checkpoint/optimizer.pt" in files
+    card = files["README.md"].decode()
+    assert 'model="user/student"' in card and "# A nice name" in card
+    assert HubPush(tmp_path / "a run", STUDENT).command.startswith(f"hf-detrkd push '{tmp_path}/a run' --hub_model_id")
+
+
+def test_a_run_that_did_not_end_is_refused_with_what_to_push(tmp_path: Path) -> None:
+    train(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"Its run did not end: push .*checkpoint-2, or resume it\."):
+        push_run(tmp_path / "out")
+
+
 def test_an_upload_that_is_killed_leaves_the_old_commit(hub: HubServer, folder: Path, warnings: list) -> None:
     old = push_run(folder, repo_id=STUDENT).oid
     (folder / "model.safetensors").write_text("better" * 2000)
     hub.fail("PUT ", delay=30.0)
     push = HubPush(folder, STUDENT)
-    push.push(folder, STUDENT_FILES, "Killed")
+    push.push(Part(folder, STUDENT_FILES), "Killed")
     seen = len(hub.requests)
     while not any(method == "PUT" for method, *_ in hub.requests[seen - 1 :]):
         time.sleep(0.05)
-    push._running[0][0].kill()
+    push._uploads[0].process.kill()
     assert push.finish() is None
     assert "the upload ended with -9" in warnings[0]
     assert hub.repos[STUDENT].head == old
@@ -190,7 +265,7 @@ def test_a_checkpoint_may_be_deleted_while_it_is_on_its_way(hub: HubServer, fold
         shutil.copy(folder / name, checkpoint / name)
     hub.fail("POST .*/preupload/", delay=2.0)
     push = HubPush(folder, STUDENT)
-    push.push(checkpoint, STUDENT_FILES, "step 1")
+    push.push(Part(checkpoint, STUDENT_FILES), "step 1")
     shutil.rmtree(checkpoint)
     assert push.finish().oid == hub.repos[STUDENT].head
     assert hub.repos[STUDENT].files()["model.safetensors"] == FILES["model.safetensors"].encode()
@@ -244,9 +319,36 @@ def test_a_hub_that_fails_all_the_time_changes_nothing_of_the_training(
     for name, value in quiet.student.state_dict().items():
         assert torch.equal(value, trainer.student.state_dict()[name]), name
     assert sum("The Hub did not take a checkpoint" in text for text in warnings) <= 1
-    assert "python scripts/push.py" in warnings[-1]
+    assert "hf-detrkd push" in warnings[-1]
     assert (tmp_path / "out" / "README.md").is_file() and (tmp_path / "out" / "model.safetensors").is_file()
     assert len(hub.repos[STUDENT].commits) == 1  # the empty repository
+
+
+class Failing(transformers.TrainerCallback):
+    """As trackio's, which goes to the Hub by itself."""
+
+    def on_push_begin(self, *args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+
+def test_a_callback_that_fails_at_a_push_stops_neither_training_nor_push(hub: HubServer, tmp_path: Path) -> None:
+    trainer = train(tmp_path / "out", callbacks=[Failing()], **PUSHES)
+    assert trainer.state.global_step == 2
+    assert trainer.push_to_hub().oid == hub.repos[STUDENT].head
+
+
+def test_a_resumed_run_goes_on_without_the_right_to_write(hub: HubServer, tmp_path: Path, caplog) -> None:
+    train(tmp_path / "out")
+    hub.fail("/auth-check/write|/repos/create", status=403, times=10)
+    resumed = train(tmp_path / "out", max_steps=3, resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"), **PUSHES)
+    assert resumed.state.global_step == 3
+
+
+def test_only_the_process_that_shall_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path / "out")
+    monkeypatch.setattr(type(trainer.args), "should_save", False)
+    trainer.save_model()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_card_of_a_plain_trainer_holds_its_last_evaluation(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A run in a home folder of its own that was pushed: the Hub, the run's folder and what it printed."""
+    """A run of two processes in a home folder of its own, pushed: the Hub, the run's folder and what it printed."""
     home = tmp_path_factory.mktemp("somebody")
     project = home / "project"
     project.mkdir()
@@ -45,13 +45,30 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(ROOT / "scripts" / "distill.py")]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+        command += ["--main_process_port", "0", str(ROOT / "scripts" / "distill.py")]
         arguments = ["--config_name", "student.json", "--teacher_model_name_or_path", str(home / "models" / "teacher")]
         arguments += ["--method", "kd_detr", "--run_control", "true", "--image_size", "64", "--max_train_samples", "8"]
-        arguments += ["--max_eval_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "2"]
-        arguments += ["--min_teacher_map", "0", "--report_to", "none", "--logging_steps", "1", "--save_steps", "1"]
-        arguments += ["--output_dir", "outputs/student", "--push_to_hub", "--hub_model_id", "user/student"]
-        arguments += ["--hub_token", TOKEN, "--hub_strategy", "every_save", "--hub_license", "apache-2.0"]
+        arguments += ["--max_eval_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "1"]
+        arguments += [
+            "--min_teacher_map",
+            "0",
+            "--report_to",
+            "tensorboard",
+            "--logging_steps",
+            "1",
+            "--save_steps",
+            "1",
+        ]
+        arguments += ["--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end", "true"]
+        arguments += [
+            "--output_dir",
+            str(project / "outputs" / "student"),
+            "--push_to_hub",
+            "--hub_model_id",
+            "user/student",
+        ]
+        arguments += ["--hub-token", TOKEN, "--hub_strategy", "all_checkpoints", "--hub_license", "apache-2.0"]
         ran = subprocess.run(
             [*command, *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=280
         )
@@ -91,7 +108,11 @@ def test_the_hub_gets_student_card_recipe_results_and_pictures_alone(pushed: dic
     pictures = {"curves.png", "per_class.png", "pr_curves.png", "predictions.png"}
     results = {"all_results.json", "precision.json", "recipe.yaml", "report.html", "run.json", "summary.json"}
     student = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    assert files == student | results | pictures
+    checkpoints = {name for name in files if name.startswith("checkpoint-")}
+    assert files - checkpoints == student | results | pictures
+    assert {"checkpoint-1/optimizer.pt", "checkpoint-2/model.safetensors"} <= checkpoints
+    messages = [commit.message for commit in pushed["hub"].repos["user/student"].commits]
+    assert messages[-1] == "End of training" and "Model save" not in messages  # the card comes with what it tells
 
 
 def test_no_token_and_no_home_path_is_in_any_file_log_or_commit(pushed: dict[str, Any]) -> None:
@@ -117,7 +138,7 @@ def test_the_cards_metadata_pass_the_hubs_own_check_and_equal_the_results(pushed
     data, results = card.data, json.loads((pushed["folder"] / "all_results.json").read_text())
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "object-detection", "apache-2.0")
     assert data.tags == ["hf-detrkd", "object-detection", "knowledge-distillation", "kd_detr"]
-    assert (data.to_dict()["teacher"], data.to_dict()["teacher_revision"]) == ("teacher", "main")
+    assert data.to_dict()["teacher"] == "teacher" and "teacher_revision" not in data.to_dict()  # a folder
     values = {result.metric_type: result.metric_value for result in data.eval_results}
     assert values == {
         "mAP": results["eval_map"],

@@ -91,7 +91,7 @@ def test_the_best_checkpoint_by_map_is_loaded_at_the_end(tmp_path: Path, monkeyp
         load_best_model_at_end=True,
         learning_rate=1e-2,
     )
-    figures = iter([0.1, 0.3, 0.2])
+    figures = iter([0.1, 0.3, 0.2, 0.2])
 
     def metrics(evaluation: object, compute_result: bool) -> dict[str, float]:
         return {"map": next(figures)} if compute_result else {}
@@ -103,3 +103,9 @@ def test_the_best_checkpoint_by_map_is_loaded_at_the_end(tmp_path: Path, monkeyp
     last = AutoModelForObjectDetection.from_pretrained(tmp_path / "checkpoint-3").state_dict()
     assert_close(dict(trainer.student.state_dict()), dict(best), 0.0)
     assert_trained(dict(best), dict(last))
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    assert (state["best_model_checkpoint"], state["best_global_step"]) == (None, 2)  # without the machine's path
+    trainer.args.max_steps = 4
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert_close(dict(trainer.student.state_dict()), dict(best), 0.0)

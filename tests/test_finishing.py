@@ -1,0 +1,85 @@
+"""The end of a run: figures, pictures, report and card of a plain trainer, whatever part of them fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hf_detrkd import DistillationTrainer, finishing
+from hf_detrkd.finishing import finish_run
+from hf_detrkd.recording import evaluation_of, rows_of, teacher_facts
+from tests.training import make_trainer
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> DistillationTrainer:
+    trainer = make_trainer(tmp_path / "out", method="kd_detr")
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    return trainer
+
+
+def test_a_plain_trainer_gets_what_the_script_gives(trained: DistillationTrainer) -> None:
+    folder = Path(trained.args.output_dir)
+    trainable = sum(p.requires_grad for p in trained.student.parameters())
+    assert finish_run(trained) is None
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == ["teacher", "distilled"]
+    for row in summary.values():
+        assert row["gflops"] > 0 and row["latency"]["1"]["median_ms"] > 0
+        assert (row["image_size"], row["precision"]) == ([64, 64], "float32")
+    for name in ("predictions.png", "curves.png", "per_class.png", "pr_curves.png"):
+        assert Image.open(folder / name).width > 300
+    assert "report.html" in {file.name for file in folder.iterdir()}
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["train_images"], facts["eval_images"], facts["image_size"]) == (8, 4, [64, 64])
+    assert sum(p.requires_grad for p in trained.student.parameters()) == trainable > 0
+
+
+@pytest.mark.parametrize("part", ["measure_efficiency", "draw_predictions", "write_plots", "write_report"])
+def test_a_part_that_fails_is_a_warning_and_the_card_comes(
+    trained: DistillationTrainer, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(finishing.logger, "warning", said.append)
+
+    def failing(*args: Any) -> None:
+        raise MemoryError("too little of it")
+
+    monkeypatch.setattr(finishing, part, failing)
+    finish_run(trained, measure=part == "measure_efficiency")
+    assert len(said) == 1 and "too little of it" in said[0]
+    assert (Path(trained.args.output_dir) / "README.md").is_file()
+
+
+def test_the_figures_of_a_plain_trainer_are_of_the_weights_that_it_has(trained: DistillationTrainer) -> None:
+    rows = [{"step": 1, "eval_map": 0.3}, {"step": 2, "eval_map": 0.2}, {"step": 2, "train_runtime": 1.0}]
+    trained.state.log_history, trained.state.best_global_step = rows, 1
+    assert evaluation_of(trained)["eval_map"] == 0.2
+    trained.args.load_best_model_at_end = True
+    assert evaluation_of(trained)["eval_map"] == 0.3
+    rows.append({"step": 2, "eval_map": 0.31})  # evaluated after the training
+    assert evaluation_of(trained)["eval_map"] == 0.31
+
+
+def test_a_teacher_that_was_checked_on_a_sample_has_no_figure_beside_the_students(
+    trained: DistillationTrainer,
+) -> None:
+    trained.teacher_metrics = {"teacher_map": 0.7}
+    assert rows_of(trained)["teacher"]["map"] == 0.7
+    trained.args.teacher_check_samples = 2
+    assert rows_of(trained)["teacher"]["map"] is None
+
+
+def test_the_teachers_origin_is_told(trained: DistillationTrainer, tmp_path: Path) -> None:
+    assert teacher_facts(trained) == {"name": "rt_detr", "source": "memory", "revision": None}
+    trained.args.teacher_model_name_or_path = str(tmp_path)
+    assert teacher_facts(trained) == {"name": tmp_path.name, "source": "folder", "revision": None}
+    trained.args.teacher_model_name_or_path = "somebody/teacher"
+    trained.distiller.teacher.model.config._commit_hash = "abc"
+    assert teacher_facts(trained) == {"name": "somebody/teacher", "source": "hub", "revision": "abc"}
