@@ -135,6 +135,7 @@ def load_image_processor(
     name_or_path: str | None = None,
     image_size: tuple[int, int] | None = None,
     keep_aspect_ratio: bool = False,
+    revision: str = "main",
 ) -> Any:
     """The image processor that will be saved with a student.
 
@@ -143,9 +144,13 @@ def load_image_processor(
         name_or_path (`str`, *optional*): Hub id or folder to load it from; without it the family's default.
         image_size (`tuple[int, int]`, *optional*): (height, width) in pixels; images are resized to it without
             padding, or with `keep_aspect_ratio` to fit into it.
+        revision (`str`): branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: an aspect ratio to keep, and no size to fit into.
     """
     if name_or_path is not None:
-        processor = AutoImageProcessor.from_pretrained(name_or_path)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
     else:
         own = model.config.model_type
         config_class = CONFIG_MAPPING[ADAPTERS[own].processor_type or own]
@@ -157,4 +162,9 @@ def load_image_processor(
         else:
             processor.size = {"height": height, "width": width}
         processor.do_pad = keep_aspect_ratio
+    elif keep_aspect_ratio and "height" in dict(processor.size):
+        raise ValueError(
+            f"keep_aspect_ratio needs image_size, HEIGHTxWIDTH into which images are fitted: this image processor "
+            f"stretches them to {processor.size}."
+        )
     return processor

@@ -16,12 +16,14 @@ problem; with a problem the exit status is 1.
 """
 
 import json
+import math
 import os
 import platform
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import distill
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     if options.output_file is not None:
         file = Path(options.output_file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"findings": report.findings, "facts": report.facts}, indent=2) + "\n")
+        file.write_text(json.dumps({"findings": report.findings, "facts": as_json(report.facts)}, indent=2) + "\n")
     return 1 if report.count("problem") else 0
 
 
@@ -90,11 +92,24 @@ def examine(report: Report, arguments: distill.Arguments, options: DoctorArgumen
         if trainer is None:
             return
         if trainer.distiller.teacher is not None:
-            check_teacher(report, trainer, splits, options.doctor_samples)
+            try:
+                check_teacher(report, trainer, splits, options.doctor_samples)
+            except ValueError as error:  # the teacher refuses the run's images
+                report.problem("teacher", str(error))
+                return
         fits = check_step(report, trainer, options.memory_limit_gb)
         if fits and trainer.args.methods and trainer.args.distillation_weight and trainer.args.probe:
             check_terms(report, trainer)
         check_disk(report, arguments.config, trainer)
+
+
+def as_json(value: Any) -> Any:
+    """Facts with null for what is no number, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_environment(report: Report, config: DistillationConfig) -> None:
@@ -107,12 +122,16 @@ def check_environment(report: Report, config: DistillationConfig) -> None:
 
 
 def check_hub(report: Report, config: DistillationConfig) -> None:
+    push = HubPush.of(config)
     try:
-        HubPush.of(config).check()
+        answers = push.check(make=False)
     except ValueError as error:
         report.problem("Hub", str(error))
+        return
+    if answers:
+        report.ok("Hub", f"this run may push to {push.repo_id}.")
     else:
-        report.ok("Hub", "this run may write to its repository.")
+        report.warning("Hub", "it does not answer now: the run would go on without it, and push later.")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def load_data(report: Report, arguments: distill.Arguments) -> DetectionSplits |
         try:
             splits = distill.load_splits(arguments)
         except DatasetError as error:
+            mended.clear()  # it is read again
             splits = load_meant(report, arguments, error)
     if splits is None:
         return None

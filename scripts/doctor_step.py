@@ -119,10 +119,12 @@ def in_words(seconds: float) -> str:
 
 def steps_of(trainer: DistillationTrainer) -> int:
     args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = math.ceil(len(trainer.train_dataset) / args.per_device_train_batch_size)
-    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    return args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch(trainer) * args.num_train_epochs)
+
+
+def steps_per_epoch(trainer: DistillationTrainer) -> int:
+    batches = math.ceil(len(trainer.train_dataset) / trainer.args.per_device_train_batch_size)
+    return math.ceil(batches / trainer.args.gradient_accumulation_steps)
 
 
 def check_terms(report: Report, trainer: DistillationTrainer) -> None:
@@ -142,7 +144,7 @@ def check_disk(report: Report, config: DistillationConfig, trainer: Distillation
     parameters = sum(p.numel() for p in trainer.distiller.parameters())
     trained = sum(p.numel() for p in trainer.distiller.parameters() if p.requires_grad)
     one, final = 4 * (parameters + 2 * trained) / GIB, 4 * parameters / GIB
-    count = checkpoints_of(config, steps_of(trainer))
+    count = checkpoints_of(config, steps_of(trainer), steps_per_epoch(trainer))
     needed = (count * one + final) * (2 if "control" in report.facts else 1)
     wanted = Path(config.output_dir).absolute()
     folder = next(place for place in (wanted, *wanted.parents) if place.exists())
@@ -156,10 +158,11 @@ def check_disk(report: Report, config: DistillationConfig, trainer: Distillation
         report.ok("disk", f"{text}.")
 
 
-def checkpoints_of(config: DistillationConfig, steps: int) -> int:
+def checkpoints_of(config: DistillationConfig, steps: int, steps_per_epoch: int) -> int:
     """How many checkpoints there will be at a time."""
     kind = str(config.save_strategy.value)
-    every = {"no": 0, "best": 1, "epoch": math.ceil(config.num_train_epochs)}
+    epochs = math.ceil(steps / steps_per_epoch)
+    every = {"no": 0, "best": epochs, "epoch": epochs}  # each epoch may be the best
     interval = config.save_steps if config.save_steps >= 1 else max(1, config.save_steps * steps)
     made = every.get(kind, math.ceil(steps / interval))
     return made if config.save_total_limit is None else min(made, config.save_total_limit + 1)

@@ -78,7 +78,9 @@ def ask(trainer: DistillationTrainer, images: DetectionDataset, views: list[View
     teacher = trainer.distiller.teacher
     alone = Teacher(teacher.model, teacher.class_map.teacher, teacher.dtype)  # without a normalisation
     shown = tqdm(views, desc="Asking the teacher", unit="view", leave=False)
-    return [look(alone, images, view, trainer.args.eval_batch_size) for view in shown]
+    # One by one where the run does not show them so: a family without masks takes no batch that is padded.
+    sizes = [trainer.args.eval_batch_size if view.size == views[0].size else 1 for view in views]
+    return [look(alone, images, view, size) for view, size in zip(shown, sizes, strict=True)]
 
 
 def check_frame(report: Report, seen: list[list[Seen]]) -> list[list[Seen]]:

@@ -109,3 +109,9 @@ def test_the_image_processor_has_the_asked_size_with_or_without_padding(family: 
     kept = load_image_processor(model, image_size=(96, 128), keep_aspect_ratio=True)
     assert dict(kept.size) == {"shortest_edge": 96, "longest_edge": 128}
     assert kept.do_pad
+
+
+def test_an_aspect_ratio_is_kept_only_within_a_size() -> None:
+    with pytest.raises(ValueError, match="keep_aspect_ratio needs image_size"):
+        load_image_processor(tiny.build("rt_detr"), keep_aspect_ratio=True)
+    load_image_processor(tiny.build("detr"), keep_aspect_ratio=True)  # it does so by itself

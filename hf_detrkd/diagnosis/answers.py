@@ -82,6 +82,8 @@ def look(teacher: Teacher, dataset: DetectionDataset, view: View, batch_size: in
         sizes = [tuple(label["orig_size"].tolist()) for label in batch["labels"]]
         device = teacher.model.device
         tensors = {name: v.to(device) for name, v in batch.items() if name != "labels"}
+        if "pixel_mask" in tensors and tensors["pixel_mask"].all():  # families without masks take what is not padded
+            del batch["pixel_mask"], tensors["pixel_mask"]
         for (answer, truth), size in zip(detections_of(teacher, batch | tensors), sizes, strict=True):
             single = truth["iscrowd"] == 0
             objects = truth["boxes"][single], truth["labels"][single]

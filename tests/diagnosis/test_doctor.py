@@ -9,7 +9,7 @@ from typing import Any
 import doctor
 import pytest
 
-from tests.diagnosis.runs import IMAGES, line
+from tests.diagnosis.runs import IMAGES, answers, changed_teacher, line, said
 from tests.hub_server import HubServer
 
 
@@ -51,3 +51,33 @@ def test_the_hub_is_asked_only_by_a_run_that_pushes(
         assert not hub.requests and "Hub:" not in capsys.readouterr().out
         doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_model_id", "user/it"))
         assert "problem  Hub: push_to_hub needs the right to write to user/it" in capsys.readouterr().out
+        hub.read_only = False
+        doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_model_id", "user/it"))
+        assert "ok       Hub: this run may push to user/it." in capsys.readouterr().out
+        assert not hub.repos  # it asks and makes nothing
+        hub.stop()
+        doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_timeout", "3"))
+        assert "warning  Hub: it does not answer now" in capsys.readouterr().out
+
+
+def test_a_teacher_whose_own_size_keeps_the_aspect_ratio_is_asked_image_by_image(tmp_path: Path, shapes: str) -> None:
+    size = {"shortest_edge": 128, "longest_edge": 256}
+    teacher = changed_teacher(tmp_path, "preprocessor_config.json", size=size)
+    report = answers(line(tmp_path, shapes, teacher=teacher))
+    said(report, "preprocessing", "ok")
+
+
+def test_what_the_teacher_refuses_is_a_problem_and_not_a_traceback(
+    tmp_path: Path, shapes: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise ValueError("rt_detr sees padding as image")
+
+    monkeypatch.setattr(doctor, "check_teacher", refuse)
+    assert doctor.main(line(tmp_path, shapes)) == 1
+    assert "problem  teacher: rt_detr sees padding as image" in capsys.readouterr().out
+
+
+def test_what_is_no_number_is_null_in_the_file() -> None:
+    facts = {"map": float("nan"), "views": [{"map": 0.5}, {"map": float("inf")}]}
+    assert doctor.as_json(facts) == {"map": None, "views": [{"map": 0.5}, {"map": None}]}
