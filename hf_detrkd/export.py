@@ -13,13 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .onnx_graph import export_onnx
+from .onnx_packages import convert_float_to_float16, onnx
 from .onnx_parity import (
     FLOAT16,
     FLOAT32,

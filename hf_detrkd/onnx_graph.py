@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .models import FasterRCNNForObjectDetection
+from .onnx_packages import ClearMetadataAndDocStringPass, onnx, onnx_ir
 from .onnx_parity import OnnxExportError
 from .onnx_regions import RegionHeads
 

@@ -15,15 +15,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from .evaluation import MAX_DETECTIONS, detections_from_predictions, predictions_from_heads
+from .onnx_packages import onnxruntime
 from .outputs import Predictions
-
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise ImportError(
-        "ONNX needs onnx, onnxscript and onnxruntime, and they are missing: pip install 'hf-detrkd[onnx]'."
-    ) from error
 
 
 Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -52,15 +45,18 @@ class Tolerance:
         boxes (`float`): of each side of a box, in [0, 1] of the image.
         least_score (`float`): detections that both sides find less likely than this are not compared. In 16 bits a
             two-stage detector takes other proposals where many are as good as each other; those find nothing.
+        others (`float`): share of the compared detections that may lie further apart, or that one side lacks: in 16
+            bits the best proposals and NMS may choose otherwise where it is a matter of the last digit.
     """
 
     scores: float
     boxes: float
     least_score: float = 0.0
+    others: float = 0.0
 
 
 FLOAT32 = Tolerance(scores=1e-4, boxes=1e-3)
-FLOAT16 = Tolerance(scores=2e-2, boxes=1e-2, least_score=0.3)
+FLOAT16 = Tolerance(scores=2e-2, boxes=1e-2, least_score=0.3, others=0.02)
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,9 @@ class Deviation:
         scores (`float`), boxes (`float`): largest absolute differences, in the units of [`Tolerance`].
         rows_agree (`bool`): row for row within the tolerance. Else detections were paired, since a two-stage detector
             orders its queries by scores that may be all but equal.
-        compared (`int`): rows, or pairs of detections.
+        compared (`int`): rows, or pairs of detections, of the least score.
         unpaired (`int`): detections that the other side lacks.
+        beyond (`int`): those that lie further apart than is tolerated, unpaired ones included.
     """
 
     image: str
@@ -84,6 +81,7 @@ class Deviation:
     rows_agree: bool
     compared: int
     unpaired: int = 0
+    beyond: int = 0
 
     def excess(self, tolerance: Tolerance) -> float:
         """The deviation in tolerances: above 1 it is too large."""
@@ -103,20 +101,29 @@ class Parity:
     def worst(self) -> Deviation:
         return max(self.deviations, key=lambda deviation: deviation.excess(self.tolerance))
 
+    @property
+    def compared(self) -> int:
+        return sum(deviation.compared for deviation in self.deviations)
+
+    @property
+    def beyond(self) -> int:
+        return sum(deviation.beyond for deviation in self.deviations)
+
     def raise_if_beyond(self) -> None:
         """
         Raises:
-            OnnxParityError: a deviation is beyond the tolerance, or nothing could be compared.
+            OnnxParityError: too many detections are beyond the tolerance, or nothing could be compared.
         """
         worst, tolerance = self.worst, self.tolerance
-        if worst.excess(tolerance) > 1:
+        if self.beyond > tolerance.others * self.compared:
             unpaired = f" and {worst.unpaired} detections without counterpart" if worst.unpaired else ""
             raise OnnxParityError(
                 f"onnxruntime must answer as PyTorch does, within {tolerance.scores:g} of scores and "
-                f"{tolerance.boxes:g} of the image's size for boxes, but {worst.image} in a batch of "
-                f"{worst.batch_size} has {worst.scores:.3g} and {worst.boxes:.3g}{unpaired}."
+                f"{tolerance.boxes:g} of the image's size for boxes, but {self.beyond} of {self.compared} detections "
+                f"do not: {worst.image} in a batch of {worst.batch_size} has {worst.scores:.3g} and "
+                f"{worst.boxes:.3g}{unpaired}."
             )
-        if not any(deviation.compared for deviation in self.deviations):
+        if not self.compared:
             raise OnnxParityError(
                 f"The check needs images on which the detector is sure of something (a score of "
                 f"{tolerance.least_score:g}), but it is on none of these: give images with objects, or train longer."
@@ -131,6 +138,8 @@ class Parity:
             "images": len({deviation.image for deviation in self.deviations}),
             "batch_sizes": sorted({deviation.batch_size for deviation in self.deviations}),
             "rows_agree": all(deviation.rows_agree for deviation in self.deviations),
+            "compared": self.compared,
+            "beyond": self.beyond,
             "unpaired": sum(deviation.unpaired for deviation in self.deviations),
             "worst": asdict(self.worst),
         }
@@ -212,9 +221,10 @@ def compare(expected: Predictions, found: Predictions, names: Sequence[str], tol
     whole = torch.ones(len(names), 2)  # boxes stay in [0, 1] of the image
     pairs = zip(*(detections_from_predictions(side, whole) for side in (expected, found)), strict=True)
     deviations = []
-    for name, score, box, (ours, theirs) in zip(names, scores, boxes, pairs, strict=True):
+    sure = (expected.scores().amax(-1) >= tolerance.least_score).sum(1).tolist()
+    for name, count, score, box, (ours, theirs) in zip(names, sure, scores, boxes, pairs, strict=True):
         if score <= tolerance.scores and box <= tolerance.boxes:
-            deviations.append(Deviation(name, len(names), score, box, True, expected.boxes.shape[1]))
+            deviations.append(Deviation(name, len(names), score, box, True, count))
         else:
             deviations.append(Deviation(name, len(names), *_paired(ours, theirs, tolerance)))
     return deviations
@@ -227,9 +237,9 @@ def _largest(differences: Tensor) -> list[float]:
 
 def _paired(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: Tolerance
-) -> tuple[float, float, bool, int, int]:
-    """Deviations of scores and boxes over the best pairs of one image's detections, that rows do not agree, and how
-    many pairs were compared and how many detections found none."""
+) -> tuple[float, float, bool, int, int, int]:
+    """Deviations of scores and boxes over the best pairs of one image's detections, that rows do not agree, how many
+    pairs were compared, how many detections found none, and how many of all these are beyond the tolerance."""
     gaps = (ours["scores"][:, None] - theirs["scores"]).abs().nan_to_num(nan=FAR)
     shifts = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(-1).nan_to_num(nan=FAR)
     excess = torch.maximum(gaps / tolerance.scores, shifts / tolerance.boxes).clamp(max=FAR)
@@ -244,7 +254,7 @@ def _paired(
     alone = counted & strange[rows, columns]
     both = counted & ~strange[rows, columns]
     measured = [values[rows, columns][both].max().item() if both.any() else 0.0 for values in (gaps, shifts)]
-    return measured[0], measured[1], False, int(counted.sum()), int(alone.sum())
+    return measured[0], measured[1], False, int(counted.sum()), int(alone.sum()), int((counted & ~good).sum())
 
 
 def time_in_turns(

@@ -103,6 +103,7 @@ def summary(report: dict[str, Any]) -> str:
             f"  answers as PyTorch does on {parity['images']} images in batches of "
             f"{' and '.join(map(str, parity['batch_sizes']))}: scores within {parity['scores']:.1e}, boxes within "
             f"{parity['boxes']:.1e} of the image"
+            + (f"; {parity['beyond']} of {parity['compared']} lie further apart" if parity["beyond"] else "")
         )
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ def test_rows_in_another_order_are_the_same_detections(activation):
     ours = answers(activation=activation)
     for deviation in compare(ours, moved(ours, order=torch.randperm(7)), ["a", "b"], FLOAT32):
         assert deviation.excess(FLOAT32) < 0.01 and not deviation.rows_agree and deviation.unpaired == 0
-        assert deviation.compared == (7 if activation == "softmax" else 35)
+        assert deviation.compared == (7 if activation == "softmax" else 35) and deviation.beyond == 0
 
 
 def test_a_shift_is_measured_with_rows_in_any_order():
@@ -87,6 +87,25 @@ def test_weak_detections_do_not_count_in_sixteen_bits_and_sure_ones_do():
     assert compare(ours, weak, ["a"], FLOAT16)[0].excess(FLOAT16) == 0
     assert compare(ours, weak, ["a"], FLOAT32)[0].excess(FLOAT32) > 1
     assert compare(ours, sure, ["a"], FLOAT16)[0].excess(FLOAT16) > 1
+
+
+def test_one_detection_in_a_hundred_may_differ_in_sixteen_bits_and_three_may_not():
+    ours = Predictions(torch.full((1, 90, 1), 4.0), tiny.random_boxes(1, 90), activation="sigmoid")
+    for rows, passes in ((1, True), (3, False)):
+        theirs = moved(ours)
+        theirs.boxes[0, :rows] += 0.4
+        parity = Parity(compare(ours, theirs, ["a"], FLOAT16), FLOAT16)
+        assert (parity.beyond, parity.compared) == (rows, 90)
+        if passes:
+            parity.raise_if_beyond()
+            assert parity.as_dict()["beyond"] == 1
+        else:
+            with pytest.raises(OnnxParityError, match="3 of 90 detections do not"):
+                parity.raise_if_beyond()
+    with pytest.raises(OnnxParityError):
+        Parity(
+            compare(ours, moved(ours, boxes=torch.tensor([2e-3, 0, 0, 0])), ["a"], FLOAT32), FLOAT32
+        ).raise_if_beyond()
 
 
 def test_a_check_of_nothing_is_none():

@@ -29,7 +29,7 @@ from tests.models.faster_rcnn import (
     labels_of,
     photographs,
 )
-from tests.test_overfit import images as eight_images
+from tests.overfit import images as eight_images
 
 
 def targets_of(counts: Sequence[int]) -> list[dict[str, Tensor]]:
