@@ -4,6 +4,7 @@ from .adapters import ADAPTERS, DetectorAdapter
 from .config import DistillationConfig
 from .distiller import Distiller
 from .evaluation import CocoBoxMetric
+from .finishing import finish_run
 from .methods import (
     KDDETR,
     METHODS,
@@ -56,4 +57,5 @@ __all__ = [
     "TaskAdaptiveConfig",
     "TaskAdaptiveRegularization",
     "Teacher",
+    "finish_run",
 ]
