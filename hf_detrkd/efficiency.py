@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,35 +88,44 @@ def latency_in_turns(
         `list[dict[str, float]]`: of each model `median_ms`, `low_ms` and `high_ms` (the quartiles), and
         `images_per_second` at the median.
     """
-    images = [random_images(model, image_size, batch_size) for model in models]
-    times: list[list[float]] = [[] for _ in models]
+
+    def pass_of(model: PreTrainedModel) -> Callable[[], None]:
+        images = random_images(model, image_size, batch_size)
+        wait = nothing if images.device.type == "cpu" else torch.accelerator.synchronize
+
+        def one() -> None:
+            with precision():
+                model(images)
+            wait()
+
+        return one
+
     with evaluating(*models), torch.inference_mode():
-        for _ in range(WARM_UP):
-            for model, batch in zip(models, images, strict=True):
-                _timed(model, batch, precision)
-        started = time.perf_counter()
-        while len(times[0]) < LEAST or time.perf_counter() - started < seconds * len(models):
-            for model, batch, seen in zip(models, images, times, strict=True):
-                seen.append(_timed(model, batch, precision))
-    return [_figures(seen, batch_size) for seen in times]
+        times = time_in_turns([pass_of(model) for model in models], LEAST, seconds * len(models))
+    return [figures_of(seen, batch_size) for seen in times]
 
 
-def _timed(model: PreTrainedModel, images: torch.Tensor, precision: Precision) -> float:
-    """Seconds of one forward pass, until the device has finished."""
-    wait = _nothing if images.device.type == "cpu" else torch.accelerator.synchronize
-    wait()
-    started = time.perf_counter()
-    with precision():
-        model(images)
-    wait()
-    return time.perf_counter() - started
-
-
-def _nothing() -> None:
+def nothing() -> None:
     """The CPU has finished when a call returns."""
 
 
-def _figures(times: list[float], batch_size: int) -> dict[str, float]:
+def time_in_turns(passes: Sequence[Callable[[], Any]], least: int, seconds: float = 0.0) -> list[list[float]]:
+    """Seconds of each of several things, done in turns after a warm-up: `least` times each, and for some seconds."""
+    for _ in range(WARM_UP):
+        for one in passes:
+            one()
+    times: list[list[float]] = [[] for _ in passes]
+    begun = time.perf_counter()
+    while len(times[0]) < least or time.perf_counter() - begun < seconds:
+        for one, seen in zip(passes, times, strict=True):
+            started = time.perf_counter()
+            one()
+            seen.append(time.perf_counter() - started)
+    return times
+
+
+def figures_of(times: Sequence[float], batch_size: int) -> dict[str, float]:
+    """Median and quartiles of passes in milliseconds, and images a second at the median."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {
         "median_ms": 1e3 * median,
@@ -170,3 +181,11 @@ def _processor() -> str:
     lines = file.read_text().splitlines() if file.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in GiB since the start: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

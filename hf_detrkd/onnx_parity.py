@@ -1,9 +1,7 @@
-"""Whether an ONNX file answers as its detector does, and how fast: onnxruntime beside PyTorch, on the CPU."""
+"""Whether an ONNX file answers as its detector does: onnxruntime beside PyTorch, on the CPU."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,6 @@ Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 FAR = 1e6  # cost of a pair beyond the tolerance: as few of them as possible are made
 CORNERS = ("cxcywh", "xyxy")
-WARM_UP = 2
 
 
 class OnnxExportError(RuntimeError):
@@ -255,36 +252,3 @@ def _paired(
     both = counted & ~strange[rows, columns]
     measured = [values[rows, columns][both].max().item() if both.any() else 0.0 for values in (gaps, shifts)]
     return measured[0], measured[1], False, int(counted.sum()), int(alone.sum()), int((counted & ~good).sum())
-
-
-def time_in_turns(
-    sides: Mapping[str, Heads], image_size: tuple[int, int], batch_size: int, runs: int = 20
-) -> dict[str, dict[str, float]]:
-    """Latency of several detectors, one pass of each in turn, so that whatever slows the machine slows all of them.
-
-    Args:
-        sides (`dict[str, Heads]`): by name.
-        image_size (`tuple[int, int]`): height and width in pixels.
-        batch_size (`int`): images at a time.
-        runs (`int`): timed passes of each, two or more.
-
-    Returns:
-        `dict[str, dict[str, float]]`: by name `median_ms`, `low_ms` and `high_ms` (the quartiles), and
-        `images_per_second` at the median.
-    """
-    pixels = torch.rand(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    with torch.inference_mode():
-        for turn in range(-WARM_UP, runs):
-            for name, side in sides.items():
-                started = time.perf_counter()
-                side(pixels)
-                if turn >= 0:
-                    times[name].append(time.perf_counter() - started)
-    return {name: _latency(seen, batch_size) for name, seen in times.items()}
-
-
-def _latency(times: Sequence[float], batch_size: int) -> dict[str, float]:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    milliseconds = {"median_ms": 1e3 * median, "low_ms": 1e3 * low, "high_ms": 1e3 * high}
-    return milliseconds | {"images_per_second": batch_size / median}

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from .adapters import class_names, spec_for
 from .assembly import make_methods, make_teacher
 from .averaging import StudentAverage
+from .checkpoints import load_state, load_student_weights, save_state
 from .config import DistillationConfig
 from .criterion import ModelCriterion
 from .data import DetectionCollator
 from .distiller import Distiller
+from .efficiency import peak_memory
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from .guards import FiniteGuard
 from .initialization import apply_freezing, freeze_stages
@@ -33,14 +31,11 @@ from .outputs import BatchTotals, Predictions
 from .preparation import prepare
 from .recording import Record
 from .sharing import SharingTrainer, shareable
+from .step_callback import StepCallback
 from .teacher_check import evaluate_teacher
 
 
 logger = logging.get_logger(__name__)
-
-STATE_FOLDER = "distillation"  # beside the student in a checkpoint: what only a resumed run needs
-METHOD_WEIGHTS = "method.safetensors"
-METHOD_CONFIG = "method.json"
 
 
 class DistillationTrainer(SharingTrainer):
@@ -313,94 +308,20 @@ class DistillationTrainer(SharingTrainer):
             self.processing_class.save_pretrained(folder)
         torch.save(shareable(self.args), folder / TRAINING_ARGS_NAME)
         if folder.resolve() != Path(self.args.output_dir).resolve():
-            self._save_state(folder / STATE_FOLDER)
+            save_state(distiller, self._average, folder)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """As in `Trainer`, unless a loss or a weight is not finite: then the checkpoints stay as they are."""
         self._guard.settle(self.student)
         super()._save_checkpoint(*args, **kwargs)
 
-    def _save_state(self, folder: Path) -> None:
-        """What a resumed run needs beside the student."""
-        methods: Any = self.distiller.methods
-        if methods or self._average is not None:
-            folder.mkdir(exist_ok=True)
-        if self._average is not None:
-            self._average.save(folder)
-        if not methods:
-            return
-        save_file({k: v.contiguous() for k, v in methods.state_dict().items()}, folder / METHOD_WEIGHTS)
-        options = {
-            "methods": {name: vars(method.config) for name, method in methods.items()},
-            "loss_weights": self.distiller.loss_weights,
-        }
-        (folder / METHOD_CONFIG).write_text(json.dumps(options, indent=2))
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student and projections; everything else of a checkpoint is loaded by `Trainer`."""
-        folder, distiller = Path(resume_from_checkpoint), self.distiller
-        load_student_weights(distiller.student, folder)
-        if distiller.methods:
-            file = folder / STATE_FOLDER / METHOD_CONFIG
-            saved = json.loads(file.read_text()) if file.is_file() else {"methods": {}}
-            if list(saved["methods"]) != list(distiller.methods):
-                raise ValueError(
-                    f"{folder} was not saved by a run with --method {self.args.method} but with "
-                    f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that, or "
-                    "start from it with --model_name_or_path."
-                )
-            distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
-            if self.args.loss_weights is None:
-                distiller.loss_weights = saved["loss_weights"]  # they may have been calibrated
-        if self._average is not None:
-            self._average.load(folder / STATE_FOLDER)
+        folder = Path(resume_from_checkpoint)
+        load_student_weights(self.student, folder)
+        load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one
-
-
-@runtime_checkable
-class SeesEpochs(Protocol):
-    """A data set whose items change from epoch to epoch."""
-
-    def set_epoch(self, epoch: int) -> None: ...
-
-
-class StepCallback(TrainerCallback):
-    """Tells the training set the epoch, so that its augmentation changes from epoch to epoch and survives a resume,
-    the average of the student that there was a step, and a resumed run where its best checkpoint is."""
-
-    def __init__(self, trainer: DistillationTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-        if state.best_model_checkpoint is None and best.is_dir():  # a resumed run
-            state.best_model_checkpoint = str(best)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        dataset = train_dataloader.dataset
-        if isinstance(dataset, SeesEpochs):
-            dataset.set_epoch(int(state.epoch or 0))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._average is not None:
-            self.trainer._average.update()
-
-
-def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
-    """Weights of a checkpoint of any size into a student that is there already."""
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
-        raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: resume from a checkpoint folder of this trainer.")
-    state = type(student).from_pretrained(folder, dtype=torch.float32).state_dict()
-    student.load_state_dict(state)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Peak memory in GiB since the start: of the GPU where there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -15,6 +15,7 @@ import distill
 import torch
 import yaml
 from ablate import as_text, run_series
+from distill_arguments import read_recipe
 from tqdm import tqdm
 
 import hf_detrkd.distiller
@@ -172,7 +173,7 @@ def methods(given: argparse.Namespace) -> dict[str, Any]:
     print(cost_table(costs))
     if given.only_cost:
         return {"costs": costs}
-    recipe = distill.read_recipe(series["recipe"])
+    recipe = read_recipe(series["recipe"])
     steps = {name: int((recipe | common | arguments)["max_steps"]) for name, arguments in chosen.items()}
     budget = max(steps[name] * costs[name]["step"] for name in chosen)
     paid = {name: steps_for(budget, costs[name]) for name in chosen}

@@ -13,6 +13,7 @@ import json
 import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from typing import Any
 import torch
 from PIL import Image
 from predict import find_images
+from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
 
 from hf_detrkd.data import load_detection_split, parse_image_size
 from hf_detrkd.data.images import read_image
-from hf_detrkd.efficiency import device_name
+from hf_detrkd.efficiency import device_name, figures_of, time_in_turns
 from hf_detrkd.export import export_checked, fixed_size_processor, megabytes, pixels_of, torch_heads
-from hf_detrkd.onnx_parity import onnx_heads, time_in_turns
+from hf_detrkd.onnx_parity import onnx_heads
 
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -89,8 +91,14 @@ def latencies(model: PreTrainedModel, folder: Path, report: dict[str, Any], give
     sides |= {name: onnx_heads(folder / name, torch.get_num_threads()) for name in report["files"]}
     height, width = report["image_size"]
     sizes = sorted({1, given.batch_size}) if given.runs else []
-    timed = {size: time_in_turns(sides, (height, width), size, given.runs) for size in sizes}
-    return {name: {str(size): figures[name] for size, figures in timed.items()} for name in sides}
+    found: dict[str, dict[str, Any]] = {name: {} for name in sides}
+    for size in tqdm(sizes, desc="Timing", leave=False):
+        pixels = torch.rand(size, 3, height, width, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            times = time_in_turns([partial(side, pixels) for side in sides.values()], given.runs)
+        for name, seen in zip(sides, times, strict=True):
+            found[name][str(size)] = figures_of(seen, size)
+    return found
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES = [ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_teacher")]
 sys.path.insert(0, str(ROOT / "scripts"))
 import distill  # noqa: E402
+import distill_arguments  # noqa: E402
 
 
 def launch(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -132,7 +133,9 @@ def test_paths_of_the_home_folder_are_written_with_a_tilde_and_read_in_full(
     monkeypatch.setenv("HOME", str(tmp_path))
     write_recipe(tmp_path / "out", {"dataset_name": str(tmp_path / "images"), "hub_token": "secret", "seed": 1})
     assert (tmp_path / "out" / "recipe.yaml").read_text() == "dataset_name: ~/images\nseed: 1\n"
-    assert distill.read_recipe(str(tmp_path / "out" / "recipe.yaml"))["dataset_name"] == str(tmp_path / "images")
+    assert distill_arguments.read_recipe(str(tmp_path / "out" / "recipe.yaml"))["dataset_name"] == str(
+        tmp_path / "images"
+    )
 
 
 def test_the_control_of_a_recipe_is_one_word(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_an_option_that_several_methods_have_is_one_option_of_all() -> None:
 
 def test_options_of_one_name_have_one_meaning() -> None:
     """Of two methods: the same type and default. Of a method and the trainer or the script: none."""
-    common = [distill.ScriptArguments, distill.AugmentationConfig, distill.DistillationConfig]
+    common = [distill_arguments.ScriptArguments, distill.AugmentationConfig, distill.DistillationConfig]
     taken = {field.name for kind in common for field in dataclasses.fields(kind)}
     seen: dict[str, tuple[object, object]] = {}
     for method in METHODS.values():

@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from hf_detrkd import efficiency
-from hf_detrkd.efficiency import count_gflops, device_name, evaluating, latency_in_turns, measure_efficiency
+from hf_detrkd.efficiency import (
+    count_gflops,
+    device_name,
+    evaluating,
+    latency_in_turns,
+    measure_efficiency,
+    time_in_turns,
+)
 from tests import tiny
 
 
@@ -139,3 +146,12 @@ def test_the_benchmark_prints_ratios_to_the_first_model(tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert "bfloat16, 64x64 pixels" in lines[0] and len(lines) == 3 + 2 * 2
     assert f"({student['parameters'] / teacher['parameters']:.2f})" in lines[-1] and "(" not in lines[3]
+
+
+def test_several_are_timed_in_turns_after_a_warm_up() -> None:
+    seen: list[str] = []
+    times = time_in_turns([lambda: seen.append("a"), lambda: seen.append("b")], 5)
+    assert seen == ["a", "b"] * (5 + efficiency.WARM_UP)
+    assert [len(one) for one in times] == [5, 5]
+    figures = efficiency.figures_of([0.1, 0.2, 0.4], batch_size=8)
+    assert figures == pytest.approx({"median_ms": 200, "low_ms": 150, "high_ms": 300, "images_per_second": 40})

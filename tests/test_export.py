@@ -49,9 +49,7 @@ def test_other_weights_than_the_exported_ones_are_found_out(made):
     other = copy.deepcopy(model)
     with torch.no_grad():
         [bias for name, bias in other.named_parameters() if "bbox" in name and name.endswith("bias")][-1].add_(0.5)
-    with pytest.raises(
-        OnnxParityError, match=r"within 0\.0001 of scores .* do not: image \d in a batch"
-    ):
+    with pytest.raises(OnnxParityError, match=r"within 0\.0001 of scores .* do not: image \d in a batch"):
         check_parity(export.torch_heads(other), heads, pixels(), num_classes, (1, 3)).raise_if_beyond()
 
 

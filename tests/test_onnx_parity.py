@@ -13,7 +13,6 @@ from hf_detrkd.onnx_parity import (
     Parity,
     compare,
     in_batches,
-    time_in_turns,
 )
 from hf_detrkd.outputs import Predictions
 from tests import tiny
@@ -146,19 +145,3 @@ def test_the_worst_deviation_is_measured_in_tolerances():
     large = Deviation("boxes", 1, scores=0.0, boxes=5e-4, rows_agree=True, compared=1)
     assert Parity([large, small], FLOAT32).worst is small
     Parity([large, small], FLOAT32).raise_if_beyond()
-
-
-def test_latency_is_that_of_the_batch_and_of_each_side_alone():
-    seen = []
-
-    def side(name):
-        def answer(batch):
-            seen.append((name, tuple(batch.shape)))
-            return batch, batch
-
-        return answer
-
-    figures = time_in_turns({"a": side("a"), "b": side("b")}, (4, 6), 3, runs=5)
-    assert set(figures) == {"a", "b"} and seen[:2] == [("a", (3, 3, 4, 6)), ("b", (3, 3, 4, 6))]
-    assert len(seen) == 2 * (5 + 2)  # two passes of each warm up
-    assert all(x["low_ms"] <= x["median_ms"] <= x["high_ms"] for x in figures.values())
