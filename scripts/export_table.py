@@ -8,6 +8,7 @@ with PyTorch, in batches of one and of three. About 20 minutes on two cores; nam
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -80,7 +81,8 @@ def row(family: str) -> str:
         try:
             half = export_float16(adapter.model, folder, images)
         except (OnnxExportError, OnnxParityError) as error:
-            return line(family, *cells, "", str(error).partition(" The file is kept")[0])
+            share = re.search(r"\d+ of \d+", str(error))
+            return line(family, *cells, "", str(error) if share is None else f"{share[0]}: refused")
         return line(family, *cells, f"{half['megabytes']:.2f}", "{beyond} of {compared}".format(**half["parity"]))
 
 

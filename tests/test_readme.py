@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import distill  # noqa: E402
+import export_table  # noqa: E402
 import support_table  # noqa: E402
+
+from hf_detrkd.onnx_parity import FLOAT32  # noqa: E402
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +28,16 @@ def test_the_table_of_pairs_is_what_the_code_does() -> None:
     assert support_table.with_table(README) == README
     table = README.split(support_table.START)[1].split(support_table.END)[0]
     assert all(table.count(family) == 2 for family in ("table-transformer", "conditional_detr", "rf_detr", "yolos"))
+
+
+def test_the_table_of_exports_has_a_row_of_every_family_as_its_script_writes_it() -> None:
+    text = (ROOT / "docs" / "sharing.md").read_text()
+    rows = export_table.rows_in(text)
+    assert list(rows) == list(export_table.tiny.DETECTORS) and export_table.with_rows(text, rows) == text
+    for row in rows.values():
+        opset, dynamic, _, _, scores, boxes = (cell.strip() for cell in row.split("|")[2:8])
+        assert int(opset) >= 18 and dynamic == "yes"
+        assert float(scores) <= FLOAT32.scores and float(boxes) <= FLOAT32.boxes
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
