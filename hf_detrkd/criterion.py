@@ -19,7 +19,8 @@ from torch import Tensor
 from .distributions import EdgeDistributions, decoupled_focal, fine_grained_localization
 from .losses import gather_matched, hard_class_loss, matched_box_losses
 from .matching import Assigning, HungarianMatcher, match_columns, run_together, stack_layers, to_device, vote
-from .outputs import BatchTotals, Predictions, Targets
+from .outputs import Predictions
+from .targets import BatchTotals, Targets
 
 
 @dataclass(frozen=True)

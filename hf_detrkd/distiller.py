@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from .adapters import adapter_for
 from .matching import Assigning, run_together
 from .methods import DistillationMethod
-from .outputs import BatchTotals, DetectorOutput, Predictions, Targets
+from .outputs import DetectorOutput, Predictions
 from .questions import ask
+from .targets import BatchTotals, Targets
 from .teacher import Teacher
 
 

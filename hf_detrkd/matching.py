@@ -17,7 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .losses import among_known, box_distance, box_overlap, class_targets
-from .outputs import Predictions, Targets
+from .outputs import Predictions
+from .targets import Targets
 
 
 T = TypeVar("T")

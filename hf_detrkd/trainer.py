@@ -27,11 +27,12 @@ from .efficiency import peak_memory
 from .evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from .guards import FiniteGuard
 from .initialization import apply_freezing, freeze_stages
-from .outputs import BatchTotals, Predictions
+from .outputs import Predictions
 from .preparation import prepare
 from .recording import Record
 from .sharing import SharingTrainer, shareable
 from .step_callback import StepCallback
+from .targets import BatchTotals
 from .teacher_check import evaluate_teacher
 
 

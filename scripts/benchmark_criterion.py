@@ -23,7 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from hf_detrkd.adapters import ADAPTERS
 from hf_detrkd.criterion import Answers, Denoising
 from hf_detrkd.distributions import EdgeDistributions
-from hf_detrkd.outputs import BatchTotals, Predictions, Targets
+from hf_detrkd.outputs import Predictions
+from hf_detrkd.targets import BatchTotals, Targets
 
 
 RT_DETRS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")

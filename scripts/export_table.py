@@ -21,7 +21,7 @@ from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.export import MODEL, export_checked, export_float16
 from hf_detrkd.onnx_graph import EXPORTER
 from hf_detrkd.onnx_parity import FLOAT16, FLOAT32, OnnxExportError, OnnxParityError
-from hf_detrkd.outputs import Targets
+from hf_detrkd.targets import Targets
 
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tiny detectors live beside the tests

@@ -18,7 +18,7 @@ from hf_detrkd.distiller import Distiller
 from hf_detrkd.losses import among_known
 from hf_detrkd.matching import HungarianMatcher
 from hf_detrkd.methods import KDDETR, METHODS, KDDETRConfig
-from hf_detrkd.outputs import BatchTotals, Targets
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.fakes import Fake, spec

@@ -17,7 +17,8 @@ from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
 from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for
 from hf_detrkd.criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
-from hf_detrkd.outputs import BatchTotals, Predictions, Targets
+from hf_detrkd.outputs import Predictions
+from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.aligned import aligned_loss
 

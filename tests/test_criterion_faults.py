@@ -12,7 +12,7 @@ from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.criterion import Answers
-from hf_detrkd.outputs import BatchTotals, Targets
+from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.aligned import aligned_parts
 from tests.test_criterion import (

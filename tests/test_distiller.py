@@ -24,8 +24,9 @@ from hf_detrkd.methods import (
     KDDETRConfig,
 )
 from hf_detrkd.methods.base import shared_place
-from hf_detrkd.outputs import BatchTotals, DetectorOutput, Targets
+from hf_detrkd.outputs import DetectorOutput
 from hf_detrkd.questions import Questions, Replies
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.fakes import spec

@@ -18,7 +18,7 @@ from hf_detrkd.distributions import (
     edge_targets,
     fine_grained_localization,
 )
-from hf_detrkd.outputs import BatchTotals
+from hf_detrkd.targets import BatchTotals
 from tests import tiny
 from tests.aligned import aligned_parts
 from tests.test_criterion import loss_of

@@ -19,7 +19,8 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from hf_detrkd.adapters import ADAPTERS
 from hf_detrkd.losses import class_targets
 from hf_detrkd.matching import HungarianMatcher, match_columns, run_together, stack_layers, to_host, vote
-from hf_detrkd.outputs import Predictions, Targets
+from hf_detrkd.outputs import Predictions
+from hf_detrkd.targets import Targets
 from tests import tiny
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
-from hf_detrkd.outputs import ObjectQueries, Predictions, Targets
+from hf_detrkd.outputs import ObjectQueries, Predictions
 from hf_detrkd.questions import Questions, ask, ask_together
+from hf_detrkd.targets import Targets
 from tests import tiny
 from tests.adapters.contract import (
     CHECKPOINTED,

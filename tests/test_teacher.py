@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.distiller import Distiller
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, DistillationMethod, KDDETRConfig
-from hf_detrkd.outputs import BatchTotals, DetectorOutput, ObjectQueries, Predictions, Targets
+from hf_detrkd.outputs import DetectorOutput, ObjectQueries, Predictions
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import NO_NORMALIZATION, Teacher, normalization_of
 from tests import tiny
 

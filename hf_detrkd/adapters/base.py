@@ -20,15 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
-from ..outputs import (
-    BatchTotals,
-    DetectorOutput,
-    DetectorSpec,
-    FeatureMap,
-    ObjectQueries,
-    Predictions,
-    Targets,
-)
+from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from ..targets import BatchTotals, Targets
 
 
 @dataclass

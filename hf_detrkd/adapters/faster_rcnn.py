@@ -17,16 +17,8 @@ from transformers import PreTrainedConfig
 
 from ..criterion import Answers, ModelCriterion
 from ..models.faster_rcnn.modeling_faster_rcnn import Answer, Encoded, Samples, to_pixels, to_unit
-from ..outputs import (
-    WHOLE_IMAGE,
-    DetectorOutput,
-    DetectorSpec,
-    FeatureMap,
-    ObjectQueries,
-    Predictions,
-    Proposals,
-    Targets,
-)
+from ..outputs import WHOLE_IMAGE, DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
+from ..targets import Targets
 from .base import DetectorAdapter
 
 

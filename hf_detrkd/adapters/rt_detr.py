@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions, Targets
+from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..targets import Targets
 from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, take_rows
 
 

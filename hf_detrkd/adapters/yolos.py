@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..criterion import Answers, DetectionCriterion, ModelCriterion
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
+from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from ..targets import Targets
 from .base import DetectorAdapter
 from .detr import DetrAdapter
 

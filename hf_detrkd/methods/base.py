@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..matching import Assigning, run_together
-from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Targets
+from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries
 from ..questions import Questions, Replies
+from ..targets import BatchTotals, Targets
 
 
 PARTS = ("class", "box", "giou")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..matching import Assigning
-from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Targets
+from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
 from ..questions import Questions, Replies
+from ..targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper, layer_pairs, parts_per_layer, shared_place, with_content
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects

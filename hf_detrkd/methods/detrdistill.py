@@ -19,8 +19,9 @@ from ..losses import (
     soft_class_loss,
 )
 from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
-from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, Predictions, Targets
+from ..outputs import DetectorOutput, DetectorSpec, Predictions
 from ..questions import Questions, Replies
+from ..targets import BatchTotals, Targets
 from .base import (
     PARTS,
     ComparingConfig,

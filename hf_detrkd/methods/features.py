@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..outputs import FeatureMap, Targets
+from ..outputs import FeatureMap
+from ..targets import Targets
 
 
 ROUNDING = 1e-4  # of a cell: a box that ends on a cell's border does not touch the next one

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..losses import among_known, box_overlap
-from ..outputs import Predictions, Targets
+from ..outputs import Predictions
+from ..targets import Targets
 
 
 MIN_IOU = 0.5

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..matching import Assigning
-from ..outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
+from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 from ..questions import Questions, Replies
+from ..targets import BatchTotals, Targets
 from .base import (
     DistillationMethod,
     Paper,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..losses import detection_losses
 from ..matching import HungarianMatcher
-from ..outputs import BatchTotals, Targets
+from ..targets import BatchTotals, Targets
 from .base import PARTS, per_layer
 
 

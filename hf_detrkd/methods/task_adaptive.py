@@ -11,17 +11,9 @@ from torch import Tensor
 
 from ..losses import among_known, box_overlap, class_targets, soft_class_loss
 from ..matching import Assigning
-from ..outputs import (
-    BatchTotals,
-    DetectorOutput,
-    DetectorSpec,
-    FeatureMap,
-    ObjectQueries,
-    Predictions,
-    Proposals,
-    Targets,
-)
+from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
 from ..questions import Questions, Replies
+from ..targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper, PlacesConfig, takes_place, with_content
 from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length
 

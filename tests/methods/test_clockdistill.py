@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
-from hf_detrkd.outputs import Targets
+from hf_detrkd.targets import Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, PLACED, PLACELESS, compare, losses_of, total

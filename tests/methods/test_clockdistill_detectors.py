@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
 from hf_detrkd.methods.clockdistill import target_queries
-from hf_detrkd.outputs import Targets
+from hf_detrkd.targets import Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.clockdistill import ONLY_MEMORY, PLACED, PLACELESS, compare, total

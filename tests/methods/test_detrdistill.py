@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for, spec_for
 from hf_detrkd.methods import DETRDistill, DETRDistillConfig
-from hf_detrkd.outputs import BatchTotals, DetectorOutput, FeatureMap, Targets
+from hf_detrkd.outputs import DetectorOutput, FeatureMap
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods import naive

@@ -12,7 +12,8 @@ from torch import Tensor
 from hf_detrkd.adapters import adapter_for, spec_for
 from hf_detrkd.distiller import Distiller
 from hf_detrkd.methods import KDDETR, ExtraQueries, ExtraQueriesConfig, KDDETRConfig
-from hf_detrkd.outputs import BatchTotals, DetectorOutput, Targets
+from hf_detrkd.outputs import DetectorOutput
+from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of

@@ -20,7 +20,8 @@ from hf_detrkd.methods import (
     KDDETRConfig,
 )
 from hf_detrkd.methods.gates import better_answers, better_objects
-from hf_detrkd.outputs import BatchTotals, DetectorOutput, DetectorSpec, ObjectQueries, Predictions, Targets
+from hf_detrkd.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of

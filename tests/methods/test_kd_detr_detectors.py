@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.methods import KDDETR, KDDETRConfig
-from hf_detrkd.outputs import BatchTotals, Targets
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.kd_detr import GROUPS, TWO_STAGE

@@ -12,7 +12,8 @@ from torch import Tensor
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, ExtraQueries, ExtraQueriesConfig, KDDETRConfig
 from hf_detrkd.methods.points import PointsConfig, point_losses
 from hf_detrkd.methods.regions import best_boxes, nearby_proposals
-from hf_detrkd.outputs import BatchTotals, Predictions, Proposals, Targets
+from hf_detrkd.outputs import Predictions, Proposals
+from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of

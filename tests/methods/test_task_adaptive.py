@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import TaskAdaptiveConfig, TaskAdaptiveRegularization
-from hf_detrkd.outputs import BatchTotals, ObjectQueries, Proposals, Targets
+from hf_detrkd.outputs import ObjectQueries, Proposals
+from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.fakes import spec, targets_of
