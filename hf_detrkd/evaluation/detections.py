@@ -1,0 +1,92 @@
+"""Answers of a detector and the truth of a batch, both as corners in pixels of the original images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_convert
+
+from ..outputs import Predictions
+
+
+MAX_DETECTIONS = 100
+
+
+def detections_from_predictions(
+    predictions: Predictions, sizes: Tensor | Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """The best 100 detections of every image, best first, as the image processors' post-processing finds them.
+
+    With sigmoid heads these are the best pairs of query and class (a query may answer twice), with softmax heads every
+    query's best class. No threshold: average precision needs the weak answers too.
+
+    Args:
+        predictions ([`Predictions`]): answers of the last decoder layer, boxes in [0, 1] of the image.
+        sizes (`torch.Tensor` of shape `(batch_size, 2)`): height and width of the original images, in pixels.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: one per image, on the device of the predictions: `scores` and `labels` of
+        shape `(num_detections,)`, `boxes` of shape `(num_detections, 4)`, corners in pixels. All images have equally
+        many.
+    """
+    scores, num_classes = predictions.scores(), predictions.num_classes
+    sizes = torch.as_tensor(sizes, device=scores.device)
+    if sizes.shape != (len(scores), 2):
+        raise ValueError(f"sizes must be (height, width) of {len(scores)} images, got shape {tuple(sizes.shape)}")
+    if predictions.activation == "softmax":
+        scores, classes = scores.max(-1)
+        scores, rows = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
+        classes = classes.gather(1, rows)
+    else:
+        scores, cells = scores.flatten(1).topk(min(MAX_DETECTIONS, scores[0].numel()))
+        rows, classes = cells // num_classes, cells % num_classes
+    height, width = sizes.unbind(1)
+    boxes = box_convert(predictions.boxes.float(), "cxcywh", "xyxy")
+    boxes = boxes * torch.stack([width, height, width, height], dim=1).to(boxes)[:, None]
+    boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+    return [
+        {"scores": s, "labels": c, "boxes": b}
+        for s, c, b in zip(scores.unbind(), classes.unbind(), boxes, strict=True)
+    ]
+
+
+def predictions_from_heads(logits: Tensor, boxes: Tensor, num_classes: int) -> Predictions:
+    """What a plain model of any family answered (its `logits` and `pred_boxes`): with one column more than classes its
+    head is softmax and that column no-object, else it is sigmoid."""
+    return Predictions(logits, boxes, activation="softmax" if logits.shape[-1] > num_classes else "sigmoid")
+
+
+def references_from_labels(labels: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The truth of every image as the metric takes it, from labels as the collator makes them.
+
+    Args:
+        labels (`list[dict[str, torch.Tensor]]`): one per image, with `image_id` `(1,)`, `class_labels` `(num_boxes,)`,
+            `boxes` `(num_boxes, 4)`, center, width and height in [0, 1] of the image, `orig_size` `(2,)`, height and
+            width in pixels, and where present `area` `(num_boxes,)` in square pixels (default: the boxes' areas),
+            `iscrowd` `(num_boxes,)` (default: 0), and `crowd_boxes`, `crowd_labels`, `crowd_area`: crowd regions, in
+            which a detection may lie without being wrong.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: `image_id` of shape `()`, `boxes` (corners in pixels), `labels`, `area`,
+        `iscrowd`.
+    """
+    return [_reference(label) for label in labels]
+
+
+def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One image: boxes first, crowd regions after them."""
+    height, width = label["orig_size"].unbind()
+    scale = torch.stack([width, height, width, height])
+    boxes, classes = label["boxes"] * scale, label["class_labels"]
+    crowd = label.get("crowd_boxes", boxes[:0]) * scale
+    corners = box_convert(torch.cat([boxes, crowd]), "cxcywh", "xyxy")
+    area = box_area(corners)
+    return {
+        "image_id": label["image_id"].reshape(()),
+        "boxes": corners,
+        "labels": torch.cat([classes, label.get("crowd_labels", classes[:0])]),
+        "area": torch.cat([label.get("area", area[: len(boxes)]), label.get("crowd_area", area[len(boxes) :])]),
+        "iscrowd": torch.cat([label.get("iscrowd", torch.zeros_like(classes)), classes.new_ones(len(crowd))]),
+    }

@@ -1,0 +1,173 @@
+"""COCO's box figures, computed by its library from detections and truth that wait in a file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+from faster_coco_eval.core.coco import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+
+@contextmanager
+def _scripts_hidden() -> Iterator[None]:
+    """`import evaluate` means the library also for a script that has an `evaluate.py` beside it, as in `scripts/`."""
+    path = sys.path[:]
+    sys.path[:] = [folder for folder in path if not Path(folder, "evaluate.py").is_file()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+with _scripts_hidden():
+    import evaluate
+
+
+PRECISIONS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+RECALLS = ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
+FIGURES = PRECISIONS + RECALLS  # in the official evaluator's order
+CURVE_THRESHOLDS = {"50": 0, "75": 5}  # IoU in percent, and its place among the evaluator's ten thresholds
+
+Curves = dict[str, dict[str, list[float]]]  # precision over recall, by IoU in percent and class
+
+
+class CocoBoxMetric(evaluate.Metric):
+    """COCO's box figures as an `evaluate.Metric`, computed by faster-coco-eval, without network.
+
+    Batches wait in an Arrow file in a temporary folder of this object, so concurrent runs never meet and nothing but
+    that file grows. An image id counts once, however often it was added: the last entry stays.
+
+    Args:
+        id2label (`dict[int, str]`): classes by the number that `labels` use. Other numbers are an error.
+
+    `compute()` gives `map`, `map_50`, `map_75`, `map_small|medium|large`, `mar_1|10|100`, `mar_small|medium|large` and
+    `map_<class name>`, with the class's number behind a name that another class or a figure has: `map_small_3`. A
+    figure for which there is no ground-truth box is -1, as in the official evaluator, and enters no mean.
+
+    Attributes:
+        precision (`dict[str, dict[str, list[float]]]`): after `compute()`, at IoU `50` and `75` percent and by class,
+            precision in [0, 1] at the 101 recalls 0, 0.01, ..., 1, for boxes of all areas and 100 detections an image.
+            Names that several classes have are followed by the class's number: `cat_3`. Classes without a
+            ground-truth box are left out.
+
+    Example:
+
+    ```python
+    >>> metric = CocoBoxMetric({0: "cat"})
+    >>> metric.add_batch(
+    ...     predictions=[{"image_id": 7, "boxes": [[0, 0, 50, 50]], "scores": [0.9], "labels": [0]}],
+    ...     references=[{"image_id": 7, "boxes": [[0, 0, 50, 50]], "labels": [0], "area": [2500], "iscrowd": [0]}],
+    ... )
+    >>> round(metric.compute()["map"], 3)
+    1.0
+    ```
+    """
+
+    def __init__(self, id2label: Mapping[int, str]):
+        self.id2label = dict(id2label)
+        folder = tempfile.mkdtemp(prefix="coco-box-metric-")
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.precision: Curves = {}
+        super().__init__(cache_dir=folder, seed=0)
+
+    def close(self) -> None:
+        """Removes the temporary folder, which else goes with the object; nothing can be added any more."""
+        self._remove()
+
+    def _info(self) -> evaluate.MetricInfo:
+        number, real = datasets.Value("int64"), datasets.Value("float64")
+        image = {
+            "image_id": number,
+            "boxes": datasets.List(datasets.List(real, length=4)),
+            "labels": datasets.List(number),
+        }
+        predictions = {**image, "scores": datasets.List(real)}
+        references = {**image, "area": datasets.List(real), "iscrowd": datasets.List(number)}
+        return evaluate.MetricInfo(
+            description="Average precision and recall of boxes as COCO defines them.",
+            citation="T.-Y. Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312",
+            inputs_description="\nOne dict per image; boxes are (x_min, y_min, x_max, y_max) in pixels.\n",
+            features=datasets.Features({"predictions": predictions, "references": references}),
+        )
+
+    def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
+        images = {r["image_id"]: (p, r) for p, r in zip(predictions, references, strict=True)}
+        truth, answers = [], []
+        for image_id, (prediction, reference) in images.items():
+            if prediction["image_id"] != image_id:
+                raise ValueError(
+                    f"prediction and reference must be of one image, got {prediction['image_id']}, {image_id}"
+                )
+            truth += _annotations(reference, area=reference["area"], iscrowd=reference["iscrowd"])
+            answers += _annotations(prediction, score=prediction["scores"])
+        unknown = sorted({box["category_id"] for box in truth + answers} - self.id2label.keys())
+        if unknown:
+            raise ValueError(f"labels must be among the {len(self.id2label)} of id2label, got {unknown[:10]}")
+        twisted = [box["bbox"] for box in truth if min(box["bbox"][2:]) < 0]
+        if twisted:
+            raise ValueError(
+                f"boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: {twisted[:10]}"
+            )
+        figures, self.precision = _figures(list(images), self.id2label, truth, answers)
+        return figures
+
+
+def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[str, Any]]:
+    """One image's boxes in COCO's words."""
+    return [
+        {
+            "image_id": image["image_id"],
+            "category_id": label,
+            "bbox": [left, top, right - left, bottom - top],
+            "area": (right - left) * (bottom - top),
+            **dict(zip(columns, values, strict=True)),
+        }
+        for label, (left, top, right, bottom), *values in zip(
+            image["labels"], image["boxes"], *columns.values(), strict=True
+        )
+    ]
+
+
+def _figures(
+    image_ids: list[int], id2label: dict[int, str], truth: list[dict], answers: list[dict]
+) -> tuple[dict[str, float], Curves]:
+    """Runs the COCO library, whose order of figures is that of `FIGURES`; the curves are the metric's `precision`."""
+    frame = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": number, "name": name} for number, name in id2label.items()],
+    }
+    for boxes in (truth, answers):
+        for number, box in enumerate(boxes, start=1):  # 0 means "unmatched" to the library
+            box["id"] = number
+    evaluator = COCOeval_faster(*(COCO({**frame, "annotations": boxes}) for boxes in (truth, answers)), iouType="bbox")
+    evaluator.run()
+    figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
+    precision = evaluator.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes): all areas, 100 detections
+    curves: Curves = {percent: {} for percent in CURVE_THRESHOLDS}
+    shared = Counter(id2label.values())
+    for i, (number, key) in enumerate(class_figures(id2label).items()):
+        name = id2label[number] if shared[id2label[number]] == 1 else f"{id2label[number]}_{number}"
+        known = precision[..., i][precision[..., i] > -1]
+        figures[key] = float(known.mean()) if known.size else -1.0
+        for percent, threshold in CURVE_THRESHOLDS.items():
+            if known.size:
+                curves[percent][name] = precision[threshold, :, i].tolist()
+    return figures, curves
+
+
+def class_figures(id2label: Mapping[int, str]) -> dict[int, str]:
+    """What the figure of each class is called, by its number: see [`CocoBoxMetric`]."""
+    taken = Counter(FIGURES) + Counter(f"map_{name}" for name in id2label.values())
+    return {
+        number: f"map_{name}" if taken[f"map_{name}"] == 1 else f"map_{name}_{number}"
+        for number, name in sorted(id2label.items())
+    }
