@@ -1,11 +1,13 @@
 """Data sets, transforms and batches."""
 
+from .augmentation import AugmentationConfig
 from .collator import DetectionCollator
 from .datasets import DetectionSplits, load_detection_split, load_detection_splits
 from .detection import DetectionDataset
 from .errors import DatasetError, UnreadableImageError
+from .image_size import parse_image_size
 from .records import ImageRecord
-from .transforms import AugmentationConfig, DetectionTransform, parse_image_size
+from .transforms import DetectionTransform
 
 
 __all__ = [

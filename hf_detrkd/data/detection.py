@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .augmentation import item_seed
 from .records import ImageRecord, Records, SelectedRecords
-from .transforms import DetectionTransform, item_seed
+from .transforms import DetectionTransform
 
 
 class DetectionDataset(Dataset):

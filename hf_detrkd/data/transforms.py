@@ -1,17 +1,10 @@
-"""From an image and its boxes to the tensors that a detector takes: augmentation, resizing, normalisation.
-
-Built on `torchvision.transforms.v2`. Randomness comes from one seed per call, so an image of an epoch is the same in
-every process and after a resume.
-"""
+"""From an image and its boxes to the tensors that a detector takes: augmentation, resizing, normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,104 +13,9 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .augmentation import AugmentationConfig, RandomBoxCrop, RandomZoom, applied, seeded
+from .image_size import ImageSize
 from .records import ImageRecord
-
-
-_SMALLEST_CROP = 16
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """How training images are varied. Each probability at 0 switches its part off.
-
-    Example:
-        ```python
-        >>> AugmentationConfig(iou_crop=0.0)  # everything but crops
-        >>> AugmentationConfig.flip_only()
-        ```
-    """
-
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of mirroring left and right."})
-    scale_jitter: float = field(default=0.5, metadata={"help": "Probability of zooming by a random factor."})
-    min_scale: float = field(default=0.6, metadata={"help": "Smallest zoom; below 1 the image shrinks on black."})
-    max_scale: float = field(default=1.6, metadata={"help": "Largest zoom; above 1 a part of the image fills it."})
-    iou_crop: float = field(default=0.3, metadata={"help": "Probability of SSD's crop that keeps a box in view."})
-    photometric: float = field(default=0.5, metadata={"help": "Probability of SSD's colour distortions."})
-    min_visible: float = field(
-        default=0.25, metadata={"help": "Share of a box that a crop has to leave, or the box is removed."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "min_visible"):
-            if not 0 <= self.__dict__[name] <= 1:
-                raise ValueError(f"`{name}` has to lie in [0, 1], but is {self.__dict__[name]}.")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(
-                f"`min_scale` and `max_scale` have to be positive and ordered, but are {self.min_scale} and "
-                f"{self.max_scale}."
-            )
-
-    @classmethod
-    def flip_only(cls) -> AugmentationConfig:
-        """Mirrored or not, and nothing else: two views of an image, which a teacher can answer once and for all."""
-        return cls(scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
-
-    @classmethod
-    def none(cls) -> AugmentationConfig:
-        """Training on the images as they are."""
-        return cls(horizontal_flip=0.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
-
-
-class RandomZoom(v2.Transform):
-    """Cuts a window of 1 / scale times the image's sides at a random place; what lies outside the image is black.
-
-    A following resize to a fixed size makes this the usual scale jitter, with the image's aspect ratio kept.
-    """
-
-    def __init__(self, min_scale: float, max_scale: float) -> None:
-        super().__init__()
-        self.min_scale, self.max_scale = min_scale, max_scale
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
-        scale = self.min_scale + (self.max_scale - self.min_scale) * float(torch.rand(()))
-        window = max(1, round(height / scale)), max(1, round(width / scale))
-        top, left = (
-            round(float(torch.rand(())) * (old - new)) for old, new in zip((height, width), window, strict=True)
-        )
-        return {"top": top, "left": left, "height": window[0], "width": window[1]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
-
-
-class RandomBoxCrop(v2.RandomIoUCrop):
-    """SSD's crop, which leaves images without boxes and images of a few pixels as they are."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        boxes = v2.get_bounding_boxes(flat_inputs)
-        if len(boxes) == 0 or min(v2.query_size(flat_inputs)) < _SMALLEST_CROP:
-            return {}
-        return super().make_params(flat_inputs)
-
-
-@dataclass(frozen=True)
-class ImageSize:
-    """A fixed `height` and `width`, or the `shortest_edge` (and the most that the `longest_edge` may have), pixels."""
-
-    height: int = 0
-    width: int = 0
-    shortest_edge: int | None = None
-    longest_edge: int | None = None
-
-    def of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of a given size gets."""
-        if self.shortest_edge is None:
-            return self.height, self.width
-        scale = self.shortest_edge / min(height, width)
-        if self.longest_edge is not None:
-            scale = min(scale, self.longest_edge / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class DetectionTransform:
@@ -149,8 +47,8 @@ class DetectionTransform:
         augmentation: AugmentationConfig | None = None,
         teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
     ) -> None:
-        self.size = _parse_size(size)
-        self.teacher_size = None if teacher_size is None else _parse_size(teacher_size)
+        self.size = ImageSize.parse(size)
+        self.teacher_size = None if teacher_size is None else ImageSize.parse(teacher_size)
         if self.teacher_size == self.size:
             self.teacher_size = None
         if (image_mean is None) != (image_std is None):
@@ -213,11 +111,11 @@ class DetectionTransform:
         boxes = tv_tensors.BoundingBoxes(all_boxes[~crowd], format="XYWH", canvas_size=canvas)
         pixels = tv_tensors.Image(F.pil_to_tensor(image))
         with seeded(seed):
-            pixels, boxes = _apply(self._geometric, pixels, boxes)
+            pixels, boxes = applied(self._geometric, pixels, boxes)
             kept = self._in_view(all_boxes[~crowd], boxes)
             left = tv_tensors.wrap(boxes[kept], like=boxes)
             item = {} if self.teacher_size is None else self._for_teacher(pixels, left, self.teacher_size)
-            pixels, boxes = _apply(self._on_resized, *self._resize(pixels, left, self.size))
+            pixels, boxes = applied(self._on_resized, *self._resize(pixels, left, self.size))
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
         size = boxes.canvas_size
@@ -241,7 +139,7 @@ class DetectionTransform:
     def _for_teacher(self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, size: ImageSize) -> dict[str, Any]:
         """The same image as the teacher sees it: what is drawn next will be drawn for the student again."""
         state = torch.get_rng_state()
-        varied, _ = _apply(self._on_resized, *self._resize(pixels, boxes, size))
+        varied, _ = applied(self._on_resized, *self._resize(pixels, boxes, size))
         torch.set_rng_state(state)
         item: dict[str, Any] = {"teacher_pixel_values": self._to_float(varied)}
         if size.shortest_edge is not None:
@@ -269,60 +167,8 @@ class DetectionTransform:
         return values
 
 
-def parse_image_size(text: str | None, argument: str = "image_size") -> tuple[int, int] | None:
-    """Height and width in pixels from the `argument` `128` or `320x256` of a command line; `None` stays `None`.
-
-    Raises:
-        `ValueError`: if it is neither a number nor HEIGHTxWIDTH.
-    """
-    if text is None:
-        return None
-    numbers = str(text).lower().split("x")
-    if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise ValueError(f"--{argument} must be a number or HEIGHTxWIDTH, got {text!r}.")
-    return int(numbers[0]), int(numbers[-1])
-
-
-def item_seed(seed: int, epoch: int, index: int) -> int:
-    """One 64-bit seed of three numbers (0 or more); neighbours give unrelated seeds."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draws from torch's CPU generator inside come from `seed`, and its state is as before afterwards.
-
-    `torch.manual_seed` would seed the accelerators too, whose state could only be put back by a synchronisation.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-def _apply(transforms: list[tuple[float, v2.Transform]], *inputs: Any) -> Any:
-    """Each transform with its probability; one draw each, whether it is applied or not."""
-    for probability, transform in transforms:
-        if float(torch.rand(())) < probability:
-            inputs = transform(*inputs)
-    return inputs
-
-
 def _normalised(boxes: Tensor, canvas: tuple[int, int]) -> Tensor:
     """Boxes `(num_boxes, 4)` from (x, y, w, h) in pixels to (cx, cy, w, h) in [0, 1]."""
     height, width = canvas
     boxes = boxes.as_subclass(Tensor).reshape(-1, 4)
     return box_convert(boxes, "xywh", "cxcywh") / torch.tensor([width, height, width, height], dtype=torch.float32)
-
-
-def _parse_size(size: tuple[int, int] | Mapping[str, int]) -> ImageSize:
-    """A size in either of its forms."""
-    if not isinstance(size, Mapping):
-        size = dict(zip(("height", "width"), size, strict=True))
-    if set(size) == {"height", "width"} and min(size.values()) > 0:
-        return ImageSize(size["height"], size["width"])
-    if set(size) in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}) and min(size.values()) > 0:
-        return ImageSize(shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"))
-    raise ValueError(
-        f"`size` has to be (height, width), or have the keys height and width, or shortest_edge and optionally "
-        f"longest_edge, all positive, but is {dict(size)}."
-    )

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform
-from hf_detrkd.data.transforms import item_seed, seeded
+from hf_detrkd.data.augmentation import item_seed, seeded
 
 
 ALL = AugmentationConfig(scale_jitter=1.0, iou_crop=0.5, photometric=1.0)
