@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from hf_detrkd.data import load_detection_split
-from hf_detrkd.data.shapes import SHAPE_CLASSES, Scene, ShapesRecords, _render
+from hf_detrkd.data.shapes import SHAPE_CLASSES, ShapesRecords
+from hf_detrkd.data.shapes.rendering import render
+from hf_detrkd.data.shapes.scenes import Scene
 
 
-def render(scene: Scene) -> np.ndarray:
-    return _render(scene, np.random.default_rng(0), 128, 128).astype(int)
+def drawn(scene: Scene) -> np.ndarray:
+    return render(scene, np.random.default_rng(0), 128, 128).astype(int)
 
 
 def changed(one: Scene, other: Scene) -> np.ndarray:
     """Pixels in which two renderings differ by more than rounding."""
-    return np.abs(render(one) - render(other)).max(-1) > 24
+    return np.abs(drawn(one) - drawn(other)).max(-1) > 24
 
 
 @pytest.fixture

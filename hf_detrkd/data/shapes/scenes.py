@@ -1,26 +1,16 @@
-"""The generated data set `shapes`: six classes of drawn objects on textured backgrounds, without a download.
-
-Every image is a function of (seed, split, index) alone and is drawn when it is read. The scene (which objects, where)
-is drawn up apart from the pixels, so annotations are known without rendering.
-"""
+"""Scenes of the data set `shapes`: which objects are where, without a pixel."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 
 import numpy as np
-from PIL import Image, ImageDraw
-
-from .records import ImageRecord, Records
 
 
 SHAPE_CLASSES = ["disc", "box", "triangle", "cross", "ring", "diamond"]
-SHAPES_SIZES = {"train": 2000, "validation": 300, "test": 300}
-
 MIN_VISIBLE = 0.6
-CACHE_BYTES = 200 * 2**20
 _RADIAL = (SHAPE_CLASSES.index("disc"), SHAPE_CLASSES.index("ring"))
 _HALF_TURN = {"box": 15.0, "triangle": 180.0, "cross": 20.0, "diamond": 15.0}
 _GRID = np.stack(np.meshgrid(*[(np.arange(8) + 0.5) / 8] * 2), -1).reshape(-1, 2)
@@ -74,74 +64,7 @@ class Scene:
     background: tuple[float, float, float]
 
 
-class ShapesRecords(Records):
-    """The records of one split, made when they are asked for.
-
-    Args:
-        size (`int`): number of images.
-        seed (`int`): of the data set, 0 or more; the split is mixed into it.
-        split (`str`): one of `SHAPES_SIZES`.
-        image_size (`tuple[int, int]`): (height, width) in pixels; objects, 12 to 48 pixels on 128x128, scale with it.
-        cache (`bool`, *optional*): keep annotations and drawn images in the memory of this process. On by default
-            while the images of the whole split stay below 200 MB.
-    """
-
-    def __init__(
-        self, size: int, seed: int, split: str, image_size: tuple[int, int] = (128, 128), cache: bool | None = None
-    ) -> None:
-        self.size = size
-        self.split = split
-        self.image_size = image_size
-        self._entropy = (seed, list(SHAPES_SIZES).index(split))
-        fits = size * image_size[0] * image_size[1] * 3 <= CACHE_BYTES
-        self.cache = fits if cache is None else cache
-        self._records: dict[int, ImageRecord] = {}
-        self._images: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> ImageRecord:
-        if not 0 <= index < self.size:
-            raise IndexError(f"index {index} is outside a split of {self.size} images")
-        record = self._records.get(index)
-        if record is None:
-            record = self._record(index)
-            if self.cache:
-                self._records[index] = record
-        return record
-
-    def scene(self, index: int) -> Scene:
-        """The scene of one image, without drawing it."""
-        return _draw_up(np.random.default_rng([*self._entropy, index, 0]), *self.image_size)
-
-    def image(self, index: int) -> Image.Image:
-        """Draws one image, or takes it from the cache."""
-        pixels = self._images.get(index)
-        if pixels is None:
-            pixels = _render(self.scene(index), np.random.default_rng([*self._entropy, index, 1]), *self.image_size)
-            if self.cache:
-                self._images[index] = pixels
-        return Image.fromarray(pixels)
-
-    def _record(self, index: int) -> ImageRecord:
-        shapes = self.scene(index).shapes
-        corners = np.array([shape.box for shape in shapes])
-        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        return ImageRecord(
-            image_id=index,
-            name=f"shapes/{self.split}/{index}",
-            load=partial(self.image, index),
-            boxes=boxes,
-            categories=np.array([shape.category for shape in shapes], dtype=np.int64),
-            area=boxes[:, 2] * boxes[:, 3],
-            iscrowd=np.zeros(len(shapes), dtype=bool),
-            width=self.image_size[1],
-            height=self.image_size[0],
-        )
-
-
-def _draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
+def draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
     """Places objects back to front, then bars; what would hide too much of an object is tried again, then left out."""
     background = rng.uniform(40, 215, 3)
     scale = min(height, width) / 128
@@ -247,49 +170,3 @@ def _random_bar(rng: np.random.Generator, height: int, width: int, scale: float)
     through = rng.uniform(0, 1, 2) * (width, height)
     offset = float(normal[0] * through[0] + normal[1] * through[1])
     return Bar(normal, offset, rng.uniform(1.0, 3.0) * scale, tuple(rng.uniform(0, 255, 3)))
-
-
-def _render(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Background and clutter lines, objects, bars, then texture and noise over all; uint8 `(height, width, 3)`."""
-    canvas = _background(scene, rng, height, width)
-    for shape in scene.shapes:
-        x0, y0, x1, y1 = shape.box
-        rows = slice(max(int(y0) - 1, 0), min(int(y1) + 2, height))
-        columns = slice(max(int(x0) - 1, 0), min(int(x1) + 2, width))
-        _paint(canvas, shape, rows, columns)
-    for bar in scene.bars:
-        _paint(canvas, bar, slice(0, height), slice(0, width))
-    grain = _enlarge(rng.integers(0, 256, (32, 32), dtype=np.uint8), height, width)
-    luminance = np.asarray(grain, dtype=np.float32) * np.float32(rng.uniform(0.05, 0.25))
-    luminance -= luminance.mean()
-    luminance += rng.standard_normal((height, width), dtype=np.float32) * np.float32(rng.uniform(3, 12))
-    canvas += luminance[..., None]
-    return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
-
-
-def _background(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Two scales of colour texture and clutter lines, float32 `(height, width, 3)`."""
-    coarse = np.asarray(_enlarge(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), 16, 16), dtype=np.float32)
-    texture = 0.35 * (coarse - 127.5) + rng.uniform(-25, 25, (16, 16, 3)) + scene.background
-    picture = _enlarge(np.clip(texture, 0, 255).astype(np.uint8), height, width)
-    pen = ImageDraw.Draw(picture)
-    thick = max(1, round(min(height, width) / 128))
-    for _ in range(int(rng.integers(3, 11))):
-        x0, y0, x1, y1 = (rng.uniform(-0.1, 1.1, 4) * (width, height, width, height)).tolist()
-        color = tuple(rng.integers(0, 256, 3).tolist())
-        pen.line([(x0, y0), (x1, y1)], fill=color, width=thick * int(rng.integers(1, 3)))
-    return np.asarray(picture, dtype=np.float32)
-
-
-def _enlarge(cells: np.ndarray, height: int, width: int) -> Image.Image:
-    """A small uint8 picture, smoothly enlarged: texture from random cells."""
-    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _paint(canvas: np.ndarray, cover: Shape | Bar, rows: slice, columns: slice) -> None:
-    """Blends an antialiased object into a window of the canvas."""
-    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] + np.float32(0.5)
-    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5)
-    coverage = np.clip(0.5 - cover.distance(x, y), 0, 1).astype(np.float32)[..., None]
-    window = canvas[rows, columns]
-    window += coverage * (np.array(cover.color, dtype=np.float32) - window)
