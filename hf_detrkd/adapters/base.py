@@ -7,9 +7,8 @@ recomputed, gradients reach the backbone, and no buffer of the model changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,24 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
 from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
 from ..targets import BatchTotals, Targets
-
-
-@dataclass
-class DecoderCall:
-    """What one forward pass left behind: the base model's output, the decoder's keyword arguments and output, the
-    projected maps that enter the encoder, the pixel mask, and transformers' own loss where it was asked for."""
-
-    arguments: dict[str, Any] = field(default_factory=dict)
-    output: Any = None
-    necks: list[Tensor] = field(default_factory=list)
-    model_output: Any = None
-    pixel_mask: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
+from .hooks import DecoderCall, apart, captured, straight_gradients
 
 
 class DetectorAdapter:
@@ -176,7 +162,8 @@ class DetectorAdapter:
             ValueError: a `pixel_mask` for a family that cannot mask padding.
         """
         self.refuse_mask(pixel_mask)
-        with self._captured() as call, _straight_gradients(self.model, pixel_values), self.own_mode():
+        seen = captured(self.model.base_model, self.decoder, self.necks(), self.neck_maps)
+        with seen as call, straight_gradients(self.model, pixel_values), self.own_mode():
             self._run(call, pixel_values, pixel_mask, targets)
         call.pixel_mask = pixel_mask
         everything, (rows, _) = self.read(call.output, call.arguments), self.denoising_groups(call)
@@ -218,64 +205,13 @@ class DetectorAdapter:
         with self.foreign_mode(), self._apart(queries.groups):
             return self.read(self.decoder(**arguments), arguments)
 
-    @contextmanager
-    def _apart(self, groups: Tensor | None) -> Iterator[None]:
-        """Queries of different groups do not see each other in the decoder's self-attention.
-
-        Its layers keep their activations meanwhile: recomputed in the backward pass, they would see no mask.
-        """
-        if groups is None:
-            yield
-            return
-        strangers = (groups[:, :, None] != groups[:, None])[:, None]
-
-        def add_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            states = args[0] if args else kwargs["hidden_states"]
-            mask = torch.zeros(strangers.shape, dtype=states.dtype, device=states.device)
-            return args, kwargs | {self.mask_argument: mask.masked_fill(strangers, -torch.inf)}
-
-        layers = list(self.decoder.layers)
-        handles = [layer.self_attn.register_forward_pre_hook(add_mask, with_kwargs=True) for layer in layers]
-        checkpointed = [x for x in layers if isinstance(x, GradientCheckpointingLayer) and x.gradient_checkpointing]
-        for layer in checkpointed:
-            layer.gradient_checkpointing = False
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for layer in checkpointed:
-                layer.gradient_checkpointing = True
+    def _apart(self, groups: Tensor | None) -> AbstractContextManager[Any]:
+        """In force while queries of groups are asked, which do not see each other."""
+        return nullcontext() if groups is None else apart(self.decoder.layers, groups, self.mask_argument)
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
         """Labels for families that make denoising queries from them."""
         return {}
-
-    @contextmanager
-    def _captured(self) -> Iterator[DecoderCall]:
-        call = DecoderCall()
-
-        def keep_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            call.arguments = dict(kwargs)
-
-        def keep_output(module: nn.Module, args: tuple, output: Any) -> None:
-            call.output = output
-
-        def keep_model_output(module: nn.Module, args: tuple, output: Any) -> None:
-            call.model_output = output
-
-        def keep_neck(module: nn.Module, args: tuple, output: Any) -> None:
-            call.necks.extend(self.neck_maps(output))
-
-        handles = [self.decoder.register_forward_pre_hook(keep_arguments, with_kwargs=True)]
-        handles.append(self.decoder.register_forward_hook(keep_output))
-        handles.append(self.model.base_model.register_forward_hook(keep_model_output))
-        handles.extend(neck.register_forward_hook(keep_neck) for neck in self.necks())
-        try:
-            yield call
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _memory(self, call: DecoderCall) -> list[Tensor]:
         """The decoder's memory `(batch_size, tokens, width)` as one map per level."""
@@ -296,53 +232,3 @@ class DetectorAdapter:
         """Named parameters of the backbone, for its own learning rate and for freezing."""
         named = self.model.named_parameters()
         return [(name, p) for name, p in named if name.startswith(self.backbone_prefix)]
-
-
-@contextmanager
-def _straight_gradients(model: nn.Module, pixel_values: Tensor) -> Iterator[None]:
-    """Guards the gradients of a single image on CPU: there torch's BatchNorm (2.15) misreads a gradient that arrives
-    transposed, as it does from every flattened map, and sends a wrong one on."""
-
-    def straighten(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(Tensor.contiguous)
-
-    alone = pixel_values.shape[0] == 1 and pixel_values.device.type == "cpu"
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)] if alone else []
-    handles = [norm.register_forward_hook(straighten) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logits of numbers in [0, 1], in float32: 16-bit arithmetic turns 1 into infinity."""
-    return torch.logit(values.float(), eps)
-
-
-def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
-    """Tokens `(batch_size, num_tokens, width)` at `rows` `(batch_size, num_rows)`."""
-    return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ...]) -> ObjectQueries:
-    """Queries whose missing fields are those of the own query nearest in place (ours).
-
-    Args:
-        queries ([`ObjectQueries`]): with `boxes` or `points`.
-        own ([`ObjectQueries`]): with the same, and all of `names`; no gradient goes to them.
-        names (`tuple[str]`): fields to fill.
-    """
-    missing = [name for name in names if name not in queries.fields]
-    if not missing:
-        return queries
-    own = own.detach()
-    if queries.boxes is not None and own.boxes is not None:
-        places, others = queries.boxes, own.boxes
-    else:
-        assert queries.centers is not None and own.points is not None
-        places, others = queries.centers, own.points
-    nearest = torch.cdist(places.float(), others.float()).argmin(-1)
-    return replace(queries, **{name: take_rows(own.__dict__[name], nearest) for name in missing})

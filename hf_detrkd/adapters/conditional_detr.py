@@ -13,8 +13,9 @@ from transformers import PreTrainedConfig
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, inverse_sigmoid, nearest_own
 from .detr import DetrAdapter
+from .hooks import DecoderCall
+from .queries import inverse_sigmoid, nearest_own
 
 
 class ConditionalDetrAdapter(DetrAdapter):

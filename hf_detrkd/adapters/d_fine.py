@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..criterion import Answers, DetectionCriterion
 from ..distributions import EdgeDistributions
 from ..outputs import Predictions
-from .base import DecoderCall
+from .hooks import DecoderCall
 from .rt_detr import RTDetrAdapter
 
 

@@ -9,8 +9,10 @@ from transformers import PreTrainedConfig
 
 from ..criterion import DetectionCriterion
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, nearest_own
+from .base import DetectorAdapter
 from .conditional_detr import ConditionalDetrAdapter
+from .hooks import DecoderCall
+from .queries import inverse_sigmoid, nearest_own
 
 
 class DabDetrAdapter(DetectorAdapter):

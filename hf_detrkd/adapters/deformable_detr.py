@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, nearest_own
+from .base import DetectorAdapter
+from .hooks import DecoderCall
+from .queries import inverse_sigmoid, nearest_own
 
 
 class DeformableDetrAdapter(DetectorAdapter):

@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, DetectorAdapter
+from .base import DetectorAdapter
+from .hooks import DecoderCall
 
 
 class DetrAdapter(DetectorAdapter):

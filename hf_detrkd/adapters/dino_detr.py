@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries
-from .base import DecoderCall, nearest_own
+from .hooks import DecoderCall
+from .queries import nearest_own
 from .rt_detr import RTDetrAdapter
 
 

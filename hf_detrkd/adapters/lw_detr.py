@@ -14,7 +14,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from .base import DecoderCall, DetectorAdapter, nearest_own
+from .base import DetectorAdapter
+from .hooks import DecoderCall
+from .queries import nearest_own
 
 
 class LwDetrAdapter(DetectorAdapter):

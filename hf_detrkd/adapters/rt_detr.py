@@ -12,7 +12,9 @@ from ..criterion import DetectionCriterion
 from ..matching import HungarianMatcher
 from ..outputs import DetectorSpec, ObjectQueries, Predictions
 from ..targets import Targets
-from .base import DecoderCall, DetectorAdapter, inverse_sigmoid, take_rows
+from .base import DetectorAdapter
+from .hooks import DecoderCall
+from .queries import inverse_sigmoid, take_rows
 
 
 class RTDetrAdapter(DetectorAdapter):

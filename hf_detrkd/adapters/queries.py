@@ -1,0 +1,41 @@
+"""Foreign queries, on their way to what a decoder is called with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..outputs import ObjectQueries
+
+
+def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logits of numbers in [0, 1], in float32: 16-bit arithmetic turns 1 into infinity."""
+    return torch.logit(values.float(), eps)
+
+
+def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Tokens `(batch_size, num_tokens, width)` at `rows` `(batch_size, num_rows)`."""
+    return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ...]) -> ObjectQueries:
+    """Queries whose missing fields are those of the own query nearest in place (ours).
+
+    Args:
+        queries ([`ObjectQueries`]): with `boxes` or `points`.
+        own ([`ObjectQueries`]): with the same, and all of `names`; no gradient goes to them.
+        names (`tuple[str]`): fields to fill.
+    """
+    missing = [name for name in names if name not in queries.fields]
+    if not missing:
+        return queries
+    own = own.detach()
+    if queries.boxes is not None and own.boxes is not None:
+        places, others = queries.boxes, own.boxes
+    else:
+        assert queries.centers is not None and own.points is not None
+        places, others = queries.centers, own.points
+    nearest = torch.cdist(places.float(), others.float()).argmin(-1)
+    return replace(queries, **{name: take_rows(own.__dict__[name], nearest) for name in missing})
