@@ -23,7 +23,7 @@ from hf_detrkd.methods import (
     ExtraQueriesConfig,
     KDDETRConfig,
 )
-from hf_detrkd.methods.base import shared_place
+from hf_detrkd.methods.queries import shared_place
 from hf_detrkd.outputs import DetectorOutput
 from hf_detrkd.questions import Questions, Replies
 from hf_detrkd.targets import BatchTotals, Targets

@@ -11,10 +11,12 @@ from ..matching import Assigning
 from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
-from .base import DistillationMethod, Paper, layer_pairs, parts_per_layer, shared_place, with_content
+from .base import DistillationMethod, Paper
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects
+from .layers import layer_pairs, parts_per_layer
 from .points import PointsConfig, as_compared, point_losses, shares
+from .queries import shared_place, with_content
 
 
 @dataclass(frozen=True)

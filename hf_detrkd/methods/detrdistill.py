@@ -22,20 +22,12 @@ from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers,
 from ..outputs import DetectorOutput, DetectorSpec, Predictions
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
-from .base import (
-    PARTS,
-    ComparingConfig,
-    DistillationMethod,
-    Paper,
-    layer_pairs,
-    per_layer,
-    refuse_many_to_one,
-    shared_fields,
-    teacher_queries,
-)
+from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
 from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, real_cells
 from .gates import better_answers, better_objects
+from .layers import PARTS, layer_pairs, per_layer
 from .pairing import pair_positives_first, positives
+from .queries import shared_fields, teacher_queries
 from .supervision import MATCHER, supervised_losses
 
 

@@ -11,7 +11,8 @@ from ..matching import Assigning, match_columns, stack_layers, to_device
 from ..outputs import DetectorOutput, DetectorSpec
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
-from .base import DistillationMethod, RandomPlacesConfig, random_queries, refuse_many_to_one, takes_place, with_content
+from .base import DistillationMethod, refuse_many_to_one
+from .queries import RandomPlacesConfig, random_queries, takes_place, with_content
 from .supervision import MATCHER, classification_of, supervised_losses
 
 

@@ -12,20 +12,11 @@ from ..matching import Assigning
 from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
-from .base import (
-    DistillationMethod,
-    Paper,
-    RandomPlacesConfig,
-    layer_pairs,
-    parts_per_layer,
-    random_queries,
-    shared_fields,
-    shared_place,
-    teacher_queries,
-    with_content,
-)
+from .base import DistillationMethod, Paper
 from .gates import better_answers
+from .layers import layer_pairs, parts_per_layer
 from .points import PointsConfig, as_compared, point_losses, shares
+from .queries import RandomPlacesConfig, random_queries, shared_fields, shared_place, teacher_queries, with_content
 from .regions import best_boxes, nearby_proposals
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..losses import among_known, box_losses, class_targets, soft_class_loss, softmax_kl
 from ..outputs import Predictions
-from .base import ComparingConfig, PlacesConfig
+from .base import ComparingConfig
+from .queries import PlacesConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..losses import detection_losses
 from ..matching import HungarianMatcher
 from ..targets import BatchTotals, Targets
-from .base import PARTS, per_layer
+from .layers import PARTS, per_layer
 
 
 MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # answers and ground truth

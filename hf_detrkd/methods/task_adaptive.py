@@ -14,8 +14,9 @@ from ..matching import Assigning
 from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
-from .base import DistillationMethod, Paper, PlacesConfig, takes_place, with_content
+from .base import DistillationMethod, Paper
 from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length
+from .queries import PlacesConfig, takes_place, with_content
 
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of torchvision's box coder

@@ -10,7 +10,8 @@ import torch
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import METHODS
-from hf_detrkd.methods.base import layer_pairs, per_layer, shared_fields, takes_place, teacher_queries
+from hf_detrkd.methods.layers import layer_pairs, per_layer
+from hf_detrkd.methods.queries import shared_fields, takes_place, teacher_queries
 from hf_detrkd.outputs import ObjectQueries
 from tests import tiny
 from tests.methods.fakes import Fake, spec

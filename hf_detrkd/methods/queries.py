@@ -1,0 +1,109 @@
+"""Queries that two decoders can be asked: the teacher's own, and places, random ones among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries
+
+
+@dataclass(frozen=True)
+class PlacesConfig:
+    """Options of every method that asks queries at places."""
+
+    content: Literal["zero", "own"] = field(
+        default="zero",
+        metadata={
+            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
+            "at that place, which two-stage detectors are trained with [ours]."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class RandomPlacesConfig(PlacesConfig):
+    """Options of every method that asks queries at random places: see [`random_queries`]."""
+
+    general_distribution: Literal["normal_logit", "uniform"] = field(
+        default="normal_logit",
+        metadata={"help": "Random boxes: N(0, 1) before the sigmoid [released code], or uniform with sides >= 0.01."},
+    )
+
+
+def takes_place(spec: DetectorSpec, place: str) -> bool:
+    """Whether a decoder can be asked at a place: a box serves where a point is wanted, never the other way."""
+    return place in spec.query_fields or (place == "boxes" and "points" in spec.query_fields)
+
+
+def shared_place(student: DetectorSpec, teacher: DetectorSpec) -> str | None:
+    """The kind of place that both decoders can be asked at: `"boxes"`, `"points"`, or none."""
+    return next((p for p in ("boxes", "points") if takes_place(student, p) and takes_place(teacher, p)), None)
+
+
+def shared_fields(student: DetectorSpec, teacher: DetectorSpec) -> frozenset[str]:
+    """Fields of the teacher's own queries that the student's decoder understands; empty if it understands none.
+
+    Boxes and reference points mean the same to every model. Embeddings mean something only between models of one
+    family and width.
+    """
+    if (student.family, student.width) == (teacher.family, teacher.width):
+        return student.query_fields
+    for place in ("boxes", "points"):
+        if place in teacher.query_fields and takes_place(student, place):
+            return frozenset({place})
+    return frozenset()
+
+
+def teacher_queries(student: DetectorOutput, teacher: DetectorOutput, fields: frozenset[str]) -> ObjectQueries:
+    """The teacher's own queries for the student: detached, with the encoder rows only where both share the grid."""
+    queries = teacher.queries.detach()
+    same_grid = [m.values.shape[-2:] for m in student.features["encoder"]] == [
+        m.values.shape[-2:] for m in teacher.features["encoder"]
+    ]
+    return queries.select(fields | {"rows"} if same_grid else fields)
+
+
+def zero_content(queries: ObjectQueries, width: int) -> ObjectQueries:
+    """The same places with a content of zeros, `(batch_size, num_queries, width)`."""
+    place = queries.points if queries.boxes is None else queries.boxes
+    assert place is not None
+    return replace(queries, content=place.new_zeros(*place.shape[:2], width), rows=None)
+
+
+def with_content(queries: ObjectQueries, content: str, width: int) -> ObjectQueries:
+    """Queries at a place, with what a decoder starts from there: `"zero"`, or `"own"`, which each model adds itself.
+    Embeddings know no place and stay as they are."""
+    return queries if content == "own" or queries.position is not None else zero_content(queries, width)
+
+
+def random_queries(
+    place: str | None, count: int, distribution: str, example: DetectorOutput, generator: torch.Generator
+) -> ObjectQueries:
+    """One random set of queries for the whole batch, without content.
+
+    Args:
+        place (`str`, *optional*): `"boxes"` or `"points"` give boxes (a centre is a point); `None` gives position
+            embeddings spread like the own ones of `example` (ours).
+        count (`int`)
+        distribution (`str`): of the boxes: `"normal_logit"`, N(0, 1) before the sigmoid, or `"uniform"` with sides of
+            at least 0.01.
+        example ([`DetectorOutput`]): for batch size, device and embeddings.
+        generator (`torch.Generator`): on the CPU.
+    """
+    batch_size, device = example.layers[-1].boxes.shape[0], example.layers[-1].boxes.device
+    if place is None:
+        position = example.queries.position
+        assert position is not None
+        noise = torch.randn(count, position.shape[-1], generator=generator).to(device, non_blocking=True)
+        own = position[0].detach().float()
+        points = own.mean(0) + own.std(0) * noise
+        return ObjectQueries(position=points.to(position.dtype).expand(batch_size, -1, -1))
+    if distribution == "uniform":
+        boxes = torch.rand(count, 4, generator=generator)
+        boxes[:, 2:].clamp_(min=0.01)
+    else:
+        boxes = torch.randn(count, 4, generator=generator).sigmoid()
+    return ObjectQueries(boxes=boxes.to(device, non_blocking=True).expand(batch_size, -1, -1))
