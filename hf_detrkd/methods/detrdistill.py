@@ -7,13 +7,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import (
     among_known,
     box_losses,
-    box_overlap,
     class_targets,
     gather_matched,
     soft_class_loss,
@@ -23,7 +21,7 @@ from ..outputs import DetectorOutput, DetectorSpec, Predictions
 from ..questions import Questions, Replies
 from ..targets import BatchTotals, Targets
 from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
-from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, real_cells
+from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, query_direction, real_cells
 from .gates import better_answers, better_objects
 from .layers import PARTS, layer_pairs, per_layer
 from .pairing import pair_positives_first, positives
@@ -31,7 +29,6 @@ from .queries import shared_fields, teacher_queries
 from .supervision import MATCHER, supervised_losses
 
 
-TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code]
 PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  # student and teacher [released code]
 
 
@@ -260,7 +257,8 @@ class DETRDistill(DistillationMethod):
     ) -> dict[str, Tensor]:
         """Sum over teacher layers and levels of the masked squared distance; masks enter it squared."""
         teacher_maps = teacher.features[self.config.feature_level]
-        directions = [self._direction(layer, targets) for layer in teacher.layers]
+        gamma = None if self.config.variant == "released" else self.config.gamma
+        directions = [query_direction(layer, targets, gamma) for layer in teacher.layers]
         losses: dict[str, Tensor] = {}
         for level, own in enumerate(student.features[self.config.feature_level]):
             wanted = nearest_level(own, teacher_maps)
@@ -273,28 +271,6 @@ class DETRDistill(DistillationMethod):
             distance = (squares[:, None] * (goal - projected).square()).mean(1).sum((1, 2))
             losses[f"detrdistill_feature_{level}"] = (distance / real_cells(wanted)).sum() / totals.images
         return losses
-
-    @torch.no_grad()
-    def _direction(self, layer: Predictions, targets: Targets) -> Tensor:
-        """Weighted sum `(batch_size, width)` of the unit decoder states of the best (query, class) pairs.
-
-        Since cosines are linear in the unit query, `sum_i w_i cos(q_i, f)` is the cosine-like product of this one
-        vector with the unit feature.
-        """
-        assert layer.hidden_states is not None
-        scores = layer.scores()
-        best, cells = scores.flatten(1).topk(min(TOP_PAIRS, scores[0].numel()))
-        rows = cells // scores.shape[-1]
-        overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]
-        overlap = overlap.masked_fill(~targets.valid[:, None], 0.0)
-        nearest = F.pad(overlap, (0, 1)).amax(-1).gather(1, rows)
-        if self.config.variant == "released":
-            weight = best * nearest
-        else:
-            weight = best.pow(self.config.gamma) * nearest.pow(1 - self.config.gamma)
-        weight = torch.where(targets.valid.any(1, keepdim=True), weight, best)
-        states = F.normalize(layer.hidden_states.float(), dim=-1)
-        return (weight[..., None] * gather_matched(states, rows)).sum(1)
 
     def _assignment(
         self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals

@@ -1,4 +1,4 @@
-"""Feature maps of two models, brought to one grid and one width."""
+"""Feature maps of two models, brought to one grid and one width, and where to look at them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..outputs import FeatureMap
+from ..losses import box_overlap, gather_matched
+from ..outputs import FeatureMap, Predictions
 from ..targets import Targets
 
 
+TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code of DETRDistill]
 ROUNDING = 1e-4  # of a cell: a box that ends on a cell's border does not touch the next one
 
 
@@ -91,11 +93,39 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def query_direction(layer: Predictions, targets: Targets, gamma: float | None) -> Tensor:
+    """Weighted sum of the unit decoder states of the best (query, class) pairs.
+
+    Since cosines are linear in the unit query, `sum_i w_i cos(q_i, f)` is the cosine-like product of this one vector
+    with the unit feature.
+
+    Args:
+        layer ([`Predictions`]): the teacher's, with `hidden_states`.
+        targets ([`Targets`]): where an image has no object, the scores alone are the weights.
+        gamma (`float`, *optional*): weights are score^gamma * IoU^(1 - gamma), or score * IoU without it.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, width)`.
+    """
+    assert layer.hidden_states is not None
+    scores = layer.scores()
+    best, cells = scores.flatten(1).topk(min(TOP_PAIRS, scores[0].numel()))
+    rows = cells // scores.shape[-1]
+    overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]
+    overlap = overlap.masked_fill(~targets.valid[:, None], 0.0)
+    nearest = F.pad(overlap, (0, 1)).amax(-1).gather(1, rows)
+    weight = best * nearest if gamma is None else best.pow(gamma) * nearest.pow(1 - gamma)
+    weight = torch.where(targets.valid.any(1, keepdim=True), weight, best)
+    states = F.normalize(layer.hidden_states.float(), dim=-1)
+    return (weight[..., None] * gather_matched(states, rows)).sum(1)
+
+
+@torch.no_grad()
 def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
     """Where a map resembles the teacher's best queries.
 
     Args:
-        direction (`torch.Tensor` of shape `(batch_size, width)`): weighted sum of unit queries.
+        direction (`torch.Tensor` of shape `(batch_size, width)`): see [`query_direction`].
         features ([`FeatureMap`]): the teacher's.
 
     Returns:
