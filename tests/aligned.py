@@ -1,4 +1,4 @@
-"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, of a whole model: see `benchmark_criterion.py`."""
+"""transformers' loss of D-FINE and DEIMv2 with its layers aligned, of a whole model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 _spec = importlib.util.spec_from_file_location(
-    "benchmark_criterion", Path(__file__).parent.parent / "scripts/benchmark_criterion.py"
+    "benchmark_criterion_aligned", Path(__file__).parent.parent / "scripts/benchmark_criterion_aligned.py"
 )
 assert _spec is not None and _spec.loader is not None
 benchmark = importlib.util.module_from_spec(_spec)

@@ -22,6 +22,8 @@ from hf_detrkd.models import DinoDetrForObjectDetection
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import convert_dino  # noqa: E402
+import convert_dino_config  # noqa: E402
+import convert_dino_names  # noqa: E402
 
 
 State = dict[str, Tensor]
@@ -176,7 +178,7 @@ SAME = {
 @pytest.mark.parametrize("levels", [4, 5])
 def test_size_and_values_are_those_of_the_checkpoint(layout: str, shared: bool, levels: int) -> None:
     state = BUILDERS[layout](levels, shared)
-    model = convert_dino.convert(state, convert_dino.layout_of(state))
+    model = convert_dino.convert(state, convert_dino_names.layout_of(state))
     config, found = model.config, model.model.state_dict()
     assert (config.num_labels, config.num_queries, config.d_model) == (CLASSES, QUERIES, WIDTH)
     assert (config.encoder_layers, config.decoder_layers) == (ENCODER_LAYERS, DECODER_LAYERS)
@@ -320,10 +322,10 @@ def test_files_and_layouts_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold tensors by name, or have them as `model`, but it holds \['b'\]"):
         convert_dino.read_checkpoint(tmp_path / "strange.pth")
     with pytest.raises(ValueError, match=r"one of \['transformer.level_embed', .*got names such as \['a'\]"):
-        convert_dino.layout_of({"a": torch.ones(1)})
+        convert_dino_names.layout_of({"a": torch.ones(1)})
     (tmp_path / "config.json").write_text('{"model_type": "rt_detr"}')
     with pytest.raises(ValueError, match="must be that of a dino_detr, but it is a rt_detr's"):
-        convert_dino.read_fields(str(tmp_path))
+        convert_dino_config.read_fields(str(tmp_path))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -346,14 +348,14 @@ def test_the_command_writes_a_model_and_a_processor_that_load(tmp_path: Path) ->
     expected = convert_dino.convert(state, "original").state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").size == {"shortest_edge": 800, "longest_edge": 1333}
-    again = convert_dino.convert(state, "original", convert_dino.read_fields(str(tmp_path / "out")))
+    again = convert_dino.convert(state, "original", convert_dino_config.read_fields(str(tmp_path / "out")))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
     assert again.config.id2label == model.config.id2label
 
 
 @pytest.mark.parametrize(("number", "first", "last"), [(91, "N/A", "toothbrush"), (80, "person", "toothbrush")])
 def test_as_many_classes_as_coco_s_have_its_names(number: int, first: str, last: str) -> None:
-    names = convert_dino.class_names(number)
+    names = convert_dino_config.class_names(number)
     assert (len(names), names[0], names[-1]) == (number, first, last)
     assert names.index("zebra") == (24 if number == 91 else 22)
-    assert convert_dino.class_names(3) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert convert_dino_config.class_names(3) == ["LABEL_0", "LABEL_1", "LABEL_2"]
