@@ -155,6 +155,12 @@ def test_a_term_of_many_magnitudes_gets_a_logarithmic_axis():
     assert found["kd_detr_x"].get_yscale() == "log" and found["kd_detr_y"].get_yscale() == "linear"
 
 
+def test_percentages_stay_on_a_linear_axis():
+    rows = [{"step": step, "eval_map": value, "eval_map_50": value} for step, value in ((1, 0.001), (2, 0.4))]
+    found = charts(draw_curves(make_run(histories={"distilled": rows})))
+    assert found["mAP"].get_yscale() == "linear" and found["mAP"].get_ylim()[0] == 0
+
+
 def test_bars_are_the_classes_precision_with_the_student_s_best_first():
     (ax,) = draw_per_class(make_run()).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "owl"]

@@ -17,7 +17,7 @@ from .style import TEACHER, color_of, finish, head
 
 
 MOST_POINTS = 30  # values of a line; of more than these none is marked by itself
-LOG_RANGE = 30  # a line whose largest value is so many times its smallest gets a logarithmic axis
+LOG_RANGE = 30  # a loss whose largest value is so many times its smallest gets a logarithmic axis
 Series = dict[int, float]  # values by step
 
 
@@ -104,7 +104,7 @@ def fill_panel(ax: Axes, panel: Panel) -> None:
     values = [value for series in panel.series.values() for value in series.values()]
     if panel.level is not None:
         ax.axhline(panel.level, color=color_of(TEACHER), linestyle="--", label=TEACHER)
-    if min(values) > 0 and max(values) > LOG_RANGE * min(values):
+    if panel.unit.startswith("loss") and min(values) > 0 and max(values) > LOG_RANGE * min(values):
         ax.set_yscale("log")
     elif min(values) >= 0:
         ax.set_ylim(0, 1.08 * max([*values, panel.level or 0]) or 1)
