@@ -22,7 +22,6 @@ from hf_detrkd.targets import BatchTotals
 from tests import tiny
 from tests.aligned import aligned_parts
 from tests.test_criterion import loss_of
-from tests.test_losses import random_index
 
 
 FORMS = [(8, 0.5, 4.0), (32, 0.5, 4.0), (32, 1.0, 8.0), (16, 0.25, 2.0)]
@@ -71,7 +70,7 @@ def test_true_edges_lie_where_transformers_puts_them_inside_and_outside_of_the_b
 )
 def test_fgl_is_that_of_a_loop_over_edges(layers, batch, queries, most):
     edges, targets = random_edges(layers, batch, queries, FORMS[0]), tiny.random_boxes(batch, most)
-    index, ious = random_index(layers, batch, queries, most), torch.rand(layers, batch, most)
+    index, ious = tiny.random_index(layers, batch, queries, most), torch.rand(layers, batch, most)
     found = fine_grained_localization(edges, index, targets, ious)
     left, right = edge_targets(edges, index, targets)
     expected = torch.zeros(layers)
@@ -90,7 +89,7 @@ def test_fgl_is_that_of_a_loop_over_edges(layers, batch, queries, most):
 )
 def test_ddf_is_that_of_a_loop_over_edges(layers, batch, queries, most):
     edges, logits = random_edges(layers, batch, queries, FORMS[0]), torch.randn(batch, queries, 5)
-    index, ious = random_index(layers, batch, queries, most), torch.rand(layers, batch, most)
+    index, ious = tiny.random_index(layers, batch, queries, most), torch.rand(layers, batch, most)
     found = torch.stack(decoupled_focal(edges, index, ious, logits))
     expected = torch.zeros(2, layers - 1)
     for layer, image, query in torch.cartesian_prod(*map(torch.arange, (layers - 1, batch, queries))).tolist():
@@ -107,7 +106,7 @@ def test_ddf_is_that_of_a_loop_over_edges(layers, batch, queries, most):
 def test_ddf_draws_layers_to_the_last_which_it_leaves_alone_and_is_zero_for_equal_ones():
     edges = random_edges(3, 2, 7, FORMS[0])
     edges = EdgeDistributions(edges.logits.requires_grad_(), edges.boxes, edges.up, edges.reg_scale)
-    index, ious, logits = random_index(3, 2, 7, 4), torch.rand(3, 2, 4), torch.randn(2, 7, 5)
+    index, ious, logits = tiny.random_index(3, 2, 7, 4), torch.rand(3, 2, 4), torch.randn(2, 7, 5)
     loss = sum(part.sum() for part in decoupled_focal(edges, index, ious, logits))
     (gradient,) = torch.autograd.grad(loss, edges.logits)
     assert gradient[:-1].any() and not gradient[-1].any()
