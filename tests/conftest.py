@@ -22,7 +22,9 @@ from tests import tiny
 
 
 # Their helpers assert, too.
-pytest.register_assert_rewrite("tests.adapters", "tests.export", "tests.methods", "tests.models", "tests.training")
+pytest.register_assert_rewrite(
+    "tests.adapters", "tests.criterion", "tests.export", "tests.methods", "tests.models", "tests.training"
+)
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 

@@ -15,7 +15,7 @@ from hf_detrkd.criterion import Answers
 from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.aligned import aligned_parts
-from tests.test_criterion import (
+from tests.criterion import (
     COUNTS,
     assert_same_loss,
     criterion_of,

@@ -21,7 +21,7 @@ from hf_detrkd.distributions import (
 from hf_detrkd.targets import BatchTotals
 from tests import tiny
 from tests.aligned import aligned_parts
-from tests.test_criterion import loss_of
+from tests.criterion import loss_of
 
 
 FORMS = [(8, 0.5, 4.0), (32, 0.5, 4.0), (32, 1.0, 8.0), (16, 0.25, 2.0)]
