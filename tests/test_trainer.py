@@ -156,3 +156,9 @@ def test_distillation_follows_its_schedule_and_ends(tmp_path: Path) -> None:
     shares = [(entry["loss"] - entry["task_loss"]) / entry.get("distillation_loss", 1.0) for entry in log]
     assert shares == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-3)
     assert ["distillation_loss" in entry for entry in log] == [True, True, False, False]
+
+
+def test_activation_checkpointing_is_the_student_s(tmp_path):
+    trainer = make_trainer(tmp_path, family="detr", method="kd_detr", gradient_checkpointing=True)
+    trainer.train()
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.student.modules())
