@@ -11,31 +11,15 @@ import base64
 import os
 import re
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-from tests.fake_hub.exchange import Answer, Exchange
+from tests.fake_hub.exchange import Answer, Exchange, Fault
 from tests.fake_hub.hub import Hub
 from tests.fake_hub.repository import Repository
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next requests; `times` counts down to 0."""
-
-    pattern: re.Pattern[str]
-    times: int
-    answer: Answer | None
-    drop: bool
-    after_bytes: int
-    lose_answer: bool
-    delay: float
+from tests.fake_hub.sockets import Server
 
 
 class HubServer(Hub):
@@ -53,7 +37,7 @@ class HubServer(Hub):
         super().__init__(token, user, read_only, part_bytes)
         self.exchanges: list[Exchange] = []
         self.stopping = threading.Event()
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._changed = threading.Condition()
         self._faults: list[Fault] = []
         self.errors: list[str] = []
@@ -79,7 +63,7 @@ class HubServer(Hub):
         if self._server is not None:
             return
         self.stopping.clear()
-        self._server = _Server(self._port.getsockname(), self)
+        self._server = Server(self._port.getsockname(), self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
@@ -208,100 +192,3 @@ def _parts(exchange: Exchange) -> Iterator[bytes]:
     for text in re.findall(rb'"(?:content|sample)": ?"([\w+/]+)', exchange.body):
         whole = text if len(text) % 4 != 1 else text[:-1]  # of a body that was cut
         yield base64.b64decode(whole + b"==")
-
-
-class _Server(ThreadingHTTPServer):
-    """Knows its open connections, so that it can go down at once."""
-
-    allow_reuse_port = True
-    daemon_threads = False  # so that server_close waits for them
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], hub: HubServer) -> None:
-        self.hub = hub
-        self._open: set[socket.socket] = set()
-        super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def cut_connections(self) -> None:
-        for connection in list(self._open):
-            _cut(connection)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client may go when it likes
-            self.hub.errors.append(traceback.format_exc())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one packet for headers and body
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def handle_one_request(self) -> None:
-        self.close_connection = True
-        self.raw_requestline = self.rfile.readline(65537)
-        if self.raw_requestline and self.parse_request():
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            self._serve(self.server.hub, Exchange(self.command, self.path, headers))
-
-    def _serve(self, hub: HubServer, exchange: Exchange) -> None:
-        fault = hub.begin(exchange)
-        if "Transfer-Encoding" in self.headers:
-            raise NotImplementedError(f"{exchange.line} must say its Content-Length, but came in chunks.")
-        length = int(self.headers.get("Content-Length", 0))
-        cut = fault.after_bytes if fault is not None and fault.drop else None
-        if fault is not None and hub.stopping.wait(fault.delay):
-            return self._hang_up()
-        self._read(exchange, length if cut is None else min(cut, length - 1))
-        if len(exchange.body) < length:  # cut, or the client has gone
-            return self._hang_up()
-        answer = fault.answer if fault is not None and fault.answer is not None else hub.answer(exchange)
-        if fault is not None and fault.lose_answer:
-            return self._hang_up()
-        return self._send(exchange, answer, cut)
-
-    def _read(self, exchange: Exchange, length: int) -> None:
-        while len(exchange.body) < length:
-            chunk = self.rfile.read1(min(2**16, length - len(exchange.body)))
-            if not chunk:
-                return
-            exchange.body += chunk
-
-    def _send(self, exchange: Exchange, answer: Answer, cut: int | None) -> None:
-        body = answer.body
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | answer.headers
-        self.send_response(answer.status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        exchange.status = answer.status if cut is None else 0  # first, for the client may look at once
-        try:
-            self.wfile.write(b"" if exchange.method == "HEAD" else body[:cut])
-            self.wfile.flush()
-        except OSError:
-            exchange.status = 0
-            raise
-        if cut is not None:
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        _cut(self.connection)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: `HubServer.requests` has it all."""
-
-
-def _cut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # the other end was first

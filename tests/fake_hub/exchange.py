@@ -1,8 +1,9 @@
-"""Requests to the Hub, its answers and its refusals."""
+"""Requests to the Hub, its answers, its refusals, and faults on demand."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,3 +61,16 @@ class Answer:
     @property
     def body(self) -> bytes:
         return self.content if isinstance(self.content, bytes) else json.dumps(self.content).encode()
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next requests; `times` counts down to 0."""
+
+    pattern: re.Pattern[str]
+    times: int
+    answer: Answer | None
+    drop: bool
+    after_bytes: int
+    lose_answer: bool
+    delay: float
