@@ -27,7 +27,3 @@ def compare(method: CLoCKDistill, student: DetectorOutput, teacher: DetectorOutp
 def losses_of(student: Fake, teacher: Fake, targets: Targets, **options: Any) -> dict[str, Tensor]:
     method = CLoCKDistill(CLoCKDistillConfig(**options), student.spec, teacher.spec)
     return compare(method, student.output, teacher.output, targets)
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()

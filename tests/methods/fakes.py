@@ -95,6 +95,10 @@ class Fake:
         return FeatureMap(torch.randn(self.batch_size, channels, *size).requires_grad_(self.trains), padding)
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def targets_of(*counts: int, num_classes: int = 3) -> Targets:
     """Random ground truth with as many boxes in each image."""
     labels = [tiny.random_label(count) for count in counts]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from hf_detrkd.outputs import DetectorSpec
 from tests.methods.fakes import spec
 
@@ -18,7 +16,3 @@ HALF, LESS = [0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 0.2499, 0.5]  # IoU of 1/2, and b
 
 def proposing(classes: int = 3) -> DetectorSpec:
     return replace(spec(6, 1, classes, "softmax", "boxes", family="proposing"), one_to_one=False)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

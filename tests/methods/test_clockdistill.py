@@ -14,7 +14,8 @@ from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
 from hf_detrkd.targets import Targets
 from tests import tiny
 from tests.methods import naive
-from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, PLACED, PLACELESS, compare, losses_of, total
+from tests.methods.backward import total
+from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, PLACED, PLACELESS, compare, losses_of
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of
 
 

@@ -16,7 +16,8 @@ from hf_detrkd.methods.clockdistill import target_queries
 from hf_detrkd.targets import Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
-from tests.methods.clockdistill import ONLY_MEMORY, PLACED, PLACELESS, compare, total
+from tests.methods.backward import gradients, total
+from tests.methods.clockdistill import ONLY_MEMORY, PLACED, PLACELESS, compare
 
 
 MASKING = tuple(name for name in tiny.FAMILIES if ADAPTERS[tiny.config(name).model_type].uses_pixel_mask)
@@ -39,12 +40,6 @@ def distil(
     images = inputs["pixel_values"], inputs.get("pixel_mask")
     output = student(*images)[0]
     return method, compare(method, output, teacher(*images), Targets.from_labels(inputs["labels"]))
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

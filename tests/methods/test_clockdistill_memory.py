@@ -15,7 +15,8 @@ from hf_detrkd.methods.clockdistill import location_scales
 from hf_detrkd.outputs import FeatureMap
 from hf_detrkd.targets import Targets
 from tests.methods import naive
-from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, compare, losses_of, total
+from tests.methods.backward import total
+from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, compare, losses_of
 from tests.methods.fakes import Fake, spec, targets_of, truth_of
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
@@ -16,6 +15,7 @@ from hf_detrkd.methods import KDDETR, KDDETRConfig
 from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
+from tests.methods.backward import gradients, total
 from tests.methods.kd_detr import GROUPS, TWO_STAGE
 
 
@@ -42,16 +42,6 @@ def distil(
 
 def backbone_weight(detector: DetectorAdapter) -> Tensor:
     return next(p for n, p in detector.backbone_parameters() if n.endswith("weight") and p.ndim == 4)
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()
-
-
-def gradients(model: transformers.PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
 def rounding(family: str, name: str) -> float:

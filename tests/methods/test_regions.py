@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_detrkd.methods.regions import best_boxes, nearby_proposals
 from hf_detrkd.outputs import DetectorOutput, Predictions, Proposals
 from tests import tiny
-from tests.methods.fakes import HEADS, Fake, by_image, spec
-from tests.methods.regions import HALF, LESS, OBJECT, proposing, seeded
+from tests.methods.fakes import HEADS, Fake, by_image, seeded, spec
+from tests.methods.regions import HALF, LESS, OBJECT, proposing
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -16,8 +16,8 @@ from hf_detrkd.outputs import Predictions, Proposals
 from hf_detrkd.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
-from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of
-from tests.methods.regions import GROUPS, LESS, OBJECT, PARTS, proposing, seeded
+from tests.methods.fakes import HEADS, Fake, by_image, seeded, spec, targets_of
+from tests.methods.regions import GROUPS, LESS, OBJECT, PARTS, proposing
 
 
 @dataclass

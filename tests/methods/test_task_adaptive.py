@@ -17,7 +17,8 @@ from hf_detrkd.outputs import ObjectQueries, Proposals
 from hf_detrkd.targets import BatchTotals, Targets
 from hf_detrkd.teacher import Teacher
 from tests import tiny
-from tests.methods.fakes import spec, targets_of
+from tests.methods.backward import total
+from tests.methods.fakes import seeded, spec, targets_of
 from tests.methods.task_adaptive import (
     DISTANCES,
     GATES,
@@ -46,17 +47,13 @@ def run(method: TaskAdaptiveRegularization, student: Any, teacher: Any, targets:
     return method(student, teacher, targets, BatchTotals.of(targets.counts, 1), torch.Generator())
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack([value for name, value in losses.items() if name not in PASSES]).sum()
-
-
 @pytest.mark.parametrize("gate", GATES)
 def test_a_student_that_is_its_teacher_has_no_loss(gate):
     method, student, _, targets = whole(widths=(4,), class_gate=gate)
     losses = run(method, student, student, targets)
     assert losses.keys() == {"task_adaptive_features_0", *DISTANCES, *PASSES} and losses["task_adaptive_box_pass"] > 0
     classes = losses.pop("task_adaptive_class_0")
-    assert total(losses) == 0 and (classes == 0 if gate == "better" else abs(classes) < 1e-6)
+    assert total(losses, PASSES) == 0 and (classes == 0 if gate == "better" else abs(classes) < 1e-6)
 
 
 def test_gradients_reach_features_logits_boxes_and_projections():
@@ -65,7 +62,7 @@ def test_gradients_reach_features_logits_boxes_and_projections():
     leaves += [student.layers[0].logits, student.layers[0].class_boxes, *method.parameters()]
     losses = run(method, student, teacher, targets)
     assert all(losses[name].requires_grad for name in losses if name not in PASSES)
-    for gradient in torch.autograd.grad(total(losses), leaves):
+    for gradient in torch.autograd.grad(total(losses, PASSES), leaves):
         assert gradient.any() and gradient.isfinite().all()
 
 
@@ -80,10 +77,6 @@ def test_a_call_leaves_nothing_behind_and_draws_no_random_numbers():
     assert losses.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in losses.items())
     assert set(vars(method)) == attributes and torch.equal(torch.rand(1), torch.rand(1, generator=seeded(77)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_losses_are_computed_in_float32_under_autocast():
@@ -120,7 +113,7 @@ def test_nothing_to_learn_gives_zero_with_a_graph_and_no_nan(case, gate):
         assert all(losses[name] == 0 for name in (*DISTANCES, *PASSES))
         assert (losses["task_adaptive_features_0"] == 0) == (case == "no objects")
     leaves = [student.features["neck"][0].values, answers.logits, answers.class_boxes]
-    gradients = torch.autograd.grad(total(losses), leaves)
+    gradients = torch.autograd.grad(total(losses, PASSES), leaves)
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
