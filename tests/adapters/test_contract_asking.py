@@ -162,8 +162,8 @@ def test_gradients_of_a_foreign_query_reach_backbone_neck_encoder_decoder_and_he
 def test_boxes_are_inside_the_unit_square(askable_adapter):
     adapter = askable_adapter
     output = run(adapter, inputs_for(adapter, padded=True))
+    slack = 1 if adapter.spec.family in tiny.UNBOUNDED else 0  # as far as these random weights go: 0.7 of an image
     for layer in (*output.layers, *output.decode(foreign(adapter.spec, 300))):
-        slack = 100 if adapter.spec.family in tiny.UNBOUNDED else 0
         assert layer.boxes.min() >= -slack and layer.boxes.max() <= 1 + slack
     for name in output.queries.fields & {"boxes", "points"}:
         assert getattr(output.queries, name).min() >= -slack and getattr(output.queries, name).max() <= 1 + slack
