@@ -13,10 +13,8 @@ from torch import nn
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.outputs import ObjectQueries, Predictions
 from hf_detrkd.questions import Questions, ask, ask_together
-from hf_detrkd.targets import Targets
 from tests import tiny
 from tests.adapters.contract import (
-    CHECKPOINTED,
     assert_same,
     both_modes,
     differ,
@@ -235,22 +233,3 @@ def test_bf16_autocast_keeps_groups_apart(build, askable):
         assert layer.logits.isfinite().all() and layer.boxes.isfinite().all()
     found = gradients(adapter.model, some_loss(first))
     assert all(gradient is None or gradient.isfinite().all() for gradient in found.values())
-
-
-@pytest.mark.parametrize("name", CHECKPOINTED)
-def test_activation_checkpointing_changes_no_answer_and_no_gradient_of_a_shared_pass(build, name):
-    def outcome(checkpointed: bool) -> dict[str, torch.Tensor | None]:
-        model = build(name).train().requires_grad_(True)
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        adapter = adapter_for(model)
-        inputs = inputs_for(adapter)
-        output, _ = adapter(inputs["pixel_values"], targets=Targets.from_labels(inputs["labels"]))
-        answers = ask_together(output.decode, sets_of(adapter))
-        return gradients(model, output.loss + torch.stack([some_loss(layers) for layers in answers]).sum())
-
-    plain, checkpointed = outcome(False), outcome(True)
-    for key, gradient in plain.items():
-        assert (gradient is None) == (checkpointed[key] is None), key
-        if gradient is not None:
-            torch.testing.assert_close(checkpointed[key], gradient, atol=1e-4, rtol=1e-4)

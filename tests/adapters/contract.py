@@ -19,7 +19,6 @@ from tests import tiny
 
 Layers = Sequence[Predictions]
 both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-CHECKPOINTED = ["detr", "conditional_detr", "deformable_detr/plain", "deformable_detr/two_stage"]
 
 
 def inputs_for(
