@@ -18,6 +18,7 @@ SECRETS = (
     (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password of an address
 )
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
+LEAST = 8  # characters of a secret: shorter ones are placeholders, and stand in ordinary words
 # From the root, a home folder or a drive; an address of the web and a relative path are none.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.~/\\])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?(?:(?:/|\\{1,2})[^\s/\\'\",:;=<>|]+)+[/\\]*"
@@ -31,8 +32,9 @@ def is_secret(name: str) -> bool:
 
 def hidden(text: str) -> str:
     """A text without secrets: what follows a secret's name, what looks like a token, and those of the environment."""
-    for value in filter(None, map(os.environ.get, VARIABLES)):
-        text = text.replace(value, "(hidden)")
+    for value in (os.environ.get(name, "") for name in VARIABLES):
+        if len(value) >= LEAST:
+            text = text.replace(value, "(hidden)")
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text

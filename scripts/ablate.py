@@ -78,7 +78,8 @@ def run_series(
     series: dict[str, Any], seeds: list[int], jobs: int, output_dir: Path
 ) -> dict[str, list[dict[str, float]]]:
     """Runs all variants with all seeds; the results of each, seed by seed."""
-    common = series.get("arguments") or {}
+    # Latencies of models that share the machine would say nothing.
+    common = {"measure_efficiency": False} | (series.get("arguments") or {})
     folders = {name: [output_dir / name / str(seed) for seed in seeds] for name in series["variants"]}
     with ThreadPoolExecutor(jobs) as pool:
         runs = []

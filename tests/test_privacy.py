@@ -54,6 +54,8 @@ def test_a_switch_that_follows_a_secret_without_value_stays() -> None:
 def test_tokens_of_the_environment_are_hidden_whatever_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "quite-ordinary")
     assert hidden("a quite-ordinary text") == "a (hidden) text"
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "dummy")
+    assert hidden("a dummy text") == "a dummy text"
 
 
 def test_trackers_get_arguments_without_secrets_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
