@@ -87,7 +87,7 @@ class RegionHeads(nn.Module):
         """What the box head reads of each proposal, `(batch_size * num_proposals, channels, height, width)`."""
         pooler = self.model.roi_heads.box_roi_pool
         boxes = proposals.flatten(0, 1)
-        images = torch.arange(proposals.shape[0], device=boxes.device).repeat_interleave(proposals.shape[1])
+        images = torch.arange(proposals.shape[0], device=boxes.device)[:, None].expand(*proposals.shape[:2]).flatten()
         regions = torch.cat([images[:, None].to(boxes), boxes], 1)
         maps = [pyramid[name] for name in pooler.featmap_names]
         if len(maps) == 1:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from packaging.version import Version
 
 from tests.hub_server import HubServer
 
 
+# Whose errors the client raises: that of its own major version.
+httpx = importlib.import_module("httpx2" if Version(huggingface_hub.__version__).major >= 2 else "httpx")
 quiet = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own uploads
 STUDENT = "user/student"
 FILES = {

@@ -10,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.fake_hub.pushing import FILES, STUDENT, quiet, uploads
+from tests.fake_hub.pushing import FILES, STUDENT, httpx, quiet, uploads
 from tests.hub_server import HubServer
 
 
@@ -49,7 +48,7 @@ def test_a_commit_that_is_cut_on_its_way_leaves_the_head_and_the_next_one_sends_
     api.create_repo(STUDENT)
     head = hub.repos[STUDENT].head
     hub.fail("POST .*/commit/", drop=True, after_bytes=100)
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(httpx.TransportError):
         api.upload_folder(repo_id=STUDENT, folder_path=folder)
     assert hub.repos[STUDENT].head == head and hub.repos[STUDENT].files().keys() == {".gitattributes"}
     sent = len(uploads(hub))
@@ -63,7 +62,7 @@ def test_a_commit_whose_answer_is_lost_is_there_and_is_not_made_twice(
 ) -> None:
     api.create_repo(STUDENT)
     hub.fail("POST .*/commit/", lose_answer=True)
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(httpx.TransportError):
         api.upload_folder(repo_id=STUDENT, folder_path=folder)
     assert len(hub.repos[STUDENT].commits) == 2
     api.upload_folder(repo_id=STUDENT, folder_path=folder)
@@ -133,14 +132,14 @@ def test_a_slow_answer_is_waited_for_or_given_up(hub: HubServer, pushed: HfApi) 
     assert pushed.model_info(STUDENT).private
     assert time.monotonic() - start >= 0.5
     hub.fail("GET /api/models/", delay=600)
-    with pytest.raises(httpx2.TimeoutException):
+    with pytest.raises(httpx.TimeoutException):
         pushed.model_info(STUDENT, timeout=0.2)
 
 
 def test_a_hub_that_went_down_comes_back_on_its_port_with_all_it_had(hub: HubServer, pushed: HfApi) -> None:
     hub.stop()
     hub.stop()  # as good as once
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(httpx.ConnectError):
         pushed.whoami()
     hub.start()
     hub.start()
