@@ -13,7 +13,7 @@ from .class_map import read_class_map
 from .config import DistillationConfig
 from .methods import METHODS, DistillationMethod
 from .outputs import DetectorSpec
-from .teacher import Teacher, normalization_of
+from .teacher import Origin, Teacher, normalization_of
 
 
 def make_teacher(
@@ -40,15 +40,16 @@ def make_teacher(
         revision = args.teacher_model_revision
         model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
         teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
+        origin = Origin.of(source, model.config.model_type, revision)
     else:
-        model = source
+        model, origin = source, None
     normalizations = {}
     if processor is not None:
         normalizations["student_normalization"] = normalization_of(processor)
         normalizations["normalization"] = normalization_of(teacher_processor or processor)
     class_map = None if args.class_map is None else read_class_map(args.class_map)
     names = class_names(student.config)
-    return Teacher(model, names, args.resolved_teacher_dtype(), class_map=class_map, **normalizations)
+    return Teacher(model, names, args.resolved_teacher_dtype(), class_map=class_map, origin=origin, **normalizations)
 
 
 def make_methods(

@@ -16,7 +16,7 @@ from .efficiency import measure_efficiency
 from .evaluation import CocoEvaluator
 from .hub import HubPush, PushedCommit
 from .plots import write_plots
-from .recording import rows_of, write_run_files
+from .recording import rows_of, student_name, write_run_files
 from .report import write_report
 from .teacher import Teacher
 from .tracking import track_pictures
@@ -70,14 +70,16 @@ def finish_run(
         run = write_run_files(trainer)
         pictures = _tried("plots", lambda: write_plots(run)) or []
         track_pictures(trainer, [folder / PREDICTIONS, *pictures])
-        trainer.create_model_card()
         _tried("report", lambda: write_report(run))
-    return trainer.push_to_hub() if trainer.args.push_to_hub else None
+    if trainer.args.push_to_hub:
+        return trainer.push_to_hub()  # which writes the card
+    trainer.create_model_card()
+    return None
 
 
 def _models_of(trainer: DistillationTrainer) -> dict[str, PreTrainedModel | Teacher]:
     teacher = trainer.distiller.teacher
-    student = {"distilled" if trainer.args.methods else "student": trainer.student}
+    student = {student_name(trainer.args): trainer.student}
     return student if teacher is None else {"teacher": teacher, **student}
 
 

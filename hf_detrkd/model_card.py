@@ -140,7 +140,7 @@ def models_table(models: dict[str, dict[str, Any]]) -> str:
             figure(row.get("parameters"), ",.0f"),
             figure(row.get("gflops"), ".2f"),
             latency_text(row, "1"),
-            figure(((row.get("latency") or {}).get(batches[-1]) or {}).get("images_per_second"), ".1f"),
+            throughput_text(row, batches[-1]),
             "" if name == "teacher" else figure(row.get("seconds_per_step"), ".3f"),
         ]
         for name, row in models.items()
@@ -232,3 +232,8 @@ def latency_text(row: dict[str, Any], batch: str) -> str:
     """Median and spread of the passes of a batch."""
     one = (row.get("latency") or {}).get(batch)
     return UNMEASURED if one is None else f"{one['median_ms']:.1f} ({one['low_ms']:.1f} to {one['high_ms']:.1f})"
+
+
+def throughput_text(row: dict[str, Any], batch: str) -> str:
+    """Images a second of a batch, at the median."""
+    return figure(((row.get("latency") or {}).get(batch) or {}).get("images_per_second"), ".1f")

@@ -149,8 +149,3 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}"
-
-
-def opset_of(file: str | Path) -> int:
-    """Version of ONNX's own operators in a file."""
-    return next(entry.version for entry in onnx.load(str(file)).opset_import if not entry.domain)

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .run_files import FACTS, PRECISION, SUMMARY, Run
 
 
 if TYPE_CHECKING:
+    from .config import DistillationConfig
     from .trainer import DistillationTrainer
 
 
@@ -73,17 +74,9 @@ def sizes_of(trainer: DistillationTrainer) -> dict[str, Any]:
 
 
 def teacher_facts(trainer: DistillationTrainer) -> dict[str, str | None] | None:
-    """The teacher's name, where it is from (`hub`, `folder`, `memory`), and its commit where that is the Hub."""
-    teacher, args = trainer.distiller.teacher, trainer.args
-    if teacher is None:
-        return None
-    config = teacher.model.config
-    name = args.teacher_model_name_or_path or config.name_or_path
-    if not name:
-        return {"name": config.model_type, "source": "memory", "revision": None}
-    if Path(name).expanduser().exists():
-        return {"name": portable(str(Path(name).expanduser())), "source": "folder", "revision": None}
-    return {"name": portable(name), "source": "hub", "revision": config._commit_hash or args.teacher_model_revision}
+    """The teacher's [`~hf_detrkd.teacher.Origin`], without folders of this machine."""
+    teacher = trainer.distiller.teacher
+    return None if teacher is None else portable(asdict(teacher.origin))
 
 
 def rows_of(trainer: DistillationTrainer) -> dict[str, dict[str, Any]]:
@@ -96,8 +89,13 @@ def rows_of(trainer: DistillationTrainer) -> dict[str, dict[str, Any]]:
         found = {} if sampled else trainer.teacher_metrics or {}
         rows["teacher"] = row_of(teacher.model, {n.removeprefix("teacher_"): v for n, v in found.items()})
     metrics = {name.removeprefix("eval_"): value for name, value in evaluation_of(trainer).items()}
-    rows["distilled" if trainer.args.methods else "student"] = row_of(trainer.student, metrics)
+    rows[student_name(trainer.args)] = row_of(trainer.student, metrics)
     return rows
+
+
+def student_name(config: DistillationConfig) -> str:
+    """What the student is called beside teacher and control."""
+    return "distilled" if config.methods else "student"
 
 
 def evaluation_of(trainer: DistillationTrainer) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .model_card import (
     percent,
     size_text,
     teacher_text,
+    throughput_text,
 )
 from .privacy import portable
 from .run_files import Run
@@ -99,13 +100,9 @@ def measures_of(run: Run) -> list[tuple[str, list[str]]]:
         *((f"{label}, %", [percent(row.get(key)) for row in rows]) for key, label in METRICS.items()),
         *((label, [figure(row.get(key), form) for row in rows]) for key, (label, form) in forms.items()),
         *((f"Latency at batch {batch}, ms", [latency_text(row, batch) for row in rows]) for batch in batches),
-        *((f"Images / s at batch {batch}", [throughput(row, batch) for row in rows]) for batch in batches),
+        *((f"Images / s at batch {batch}", [throughput_text(row, batch) for row in rows]) for batch in batches),
         ("Training, s / step", [figure(row.get("seconds_per_step"), ".3f") for row in rows]),
     ]
-
-
-def throughput(row: dict[str, Any], batch: str) -> str:
-    return figure(((row.get("latency") or {}).get(batch) or {}).get("images_per_second"), ".1f")
 
 
 def classes_of(run: Run) -> list[tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,25 @@ class Run:
     def student(self) -> str:
         """The row of the student that this folder holds."""
         return next((name for name in self.models if name not in ("teacher", CONTROL)), "student")
+
+
+def check_output_folder(folder: str | Path, models: Mapping[str, str | None]) -> None:
+    """Refuses an output folder that is the source folder of a model, which the run would overwrite.
+
+    Args:
+        folder (`str` or `Path`): the run's output folder.
+        models (`dict[str, str | None]`): Hub ids and folders that the run loads, by what they are to it.
+
+    Raises:
+        ValueError: one of them is the output folder.
+    """
+    for role, name in models.items():
+        source = Path(name or "").expanduser()
+        if name and source.is_dir() and source.resolve() == Path(folder).expanduser().resolve():
+            raise ValueError(
+                f"output_dir must not be the folder of the {role}, {name}: the run would overwrite it. Choose another "
+                "output_dir."
+            )
 
 
 def read_json(file: Path) -> dict[str, Any]:

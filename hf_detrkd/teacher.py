@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .adapters import adapter_for
 from .adapters import class_names as class_names_of
@@ -23,6 +26,42 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
 
 NO_NORMALIZATION: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from.
+
+    Attributes:
+        name (`str`): Hub id, folder, or the model type of a model that was given in memory.
+        source (`str`): `hub`, `folder` or `memory`.
+        revision (`str`, *optional*): commit on the Hub, or `None` if unknown.
+    """
+
+    name: str
+    source: Literal["hub", "folder", "memory"]
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, name: str | None, model_type: str, revision: str | None = None) -> Origin:
+        """The origin of a model that was loaded by name; call it right after loading, before the branch moves on.
+
+        Args:
+            name (`str`, *optional*): Hub id or folder; `None` for a model in memory.
+            model_type (`str`): names a model in memory.
+            revision (`str`, *optional*): branch, tag or commit that was loaded; `None` if unknown.
+        """
+        if not name:
+            return cls(model_type, "memory")
+        if Path(name).expanduser().exists():
+            return cls(name, "folder")
+        return cls(name, "hub", None if revision is None else _commit_of(name, revision))
+
+
+def _commit_of(repo_id: str, revision: str) -> str:
+    """The commit of a revision, from the Hub's cache; the revision itself if the cache does not have it."""
+    file = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else revision
 
 
 class Teacher:
@@ -40,6 +79,7 @@ class Teacher:
             which of them it knows: see [`ClassMap`].
         class_map (`dict[str, str | None]`, *optional*): classes of the student and the teacher's for them, where the
             names do not tell.
+        origin ([`Origin`], *optional*): where the model is from. Default: what its config names.
         normalization ([`Normalization`]): what the teacher was trained on.
         student_normalization ([`Normalization`]): what the batches carry.
 
@@ -55,7 +95,9 @@ class Teacher:
         normalization: Normalization = NO_NORMALIZATION,
         student_normalization: Normalization = NO_NORMALIZATION,
         class_map: Mapping[str, str | None] | None = None,
+        origin: Origin | None = None,
     ):
+        self.origin = origin or Origin.of(model.config.name_or_path, model.config.model_type)
         self.model = model.float().eval().requires_grad_(False)
         self.adapter = adapter_for(model)
         self.dtype = dtype

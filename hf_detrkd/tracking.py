@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+Functions = Mapping[type[TrainerCallback], Callable[..., None]]
 
 
 def track_pictures(trainer: Trainer, files: Sequence[Path]) -> None:
@@ -34,7 +36,7 @@ def close_trackers(trainer: Trainer) -> None:
 
 def _each_tracker(
     trainer: Trainer,
-    functions: Mapping[type[TrainerCallback], Callable[..., None]],
+    functions: Functions,
     use: Callable[[Callable[..., None], Any], None],
 ) -> None:
     if not trainer.is_world_process_zero():
@@ -57,18 +59,13 @@ def _to_tensorboard(callback: Any, trainer: Trainer, pictures: Mapping[str, Path
     callback.tb_writer.flush()
 
 
-def _to_trackio(callback: Any, trainer: Trainer, pictures: Mapping[str, Path]) -> None:
+def _to_client(client: str, callback: Any, trainer: Trainer, pictures: Mapping[str, Path]) -> None:
+    """trackio and wandb, whose clients are alike."""
     if not callback._initialized:
         callback.setup(trainer.args, trainer.state, trainer.model)
-    shown = {name: callback._trackio.Image(file) for name, file in pictures.items()}
-    callback._trackio.log(shown | {"train/global_step": trainer.state.global_step})
-
-
-def _to_wandb(callback: Any, trainer: Trainer, pictures: Mapping[str, Path]) -> None:
-    if not callback._initialized:
-        callback.setup(trainer.args, trainer.state, trainer.model)
-    shown = {name: callback._wandb.Image(str(file)) for name, file in pictures.items()}
-    callback._wandb.log(shown | {"train/global_step": trainer.state.global_step})
+    module = getattr(callback, client)
+    shown = {name: module.Image(str(file)) for name, file in pictures.items()}
+    module.log(shown | {"train/global_step": trainer.state.global_step})
 
 
 def _close_tensorboard(callback: Any) -> None:
@@ -77,17 +74,18 @@ def _close_tensorboard(callback: Any) -> None:
         callback.tb_writer = None
 
 
-def _close_trackio(callback: Any) -> None:
+def _close_client(client: str, callback: Any) -> None:
     if callback._initialized:
-        callback._trackio.finish()
+        getattr(callback, client).finish()
         callback._initialized = False
 
 
-def _close_wandb(callback: Any) -> None:
-    if callback._initialized:
-        callback._wandb.finish()
-        callback._initialized = False
-
-
-SENDERS = {TensorBoardCallback: _to_tensorboard, TrackioCallback: _to_trackio, WandbCallback: _to_wandb}
-CLOSERS = {TensorBoardCallback: _close_tensorboard, TrackioCallback: _close_trackio, WandbCallback: _close_wandb}
+CLIENTS = {TrackioCallback: "_trackio", WandbCallback: "_wandb"}  # where each callback keeps its module
+SENDERS: Functions = {
+    TensorBoardCallback: _to_tensorboard,
+    **{kind: partial(_to_client, it) for kind, it in CLIENTS.items()},
+}
+CLOSERS: Functions = {
+    TensorBoardCallback: _close_tensorboard,
+    **{kind: partial(_close_client, it) for kind, it in CLIENTS.items()},
+}

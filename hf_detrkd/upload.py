@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -80,11 +81,15 @@ def describe(error: Exception) -> str:
     return " ".join(dict.fromkeys(lines))
 
 
+def made(api: HfApi, given: argparse.Namespace) -> str:
+    """The repository's whole name; it is made where there is none."""
+    create = partial(api.create_repo, given.repo_id, private=given.private, exist_ok=True)
+    return attempt(create, given.quiet).repo_id
+
+
 def check(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     """Makes the repository where there is none, and asks whether it may be written to."""
-    repo_id = attempt(
-        lambda: api.create_repo(given.repo_id, private=given.private, exist_ok=True), given.quiet
-    ).repo_id
+    repo_id = made(api, given)
     attempt(lambda: api.auth_check(repo_id, write=True), given.quiet)
     return {"repo_id": repo_id}
 
@@ -113,9 +118,7 @@ def ask(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
 def push(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     """Uploads a folder as one commit; what the Hub has already is not sent again."""
     # Once more, since it could not be made if the Hub was away when the run began.
-    repo_id = attempt(
-        lambda: api.create_repo(given.repo_id, private=given.private, exist_ok=True), given.quiet
-    ).repo_id
+    repo_id = made(api, given)
     if given.revision is not None:
         attempt(lambda: api.create_branch(repo_id, branch=given.revision, exist_ok=True), given.quiet)
     commit = attempt(

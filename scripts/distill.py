@@ -38,9 +38,9 @@ from hf_detrkd.data import (
 from hf_detrkd.finishing import finish_run
 from hf_detrkd.initialization import init_from_teacher
 from hf_detrkd.preparation import write_recipe
-from hf_detrkd.privacy import portable, portable_command, under_home
-from hf_detrkd.recording import row_of
-from hf_detrkd.run_files import RESULTS, STATE, read_json
+from hf_detrkd.privacy import portable_command, under_home
+from hf_detrkd.recording import row_of, student_name
+from hf_detrkd.run_files import RESULTS, STATE, check_output_folder, read_json
 from hf_detrkd.students import build_student, load_backbone_weights, load_image_processor, load_student
 from hf_detrkd.teacher import Teacher
 from hf_detrkd.teacher_check import check_teacher
@@ -209,7 +209,7 @@ def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: Distillatio
         "eval_split": splits.eval_name,
         "base_model": None if base is None or Path(base).expanduser().exists() else base,
         "command": command_of(trainer, argv),
-        "arguments": portable(resolved(arguments)),
+        "arguments": resolved(arguments),
     }
 
 
@@ -233,7 +233,7 @@ def main(argv: list[str]) -> None:
     config, splits = arguments.config, load_splits(arguments)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
-    rows, precision = trainer.record.models, trainer.record.precision
+    rows = trainer.record.models
     trainer.record.facts |= facts_of(arguments, splits, trainer, argv)
     if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
         write_recipe(Path(config.output_dir), arguments.recipe)
@@ -243,11 +243,10 @@ def main(argv: list[str]) -> None:
     if arguments.script.run_control:
         control = build_trainer(arguments, splits, control_of(config))
         rows["control"], models["control"] = row(control.student, train(control)), control.student
-        precision["control"] = control.compute_metrics.precision
+        trainer.record.precision["control"] = control.compute_metrics.precision
         close_trackers(control)
-    name = "distilled" if config.methods else "student"
+    name = student_name(config)
     rows[name], models[name] = row(trainer.student, train(trainer)), trainer.student
-    precision[name] = trainer.compute_metrics.precision
     pushed = finish_run(trainer, models, arguments.script.measure_efficiency)
     if trainer.is_world_process_zero():
         print(table(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import onnxruntime
 import torch
 
@@ -30,3 +31,8 @@ def assert_same_answers(model, file, logits=1e-3, boxes=1e-4):
         assert [tuple(answer.shape) for answer in found] == [expected.logits.shape, expected.pred_boxes.shape]
         torch.testing.assert_close(found[0], expected.logits, atol=logits, rtol=1e-3)
         torch.testing.assert_close(found[1], expected.pred_boxes, atol=boxes, rtol=1e-3)
+
+
+def opset_of(file):
+    """Version of ONNX's own operators in a file."""
+    return next(entry.version for entry in onnx.load(str(file)).opset_import if not entry.domain)

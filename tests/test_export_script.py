@@ -17,8 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_detrkd.data import load_detection_split
 from hf_detrkd.data.shapes import SHAPE_CLASSES
-from hf_detrkd.onnx_graph import opset_of
-from tests.export import SIZE, assert_same_answers, run_onnx
+from tests.export import SIZE, assert_same_answers, opset_of, run_onnx
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from hf_detrkd import DistillationTrainer, finishing
 from hf_detrkd.finishing import finish_run
 from hf_detrkd.recording import evaluation_of, rows_of, teacher_facts
+from hf_detrkd.teacher import Origin
+from tests import tiny
 from tests.training import make_trainer
 
 
@@ -77,9 +80,20 @@ def test_a_teacher_that_was_checked_on_a_sample_has_no_figure_beside_the_student
 
 
 def test_the_teachers_origin_is_told(trained: DistillationTrainer, tmp_path: Path) -> None:
+    teacher = trained.distiller.teacher
     assert teacher_facts(trained) == {"name": "rt_detr", "source": "memory", "revision": None}
-    trained.args.teacher_model_name_or_path = str(tmp_path)
+    teacher.origin = Origin.of(str(tmp_path), "rt_detr", "main")
     assert teacher_facts(trained) == {"name": tmp_path.name, "source": "folder", "revision": None}
-    trained.args.teacher_model_name_or_path = "somebody/teacher"
-    trained.distiller.teacher.model.config._commit_hash = "abc"
-    assert teacher_facts(trained) == {"name": "somebody/teacher", "source": "hub", "revision": "abc"}
+
+
+def test_a_teacher_from_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the Hub's client holds two commits; transformers no longer tells which one it loaded."""
+    repository, commits = tmp_path / "models--somebody--teacher", {"main": "a" * 40, "v0": "b" * 40}
+    (repository / "refs").mkdir(parents=True)
+    for branch, commit in commits.items():
+        (repository / "refs" / branch).write_text(commit)
+        tiny.build("rt_detr").save_pretrained(repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for revision, commit in [*commits.items(), ("b" * 40, "b" * 40), ("unknown", "unknown")]:
+        assert Origin.of("somebody/teacher", "rt_detr", revision) == Origin("somebody/teacher", "hub", commit)
+    assert Origin.of("somebody/teacher", "rt_detr").revision is None  # given as an object: nobody knows
