@@ -326,3 +326,14 @@ class DistillationTrainer(SharingTrainer):
         logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one
+    def load_student(self, folder: Path) -> None:
+        """Loads a finished student, from the output folder of its run; with `ema_decay` the saved weights are the
+        average, which restarts from them.
+
+        Args:
+            folder (`Path`): holds `model.safetensors`.
+        """
+        load_student_weights(self.student, folder)
+        if self._average is not None:
+            self._average.restart()
+

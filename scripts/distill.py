@@ -26,7 +26,6 @@ from transformers import AutoModelForObjectDetection, PreTrainedModel, TrainerSt
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_detrkd import DistillationConfig, DistillationTrainer
-from hf_detrkd.checkpoints import load_student_weights
 from hf_detrkd.data import (
     AugmentationConfig,
     DetectionDataset,
@@ -98,7 +97,7 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
         trainer.save_model(_internal_call=True)  # the push waits for the card
         trainer.save_state()
     else:
-        load_student_weights(trainer.student, Path(config.output_dir))
+        trainer.load_student(Path(config.output_dir))
         trainer.state = TrainerState.load_from_json(str(Path(config.output_dir) / STATE))
         metrics = {name: value for name, value in ended.items() if name.startswith("train_")}
     metrics |= trainer.evaluate()

@@ -11,8 +11,10 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from hf_detrkd import METHODS
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
@@ -112,6 +114,45 @@ def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path)
 
 
 def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
+def test_a_finished_run_with_an_average_is_resumed_with_the_averaged_student(tmp_path: Path) -> None:
+    """A later start evaluates and saves the average that was trained, not the average of a new run."""
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    words = f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4"
+    words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2 --use_cpu"
+    words += " --disable_tqdm true --measure_efficiency false --ema_decay 0.5 --learning_rate 0.01"
+    distill.main(words.split())
+    before = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    arguments = distill.parse([*words.split(), "--resume_from_checkpoint", "true"])
+    trainer = distill.build_trainer(arguments)
+    distill.train(trainer)
+    after = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert after["eval_loss"] == before["eval_loss"]
+    trainer.save_model()  # as a push does
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("argument", ["model_name_or_path", "teacher_model_name_or_path", "config_name"])
+def test_a_run_does_not_overwrite_the_models_that_it_loads(tmp_path: Path, teacher: str, argument: str) -> None:
+    models = {"teacher_model_name_or_path": teacher, "method": "kd_detr"}
+    models |= {"config_name": "student.json"} if argument.startswith("teacher") else {argument: teacher}
+    words = [word for name, value in models.items() for word in (f"--{name}", value)]
+    (tmp_path / "link").symlink_to(teacher)
+    with pytest.raises(ValueError, match=r"output_dir must not be the folder of the .*: the run would overwrite it"):
+        distill.main([*words, "--output_dir", str(tmp_path / "link"), "--use_cpu"])
+
+
+def test_several_processes_on_the_cpu_that_accelerate_does_not_start_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = launch("--num_processes", "2", f"{ROOT}/scripts/distill.py", "--output_dir", str(tmp_path), check=False)
+    assert "asked for several processes on the CPU, but --cpu starts only one" in result.stderr
+    check_processes({"ACCELERATE_USE_CPU": "True"})
+    check_processes({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"})
+    check_processes({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"})
+
+
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", str(RECIPES[0]), "--max_steps", "7", "--hub_token", "hf_secret"]
