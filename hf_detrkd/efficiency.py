@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -63,7 +64,9 @@ def count_gflops(model: PreTrainedModel, image_size: tuple[int, int]) -> float:
         model ([`~transformers.PreTrainedModel`])
         image_size (`tuple[int, int]`): height and width in pixels.
     """
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # In steps, since not every version of torch counts the CPU's attention kernel.
+    in_steps = sdpa_kernel(SDPBackend.MATH)
+    with evaluating(model), torch.no_grad(), in_steps, FlopCounterMode(display=False) as counter:
         model(random_images(model, image_size, 1))
     return counter.get_total_flops() / 1e9
 
@@ -184,8 +187,12 @@ def _processor() -> str:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in GiB since the start: of the GPU where there is one, else of the process."""
+    """Peak memory in GiB since the start: of the GPU on CUDA, otherwise of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # Windows has no such module
+
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
