@@ -30,6 +30,7 @@ from .initialization import apply_freezing, freeze_stages
 from .outputs import Predictions
 from .preparation import prepare
 from .recording import Record
+from .run_files import check_output_folder
 from .sharing import SharingTrainer, shareable
 from .step_callback import StepCallback
 from .targets import BatchTotals
@@ -61,7 +62,8 @@ class DistillationTrainer(SharingTrainer):
             evaluation `image_id` and `orig_size`.
 
     Raises:
-        ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve.
+        ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve; an
+            `output_dir` that is the folder of one of the models.
 
     Example:
         ```python
@@ -100,6 +102,8 @@ class DistillationTrainer(SharingTrainer):
         apply_freezing(model, args.freeze)
         freeze_stages(model, args.freeze_stages)
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
+        sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
+        check_output_folder(args.output_dir, sources)
         set_seed(args.seed)  # the projections' weights belong to the seed of the run
         methods = make_methods(
             args.methods, method_config, spec_for(model.config), None if teacher is None else teacher.spec
@@ -322,10 +326,6 @@ class DistillationTrainer(SharingTrainer):
         load_student_weights(self.student, folder)
         load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
 
-    def _load_best_model(self) -> None:
-        logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one
     def load_student(self, folder: Path) -> None:
         """Loads a finished student, from the output folder of its run; with `ema_decay` the saved weights are the
         average, which restarts from them.
@@ -337,3 +337,7 @@ class DistillationTrainer(SharingTrainer):
         if self._average is not None:
             self._average.restart()
 
+    def _load_best_model(self) -> None:
+        logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one

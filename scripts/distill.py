@@ -197,6 +197,13 @@ def control_of(config: DistillationConfig) -> DistillationConfig:
 
 
 def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
+def models_of(arguments: Arguments) -> dict[str, str | None]:
+    """Hub ids and folders that a run loads, by what they are to it."""
+    script = arguments.script
+    named = {"student": script.model_name_or_path, "student's config": script.config_name}
+    return named | {"teacher": arguments.config.teacher_model_name_or_path}
+
+
     """What the run's card says of its data and its command."""
     script = arguments.script
     on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
@@ -232,6 +239,7 @@ def main(argv: list[str]) -> None:
     config, splits = arguments.config, load_splits(arguments)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
+    check_output_folder(arguments.config.output_dir, models_of(arguments))
     rows = trainer.record.models
     trainer.record.facts |= facts_of(arguments, splits, trainer, argv)
     if trainer.is_world_process_zero() and not config.resume_from_checkpoint:

@@ -41,6 +41,7 @@ from hf_detrkd import DistillationConfig
 from hf_detrkd.diagnosis import memory_of
 from hf_detrkd.efficiency import device_name
 from hf_detrkd.hub import HubPush
+from hf_detrkd.run_files import check_output_folder
 
 
 @dataclass
@@ -84,6 +85,7 @@ def examine(report: Report, arguments: distill.Arguments, options: DoctorArgumen
     check_environment(report, arguments.config)
     if arguments.config.push_to_hub:
         check_hub(report, arguments.config)
+    check_output(report, arguments)
     splits = load_data(report, arguments)
     if splits is None:
         return
@@ -119,6 +121,16 @@ def check_environment(report: Report, config: DistillationConfig) -> None:
     report.facts |= {"versions": versions, "device": device_name(config.device), "memory_gb": memory}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     report.ok("environment", f"{listed}; {device_name(config.device)}, {memory:.1f} GiB of memory to be had.")
+
+
+def check_output(report: Report, arguments: distill.Arguments) -> None:
+    folder = arguments.config.output_dir
+    try:
+        check_output_folder(folder, distill.models_of(arguments))
+    except ValueError as error:
+        report.problem("output folder", str(error))
+    else:
+        report.ok("output folder", f"{folder} holds none of the run's models.")
 
 
 def check_hub(report: Report, config: DistillationConfig) -> None:

@@ -80,6 +80,15 @@ print(json.dumps(found))
     assert box == pytest.approx(ours["boxes"][0, 0].tolist(), abs=1.0)  # pipelines give whole pixels
 
 
+def test_the_folder_of_a_model_given_as_an_object_is_not_overwritten(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path / "student")
+    first.save_model()
+    student = AutoModelForObjectDetection.from_pretrained(tmp_path / "student")
+    arguments = {"train_dataset": first.train_dataset, "processing_class": first.processing_class}
+    with pytest.raises(ValueError, match="output_dir must not be the folder of the student"):
+        DistillationTrainer(student, first.args, **arguments)
+
+
 def test_the_best_checkpoint_by_map_is_loaded_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(
         tmp_path,

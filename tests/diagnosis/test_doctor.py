@@ -21,7 +21,7 @@ def test_a_healthy_run_has_no_finding_and_leaves_nothing_behind(
     found = json.loads((tmp_path / "found" / "doctor.json").read_text())
     assert {finding["status"] for finding in found["findings"]} == {"ok"}
     subjects = "environment train evaluation student teacher method frame preprocessing memory time terms disk"
-    assert {finding["subject"] for finding in found["findings"]} == {*subjects.split(), "class order"}
+    assert {finding["subject"] for finding in found["findings"]} == {*subjects.split(), "class order", "output folder"}
     facts = found["facts"]
     assert facts["teacher"]["map"] > 0.5 and facts["teacher"]["images"] == IMAGES
     assert facts["train"]["images"] == 8 and sum(facts["train"]["classes"].values()) == facts["train"]["boxes"]
@@ -38,6 +38,12 @@ def test_refusals_are_problems_in_their_own_words(tmp_path: Path, shapes: str, c
     assert "problem  arguments: Give the student either as --model_name_or_path" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--doctor_samples must be 1 or more, got 0"):
         doctor.main(["--doctor_samples", "0"])
+
+
+def test_an_output_folder_that_holds_the_teacher_is_a_problem(tmp_path: Path, shapes: str, capsys: Any) -> None:
+    teacher = changed_teacher(tmp_path, "config.json")
+    assert doctor.main(line(tmp_path, shapes, "--output_dir", str(teacher), teacher=teacher)) == 1
+    assert "problem  output folder: output_dir must not be the folder of the teacher" in capsys.readouterr().out
 
 
 def test_the_hub_is_asked_only_by_a_run_that_pushes(
