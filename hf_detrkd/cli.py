@@ -67,6 +67,9 @@ def start(command: str, arguments: list[str]) -> int:
 
 def launch(script: Path, launching: argparse.Namespace | None, own: list[str]) -> int:
     """Runs a script as `accelerate launch` does."""
+    if launching is not None and (vars(launching).get("num_processes") or 1) > 1 and vars(launching).pop("cpu", False):
+        # With --cpu accelerate starts one process, except under MPI.
+        launching.multi_gpu, own = True, [*own, "--use_cpu"]
     parsed = launch_command_parser().parse_args([str(script), *own], launching)
     try:
         launch_command(parsed)

@@ -36,6 +36,7 @@ from hf_detrkd.data import (
 )
 from hf_detrkd.finishing import finish_run
 from hf_detrkd.initialization import init_from_teacher
+from hf_detrkd.launching import check_processes
 from hf_detrkd.preparation import write_recipe
 from hf_detrkd.privacy import portable_command, under_home
 from hf_detrkd.recording import row_of, student_name
@@ -196,7 +197,6 @@ def control_of(config: DistillationConfig) -> DistillationConfig:
     )
 
 
-def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
 def models_of(arguments: Arguments) -> dict[str, str | None]:
     """Hub ids and folders that a run loads, by what they are to it."""
     script = arguments.script
@@ -204,6 +204,7 @@ def models_of(arguments: Arguments) -> dict[str, str | None]:
     return named | {"teacher": arguments.config.teacher_model_name_or_path}
 
 
+def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
     """What the run's card says of its data and its command."""
     script = arguments.script
     on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
@@ -223,6 +224,7 @@ def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
     """What repeats the run elsewhere, with what it took from accelerate's configuration."""
     config, precision = trainer.args, trainer.accelerator.mixed_precision
     launch = ["--num_processes", str(config.world_size)] if config.world_size > 1 else []
+    launch = ["--multi_gpu", *launch] if launch and config.use_cpu else launch  # or accelerate starts one process
     if precision != "no" and not (config.bf16 or config.fp16):
         launch += ["--mixed_precision", precision]
     words = iter(argv)
@@ -231,15 +233,16 @@ def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    check_processes()
     arguments = parse(argv, __doc__)
     if arguments.script.dry_run:
         if arguments.config.process_index == 0:
             print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
         return
+    check_output_folder(arguments.config.output_dir, models_of(arguments))
     config, splits = arguments.config, load_splits(arguments)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
-    check_output_folder(arguments.config.output_dir, models_of(arguments))
     rows = trainer.record.models
     trainer.record.facts |= facts_of(arguments, splits, trainer, argv)
     if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
@@ -260,6 +263,7 @@ def main(argv: list[str]) -> None:
         print(f"The student is in {under_home(config.output_dir)}, with its card, report.html and pictures.")
         if config.push_to_hub:
             print(f"It is at {pushed.commit_url}." if pushed else f"Not pushed: {trainer.push_in_progress.command}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

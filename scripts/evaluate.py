@@ -43,6 +43,7 @@ from hf_detrkd.evaluation import (
     predictions_from_heads,
     references_from_labels,
 )
+from hf_detrkd.launching import check_processes
 
 
 MOST_CLASSES_SHOWN = 30
@@ -186,6 +187,7 @@ def table(figures: Mapping[str, float]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    check_processes()
     parser = HfArgumentParser(EvaluateArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     if arguments.model_name_or_path is None:
@@ -193,6 +195,8 @@ def main(argv: list[str]) -> None:
     else:
         accelerator = Accelerator(cpu=arguments.use_cpu)
         figures, main_process = evaluate_model(arguments, accelerator), accelerator.is_main_process
+        if main_process and accelerator.num_processes > 1:
+            print(f"Evaluated on {accelerator.num_processes} processes.")
         accelerator.end_training()
     if main_process:
         print(table(figures))

@@ -48,15 +48,28 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_accelerate_gets_its_arguments_wherever_they_stand_and_the_script_the_rest_in_order(
     script: Path, launched: list[Any]
 ) -> None:
-    line = "--num_processes 2 --config r.yaml --cpu --learning_rate 1e-4 --main-process-port=0 --freeze a b --bf16"
+    line = "--num_processes 1 --config r.yaml --cpu --learning_rate 1e-4 --main-process-port=0 --freeze a b --bf16"
     assert cli.main(["distill", *line.split(), "--accelerate_config", "multi.yaml"]) == 0
     (parsed,) = launched
-    assert (parsed.num_processes, parsed.cpu, parsed.main_process_port) == (2, True, 0)
+    assert (parsed.num_processes, parsed.cpu, parsed.main_process_port) == (1, True, 0)
     assert (parsed.config_file, parsed.multi_gpu, parsed.mixed_precision) == ("multi.yaml", False, None)
     assert parsed.training_script == str(script)
     assert " ".join(parsed.training_script_args) == "--config r.yaml --learning_rate 1e-4 --freeze a b --bf16"
     untouched = launch_command_parser().parse_args([str(script)])
     assert vars(parsed).keys() == vars(untouched).keys()
+
+
+def test_several_processes_on_the_cpu_are_started(script: Path, launched: list[Any]) -> None:
+    """accelerate itself starts one with --cpu."""
+    assert cli.main(["distill", "--cpu", "--num_processes", "2", "--seed", "1"]) == 0
+    assert cli.main(["distill", "--cpu", "--seed", "1"]) == 0
+    (several, one) = launched
+    assert (several.multi_gpu, several.cpu, several.training_script_args) == (
+        True,
+        False,
+        ["--seed", "1", "--use_cpu"],
+    )
+    assert (one.multi_gpu, one.cpu, one.training_script_args) == (False, True, ["--seed", "1"])
 
 
 def test_a_configuration_of_accelerate_is_given_by_its_name_or_as_a_file(script: Path) -> None:

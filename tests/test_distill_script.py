@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_detrkd import METHODS
+from hf_detrkd.launching import check_processes
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from hf_detrkd.preparation import write_recipe
 from tests import tiny
@@ -30,7 +31,7 @@ import distill_arguments  # noqa: E402
 
 
 def launch(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "scripts/distill.py", *arguments]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0 or not check, result.stderr[-3000:]
@@ -70,7 +71,7 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
         "logging_steps": 1,
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = launch("--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2")
+    result = launch("scripts/distill.py", "--config", str(tmp_path / "recipe.yaml"), "--max_steps", "2")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary) == ["teacher", "control", "distilled"]
     figures = {"map", "map_50", "map_75", "parameters", "seconds_per_step", "classes", "gflops", "latency"}
@@ -113,7 +114,6 @@ def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path)
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3
 
 
-def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
 def test_a_finished_run_with_an_average_is_resumed_with_the_averaged_student(tmp_path: Path) -> None:
     """A later start evaluates and saves the average that was trained, not the average of a new run."""
     (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
@@ -153,6 +153,7 @@ def test_several_processes_on_the_cpu_that_accelerate_does_not_start_are_refused
     check_processes({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"})
 
 
+def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", str(RECIPES[0]), "--max_steps", "7", "--hub_token", "hf_secret"]

@@ -45,9 +45,15 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         command += ["--main_process_port", "0", str(ROOT / "scripts" / "distill.py")]
-        arguments = ["--config_name", "student.json", "--teacher_model_name_or_path", str(home / "models" / "teacher")]
+        arguments = ["--use_cpu"]
+        arguments += [
+            "--config_name",
+            "student.json",
+            "--teacher_model_name_or_path",
+            str(home / "models" / "teacher"),
+        ]
         arguments += ["--method", "kd_detr", "--run_control", "true", "--image_size", "64", "--max_train_samples", "8"]
         arguments += ["--max_eval_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "1"]
         arguments += [
@@ -112,6 +118,7 @@ def test_the_hub_gets_student_card_recipe_results_and_pictures_alone(pushed: dic
     assert files - checkpoints == student | results | pictures
     assert {"checkpoint-1/optimizer.pt", "checkpoint-2/model.safetensors"} <= checkpoints
     messages = [commit.message for commit in pushed["hub"].repos["user/student"].commits]
+    assert json.loads((pushed["folder"] / "run.json").read_text())["processes"] == 2
     assert messages[-1] == "End of training" and "Model save" not in messages  # the card comes with what it tells
 
 
