@@ -1,9 +1,8 @@
-"""What setup.cfg cannot say: the scripts travel inside the package."""
+"""What setup.cfg cannot say: recipes and accelerate configurations travel inside the package."""
 
 from setuptools import find_packages, setup
 
 
-setup(
-    packages=[*find_packages(include=["hf_detrkd*"]), "hf_detrkd.scripts"],
-    package_dir={"hf_detrkd.scripts": "scripts"},
-)
+DATA = {f"hf_detrkd.scripts.{name}": f"scripts/{name}" for name in ("recipes", "accelerate_configs")}
+
+setup(packages=[*find_packages(include=["hf_detrkd*"]), *DATA], package_dir=DATA)

@@ -18,10 +18,10 @@ import transformers
 from tqdm import tqdm
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
-from hf_detrkd.export import MODEL, export_checked, export_float16
-from hf_detrkd.onnx_graph import EXPORTER
-from hf_detrkd.onnx_parity import FLOAT16, FLOAT32, OnnxExportError, OnnxParityError
-from hf_detrkd.targets import Targets
+from hf_detrkd.export.checked import MODEL, export_checked, export_float16
+from hf_detrkd.export.graph import EXPORTER
+from hf_detrkd.export.parity import FLOAT16, FLOAT32, OnnxExportError, OnnxParityError
+from hf_detrkd.structures.targets import Targets
 
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tiny detectors live beside the tests

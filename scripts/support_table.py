@@ -22,7 +22,7 @@ from hf_detrkd.methods import (
     TaskAdaptiveConfig,
     TaskAdaptiveRegularization,
 )
-from hf_detrkd.outputs import DetectorSpec
+from hf_detrkd.structures.outputs import DetectorSpec
 
 
 START, END = "<!-- support table: scripts/support_table.py -->", "<!-- end of support table -->"

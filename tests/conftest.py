@@ -23,7 +23,7 @@ from tests import tiny
 
 # Their helpers assert, too.
 pytest.register_assert_rewrite(
-    "tests.adapters", "tests.criterion", "tests.export", "tests.methods", "tests.models", "tests.training"
+    "tests.adapters", "tests.losses", "tests.export", "tests.methods", "tests.models", "tests.runs"
 )
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

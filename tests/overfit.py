@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from hf_detrkd.adapters import DetectorAdapter
-from hf_detrkd.criterion import ModelCriterion
 from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform, load_detection_splits
-from hf_detrkd.targets import Targets
+from hf_detrkd.losses.criterion import ModelCriterion
+from hf_detrkd.structures.targets import Targets
 
 
 STEPS = {"lw_detr": 800, "rf_detr": 1200}

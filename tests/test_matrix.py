@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from hf_detrkd.adapters import adapter_for
-from hf_detrkd.distiller import Distiller
+from hf_detrkd.distillation.distiller import Distiller
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import METHODS, DistillationMethod
-from hf_detrkd.outputs import DetectorSpec
-from hf_detrkd.teacher import Teacher
-from tests import tiny
+from hf_detrkd.structures.outputs import DetectorSpec
+from tests import script, tiny
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-import support_table
-
-
+support_table = script("support_table")
 OPTIONS = {
     "detrdistill": {"L": "logits_weight", "F": "feature_weight", "A": "assignment_weight"},
     "kd_detr": {"S": "specific_points", "G": "general_points"},
@@ -60,7 +55,7 @@ def assert_a_step_trains(student_family: str, teacher_family: str) -> None:
     for method in methods:
         distiller = Distiller(copy.deepcopy(student), teacher, [method]).train()
         optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
-        output = distiller(**tiny.batch(64, boxes=(2, 3)))
+        output = distiller(tiny.batch(64, boxes=(2, 3)))
         parts = {name: value for name, value in output["parts"].items() if name.startswith(method.name)}
         assert parts and all(value.isfinite() for value in output["parts"].values()), parts
         (output["loss"] - output["parts"]["task_loss"]).backward(retain_graph=True)

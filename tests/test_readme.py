@@ -5,21 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import distill  # noqa: E402
-import export_table  # noqa: E402
-import support_table  # noqa: E402
-
-from hf_detrkd.onnx_parity import FLOAT32  # noqa: E402
+from hf_detrkd.cli import arguments as distill_arguments
+from hf_detrkd.export.parity import FLOAT32
+from tests import ROOT, script
 
 
+export_table, support_table = script("export_table"), script("support_table")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
@@ -58,7 +53,7 @@ def test_every_command_parses_and_every_file_exists(page: Path, tmp_path: Path) 
 
 def parse(words: list[str]) -> None:
     """As the script does, where there may be no hardware for it."""
-    distill.parse([word for word in words if word != "--bf16"])
+    distill_arguments.parse([word for word in words if word != "--bf16"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

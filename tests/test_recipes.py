@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,17 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedMode
 
 from hf_detrkd import METHODS, DistillationTrainer
 from hf_detrkd.adapters import adapter_for
+from hf_detrkd.cli import arguments as distill_arguments
+from hf_detrkd.cli import run_setup
 from hf_detrkd.data import DetectionSplits, DetectionTransform, load_detection_splits
-from hf_detrkd.initialization import apply_freezing, freeze_stages
-from hf_detrkd.students import build_student
+from hf_detrkd.distillation.freezing import apply_freezing, freeze_stages
+from hf_detrkd.distillation.student import build_student
+from tests import ROOT
 
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "scripts" / "recipes" / "papers"
 CONFIGS = FOLDER / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-sys.path.insert(0, str(ROOT / "scripts"))
-import distill  # noqa: E402
 
 
 HUB = {"IDEA-Research/dab-detr-resnet-50": "dab_detr_r50", "SenseTime/deformable-detr": "deformable_detr_r50"}
@@ -126,7 +125,7 @@ def test_there_is_a_recipe_for_every_row_that_the_readme_lists_and_no_config_too
 @every_recipe
 def test_its_commands_are_understood(recipe: Path) -> None:
     first, *others = commands(recipe)
-    given = distill.parse(arguments(first))
+    given = distill_arguments.parse(arguments(first))
     script, config = given.script, given.config
     assert f"scripts/recipes/papers/{recipe.name}" in first
     assert recipe.stem.startswith(f"{config.method}_")
@@ -134,13 +133,13 @@ def test_its_commands_are_understood(recipe: Path) -> None:
     assert (ROOT / script.config_name).is_file()
     assert script.backbone_weights is not None
     assert script.dataset_name == f"path/to/{recipe.stem.split('_')[-1]}"
-    assert distill.parse_image_size(script.image_size) == (800, 1333)
+    assert distill_arguments.parse_image_size(script.image_size) == (800, 1333)
     assert script.keep_aspect_ratio
     teacher = config.teacher_model_name_or_path
     assert teacher_config(teacher).is_file()
     assert len(others) == (0 if teacher in HUB else 1)
     for other in others:
-        given = distill.parse(arguments(other))
+        given = distill_arguments.parse(arguments(other))
         assert (given.config.method, given.config.output_dir) == ("none", teacher)
         assert ROOT / given.script.config_name == teacher_config(teacher)
 
@@ -150,7 +149,7 @@ def test_every_row_of_the_ablation_is_other_options() -> None:
     rows = re.findall(r"^#   \d\d\.\d [\w, ]+: (--.*)$", recipe.read_text(), flags=re.MULTILINE)
     seen = []
     for row in ("", *rows):
-        given = distill.parse(arguments(commands(recipe)[0]) + row.split())
+        given = distill_arguments.parse(arguments(commands(recipe)[0]) + row.split())
         points = [(o.general_points, o.specific_points, o.foreground_weight) for o in given.methods]
         seen.append((given.config.method, *points))
     assert seen == [
@@ -166,7 +165,7 @@ def test_every_row_of_the_ablation_is_other_options() -> None:
 @every_recipe
 def test_the_rate_falls_after_forty_epochs_of_its_steps(recipe: Path) -> None:
     command = commands(recipe)[0]
-    config = distill.parse(arguments(command)).config
+    config = distill_arguments.parse(arguments(command)).config
     processes = int(re.findall(r"--num_processes (\d+)", command)[0])
     batch = config.per_device_train_batch_size
     assert processes * batch * config.gradient_accumulation_steps == (64 if config.method == "kd_detr" else 16)
@@ -202,7 +201,7 @@ def test_a_config_is_what_its_name_says_at_full_size(file: Path) -> None:
 
 @every_recipe
 def test_both_models_at_full_size(recipe: Path) -> None:
-    given = distill.parse(arguments(commands(recipe)[0]))
+    given = distill_arguments.parse(arguments(commands(recipe)[0]))
     files = teacher_config(given.config.teacher_model_name_or_path), ROOT / given.script.config_name
     teacher, student = (on_meta(file) for file in files)
     assert teacher.config.model_type == student.config.model_type
@@ -218,15 +217,15 @@ def test_both_models_at_full_size(recipe: Path) -> None:
 
 @every_recipe
 def test_one_step_at_a_small_size(recipe: Path, tmp_path: Path) -> None:
-    config_name = distill.parse(["--config", str(recipe)]).script.config_name
+    config_name = distill_arguments.parse(["--config", str(recipe)]).script.config_name
     small = {"config_name": shrunk(ROOT / config_name, tmp_path), "output_dir": str(tmp_path), "image_size": 64}
     small |= {"max_steps": 1, "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "logging_steps": 1}
     small |= {"eval_strategy": "no", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     given = [word for key, value in small.items() for word in (f"--{key}", str(value))]
-    asked = distill.parse(["--config", str(recipe), *given])
+    asked = distill_arguments.parse(["--config", str(recipe), *given])
     config = asked.config
     classes = shapes().train.classes
-    student, processor = distill.make_student(asked.script, classes, config)
+    student, processor = run_setup.make_student(asked.script, classes, config)
     teacher = build_student(shrunk(teacher_config(config.teacher_model_name_or_path), tmp_path), classes)
     assert teacher.num_parameters() > student.num_parameters()
     with torch.no_grad():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .. import models  # noqa: F401  # registers its model types with transformers
-from ..outputs import DetectorSpec
+from ..structures.outputs import DetectorSpec
 from .base import DetectorAdapter
 from .conditional_detr import ConditionalDetrAdapter
 from .d_fine import Deimv2Adapter, DFineAdapter

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
-from ..targets import BatchTotals, Targets
+from ..losses.criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
+from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from ..structures.targets import BatchTotals, Targets
 from .hooks import DecoderCall, apart, captured, straight_gradients
 
 
@@ -98,7 +98,7 @@ class DetectorAdapter:
         Raises:
             ValueError: the queries do not have it.
         """
-        value: Tensor | None = queries.centers if name == "points" else queries.__dict__[name]
+        value: Tensor | None = queries.centers if name == "points" else queries.tensors.get(name)
         if value is None:
             raise ValueError(f"{self.spec.family} queries need `{name}`, got only {sorted(queries.fields)}.")
         return value

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .detr import DetrAdapter
 from .hooks import DecoderCall
 from .queries import inverse_sigmoid, nearest_own

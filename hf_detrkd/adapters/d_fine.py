@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..criterion import Answers, DetectionCriterion
-from ..distributions import EdgeDistributions
-from ..outputs import Predictions
+from ..losses.criterion import Answers, DetectionCriterion
+from ..losses.fine_grained import EdgeDistributions
+from ..structures.outputs import Predictions
 from .hooks import DecoderCall
 from .rt_detr import RTDetrAdapter
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..losses.criterion import DetectionCriterion
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .base import DetectorAdapter
 from .conditional_detr import ConditionalDetrAdapter
 from .hooks import DecoderCall

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .base import DetectorAdapter
 from .hooks import DecoderCall
 from .queries import inverse_sigmoid, nearest_own

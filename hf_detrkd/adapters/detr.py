@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .base import DetectorAdapter
 from .hooks import DecoderCall
 

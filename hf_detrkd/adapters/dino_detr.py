@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries
 from .hooks import DecoderCall
 from .queries import nearest_own
 from .rt_detr import RTDetrAdapter

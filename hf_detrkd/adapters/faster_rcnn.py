@@ -15,10 +15,18 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import clip_boxes_to_image
 from transformers import PreTrainedConfig
 
-from ..criterion import Answers, ModelCriterion
+from ..losses.criterion import Answers, ModelCriterion
 from ..models.faster_rcnn.modeling_faster_rcnn import Answer, Encoded, Samples, to_pixels, to_unit
-from ..outputs import WHOLE_IMAGE, DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
-from ..targets import Targets
+from ..structures.outputs import (
+    WHOLE_IMAGE,
+    DetectorOutput,
+    DetectorSpec,
+    FeatureMap,
+    ObjectQueries,
+    Predictions,
+    Proposals,
+)
+from ..structures.targets import Targets
 from .base import DetectorAdapter
 
 

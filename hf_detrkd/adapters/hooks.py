@@ -69,7 +69,7 @@ def apart(layers: Iterable[Any], groups: Tensor, mask_argument: str) -> Iterator
 
     Args:
         layers (`Iterable[torch.nn.Module]`): of the decoder.
-        groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): see [`~hf_detrkd.outputs.ObjectQueries`].
+        groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): see [`ObjectQueries`].
         mask_argument (`str`): of the self-attention, what is added to its logits.
     """
     layers, strangers = list(layers), (groups[:, :, None] != groups[:, None])[:, None]

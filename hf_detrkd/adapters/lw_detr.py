@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .base import DetectorAdapter
 from .hooks import DecoderCall
 from .queries import nearest_own

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..outputs import ObjectQueries
+from ..structures.outputs import ObjectQueries
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
@@ -38,4 +38,4 @@ def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ..
         assert queries.centers is not None and own.points is not None
         places, others = queries.centers, own.points
     nearest = torch.cdist(places.float(), others.float()).argmin(-1)
-    return replace(queries, **{name: take_rows(own.__dict__[name], nearest) for name in missing})
+    return replace(queries, **{name: take_rows(own.tensors[name], nearest) for name in missing})

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..criterion import DetectionCriterion
-from ..matching import HungarianMatcher
-from ..outputs import DetectorSpec, ObjectQueries, Predictions
-from ..targets import Targets
+from ..losses.criterion import DetectionCriterion
+from ..losses.matching import HungarianMatcher
+from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
+from ..structures.targets import Targets
 from .base import DetectorAdapter
 from .hooks import DecoderCall
 from .queries import inverse_sigmoid, take_rows

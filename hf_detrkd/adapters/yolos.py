@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..criterion import Answers, DetectionCriterion, ModelCriterion
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
-from ..targets import Targets
+from ..losses.criterion import Answers, DetectionCriterion, ModelCriterion
+from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from ..structures.targets import Targets
 from .base import DetectorAdapter
 from .detr import DetrAdapter
 

@@ -43,8 +43,8 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "min_visible"):
-            if not 0 <= self.__dict__[name] <= 1:
-                raise ValueError(f"`{name}` has to lie in [0, 1], but is {self.__dict__[name]}.")
+            if not 0 <= vars(self)[name] <= 1:
+                raise ValueError(f"`{name}` has to lie in [0, 1], but is {vars(self)[name]}.")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(
                 f"`min_scale` and `max_scale` have to be positive and ordered, but are {self.min_scale} and "

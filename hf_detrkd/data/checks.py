@@ -7,6 +7,7 @@ one that reaches out of its image) is dropped or clipped, and counted in one war
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from datasets.utils import tqdm
 
 from .errors import DatasetError, UnreadableImageError
-from .records import AnnotationTable, ImageRecord, Records
+from .records import AnnotationTable, ImageRecord, Records, RepairedBoxes
 
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def check_annotations(
 
     image_index = np.array(raw.image_index, dtype=np.int64)
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
-    boxes, keep = _clip(boxes, sizes[image_index], problems.source)
+    boxes, keep, repaired = _clip(boxes, sizes[image_index], problems.source)
     area = np.array([math.nan if area is None else area for area in raw.areas], dtype=np.float64)
     area = np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area)
     order = np.argsort(image_index, kind="stable")
@@ -122,28 +123,27 @@ def check_annotations(
         categories=np.array([class_of[category] for category in raw.categories], dtype=np.int64)[order],
         area=area[order],
         iscrowd=np.array([bool(crowd) for crowd in raw.crowds], dtype=bool)[order],
+        repaired=repaired,
     )
 
 
-def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `(num_boxes, 4)` inside their images, and which of them are left. Warns once if that changed anything."""
+def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, RepairedBoxes]:
+    """Boxes `(num_boxes, 4)` inside their images, which of them are kept, and counts. Warns once if that changed
+    anything."""
     limit = np.where(sizes > 0, sizes, np.inf)
     low = np.where(sizes > 0, 0, -np.inf)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     new_start, new_end = np.clip(start, low, limit), np.clip(end, low, limit)
     keep = (boxes[:, 2:] > 0).all(1) & (new_end - new_start > _THIN).all(1)
     moved = (np.abs(new_start - start) > _THIN).any(1) | (np.abs(new_end - end) > _THIN).any(1)
-    dropped, clipped = int((~keep).sum()), int((moved & keep).sum())
-    if dropped or clipped:
+    found = RepairedBoxes(source, len(boxes), int((~keep).sum()), int((moved & keep).sum()))
+    if found:
         logger.warning(
-            "%s: of %d boxes, %d without extent inside their image were dropped and %d that reach out of it clipped.",
-            source,
-            len(boxes),
-            dropped,
-            clipped,
+            "%s: %d boxes: dropped %d with no area inside the image, clipped %d to the image.",
+            *dataclasses.astuple(found),
         )
     changed = np.concatenate([new_start, new_end - new_start], axis=1)
-    return np.where((moved & keep)[:, None], changed, boxes), keep
+    return np.where((moved & keep)[:, None], changed, boxes), keep, found
 
 
 def find_readable_images(records: Records | Sequence[ImageRecord], source: str) -> np.ndarray:

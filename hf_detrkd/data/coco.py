@@ -47,7 +47,7 @@ def load_coco(folder: Path, split: str) -> DetectionDataset:
     class_of = {category_id: index for index, category_id in enumerate(category_ids)}
     table = check_annotations(raw, sizes, class_of, problems)
     records = TableRecords(np.array(image_ids, dtype=np.int64), files.__getitem__, sizes, partial(_read, files), table)
-    return DetectionDataset(records, classes, category_ids)
+    return DetectionDataset(records, classes, category_ids, table.repaired)
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .augmentation import item_seed
-from .records import ImageRecord, Records, SelectedRecords
+from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords
 from .transforms import DetectionTransform
 
 
@@ -22,9 +22,10 @@ class DetectionDataset(Dataset):
         records (`Records` or `Sequence[ImageRecord]`): checked records.
         classes (`Sequence[str]`): class names, in the order of the indices that the records use.
         category_ids (`Sequence[int]`, *optional*): the source's own id of each class; 0, 1, ... where it has none.
+        repaired ([`RepairedBoxes`], *optional*): counts of boxes that were dropped or clipped.
 
     Attributes:
-        records, classes, category_ids: as above, the latter two as lists.
+        records, classes, category_ids, repaired: as above, classes and ids as lists.
         transform ([`DetectionTransform`], *optional*): set by [`~DetectionDataset.with_transform`].
         seed (`int`): of the augmentation.
 
@@ -43,8 +44,10 @@ class DetectionDataset(Dataset):
         records: Records | Sequence[ImageRecord],
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
+        repaired: RepairedBoxes | None = None,
     ) -> None:
         self.records = records
+        self.repaired = repaired
         self.classes = list(classes)
         self.category_ids = list(range(len(self.classes)) if category_ids is None else category_ids)
         self.transform: DetectionTransform | None = None

@@ -69,7 +69,7 @@ def load_kitti(folder: Path, split: str, max_samples: int | None = None, seed: i
     raw = _annotations([labels[name] for name in names], problems)
     table = check_annotations(raw, sizes, {i: i for i in range(len(KITTI_CLASSES))}, problems)
     records = TableRecords(np.array(image_ids, dtype=np.int64), files.__getitem__, sizes, partial(_read, files), table)
-    return DetectionDataset(records, KITTI_CLASSES)
+    return DetectionDataset(records, KITTI_CLASSES, repaired=table.repaired)
 
 
 def _root(folder: Path) -> Path:

@@ -55,15 +55,36 @@ class Records(ABC):
 
 
 @dataclass(frozen=True)
+class RepairedBoxes:
+    """Boxes of a split that were dropped or clipped when it was read.
+
+    Attributes:
+        source (`str`): the split in messages, such as the path of its JSON.
+        boxes (`int`): annotated boxes.
+        dropped (`int`): of them without area inside their image.
+        clipped (`int`): of them clipped to their image.
+    """
+
+    source: str
+    boxes: int
+    dropped: int
+    clipped: int
+
+    def __bool__(self) -> bool:
+        return self.dropped + self.clipped > 0
+
+
+@dataclass(frozen=True)
 class AnnotationTable:
     """The annotations of a split, sorted by image: those of image `i` are rows `offsets[i]` to `offsets[i + 1]` of the
-    columns, which are those of [`ImageRecord`]. A few arrays, which forked workers share."""
+    columns, which are those of [`ImageRecord`]. A few arrays, which forked workers share; and what was repaired."""
 
     offsets: np.ndarray
     boxes: np.ndarray
     categories: np.ndarray
     area: np.ndarray
     iscrowd: np.ndarray
+    repaired: RepairedBoxes
 
 
 class TableRecords(Records):

@@ -48,7 +48,7 @@ def load_rows(rows: datasets.Dataset, source: str) -> DetectionDataset:
     table = check_annotations(raw, sizes, {i: i for i in range(len(classes))}, problems)
     read = partial(_read, rows.select_columns("image"), source)
     records = TableRecords(np.array(image_ids, dtype=np.int64), partial(_name, source), sizes, read, table)
-    return DetectionDataset(records, classes)
+    return DetectionDataset(records, classes, repaired=table.repaired)
 
 
 def _class_names(rows: datasets.Dataset, source: str) -> list[str]:

@@ -7,20 +7,34 @@ Boxes are `(x_min, y_min, x_max, y_max)` in pixels all the way, as the image pro
 `post_process_object_detection` gives them; only COCO's files and library see `(x, y, width, height)`.
 """
 
-from .detections import MAX_DETECTIONS, detections_from_predictions, predictions_from_heads, references_from_labels
-from .evaluator import PADDING, CocoEvaluator, gatherable
-from .metric import FIGURES, CocoBoxMetric, class_figures
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 
-__all__ = [
-    "FIGURES",
-    "MAX_DETECTIONS",
-    "PADDING",
-    "CocoBoxMetric",
-    "CocoEvaluator",
-    "class_figures",
-    "detections_from_predictions",
-    "gatherable",
-    "predictions_from_heads",
-    "references_from_labels",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "detections": [
+            "MAX_DETECTIONS",
+            "detections_from_predictions",
+            "predictions_from_heads",
+            "references_from_labels",
+        ],
+        "evaluator": ["CocoEvaluator", "PADDING", "gatherable"],
+        "figures": ["FIGURES", "class_figures"],
+        "metric": ["CocoBoxMetric"],
+    },
+)
+
+if TYPE_CHECKING:
+    from .detections import MAX_DETECTIONS as MAX_DETECTIONS
+    from .detections import detections_from_predictions as detections_from_predictions
+    from .detections import predictions_from_heads as predictions_from_heads
+    from .detections import references_from_labels as references_from_labels
+    from .evaluator import PADDING as PADDING
+    from .evaluator import CocoEvaluator as CocoEvaluator
+    from .evaluator import gatherable as gatherable
+    from .figures import FIGURES as FIGURES
+    from .figures import class_figures as class_figures
+    from .metric import CocoBoxMetric as CocoBoxMetric

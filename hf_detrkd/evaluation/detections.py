@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area, box_convert
 
-from ..outputs import Predictions
+from ..structures.outputs import Predictions
 
 
 MAX_DETECTIONS = 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
-from .metric import CocoBoxMetric, Curves
+from .figures import Curves
+
+
+if TYPE_CHECKING:
+    from .metric import CocoBoxMetric
 
 
 PADDING = -100  # what Trainer and accelerate pad with; the class of a row that is no box
@@ -108,6 +112,8 @@ class CocoEvaluator:
         main = not several or dist.get_rank() == 0
         figures: list[dict[str, float] | None] = [None]
         if main:
+            from .metric import CocoBoxMetric  # loads evaluate and the COCO library
+
             self.metric = CocoBoxMetric(self.id2label) if self.metric is None else self.metric
             image_ids = torch.as_tensor(evaluation.label_ids["image_id"]).cpu().numpy()
             self.metric.add_batch(

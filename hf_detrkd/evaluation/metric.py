@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
+import evaluate
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-
-@contextmanager
-def _scripts_hidden() -> Iterator[None]:
-    """`import evaluate` means the library also for a script that has an `evaluate.py` beside it, as in `scripts/`."""
-    path = sys.path[:]
-    sys.path[:] = [folder for folder in path if not Path(folder, "evaluate.py").is_file()]
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-
-
-with _scripts_hidden():
-    import evaluate
-
-
-PRECISIONS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
-RECALLS = ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
-FIGURES = PRECISIONS + RECALLS  # in the official evaluator's order
-CURVE_THRESHOLDS = {"50": 0, "75": 5}  # IoU in percent, and its place among the evaluator's ten thresholds
-
-Curves = dict[str, dict[str, list[float]]]  # precision over recall, by IoU in percent and class
+from .figures import CURVE_THRESHOLDS, FIGURES, Curves, class_figures
 
 
 class CocoBoxMetric(evaluate.Metric):
@@ -162,12 +139,3 @@ def _figures(
             if known.size:
                 curves[percent][name] = precision[threshold, :, i].tolist()
     return figures, curves
-
-
-def class_figures(id2label: Mapping[int, str]) -> dict[int, str]:
-    """What the figure of each class is called, by its number: see [`CocoBoxMetric`]."""
-    taken = Counter(FIGURES) + Counter(f"map_{name}" for name in id2label.values())
-    return {
-        number: f"map_{name}" if taken[f"map_{name}"] == 1 else f"map_{name}_{number}"
-        for number, name in sorted(id2label.items())
-    }

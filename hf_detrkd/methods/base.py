@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..matching import Assigning, run_together
-from ..outputs import DetectorOutput, DetectorSpec
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..losses.matching import to_host
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec
+from ..structures.targets import BatchTotals, Targets
+from .decoding import DecodedQueries, QueryRequests
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ class DistillationMethod(nn.Module):
         targets: Targets,
         totals: BatchTotals,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Computes the unweighted losses of one batch: [`questions`] and [`steps`], alone.
+    ) -> dict[LossKey, Tensor]:
+        """Computes the unweighted losses of one batch by this method only: [`query_requests`], [`costs`] and
+        [`losses`] in turn.
 
         Args:
             student ([`DetectorOutput`]): with gradient.
@@ -89,35 +92,78 @@ class DistillationMethod(nn.Module):
             generator (`torch.Generator`): on the CPU, seeded by the run's seed and step: equal on all processes.
 
         Returns:
-            `dict[str, torch.Tensor]`: scalars by name `<method>_<part>[_<group>]_<layer>`, and [`metrics`].
+            `dict[LossKey, torch.Tensor]`: scalars, and [`metrics`].
         """
-        asked = self.questions(student, teacher, targets, generator)
-        replies = Replies(
-            {name: student.decode(queries) for name, queries in asked.student.items()},
-            {name: teacher.decode(queries) for name, queries in asked.teacher.items()},
+        requests = self.query_requests(student, teacher, targets, generator)
+        decoded = DecodedQueries(
+            {name: student.decode(queries) for name, queries in requests.student.items()},
+            {name: teacher.decode(queries) for name, queries in requests.teacher.items()},
         )
-        return run_together(self.steps(student, teacher, replies, targets, totals))[0]
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            costs = self.costs(student, teacher, decoded, targets)
+            return self.losses(student, teacher, decoded, targets, totals, to_host(costs))
 
-    def questions(
+    def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
-    ) -> Questions:
-        """What a method asks the two decoders beside their own queries: all methods of a step ask together."""
-        return Questions()
+    ) -> QueryRequests:
+        """Queries that the two decoders are to answer besides their own. Default: none.
 
-    def steps(
+        The requests of all methods of a step go through each decoder in one pass.
+        """
+        return QueryRequests()
+
+    def costs(
+        self, student: DetectorOutput, teacher: DetectorOutput, decoded: DecodedQueries, targets: Targets
+    ) -> list[Tensor]:
+        """Costs of the assignments that [`losses`] needs. Default: none.
+
+        The costs of all methods and of the detection loss go to the host in one copy. Called without autocast.
+
+        Args:
+            student, teacher ([`DetectorOutput`])
+            decoded ([`DecodedQueries`]): predictions for [`query_requests`].
+            targets ([`Targets`])
+        """
+        return []
+
+    def losses(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
-        replies: Replies,
+        decoded: DecodedQueries,
         targets: Targets,
         totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        """What a method writes: the losses, from the models' own answers and from those to its questions.
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
+        """The unweighted losses of one batch; what every method implements. Called without autocast.
 
-        It yields once, the costs of its assignments (an empty list where it has none), and is sent them on the host.
-        So all assignments of a training step share one copy: see [`~hf_detrkd.matching.run_together`].
+        Args:
+            student, teacher ([`DetectorOutput`])
+            decoded ([`DecodedQueries`]): predictions for [`query_requests`].
+            targets ([`Targets`])
+            totals ([`BatchTotals`]): divisors.
+            host_costs (`list[np.ndarray]`): the [`costs`] on the host, in their order.
+
+        Returns:
+            `dict[LossKey, torch.Tensor]`: scalars, and [`metrics`].
         """
         raise NotImplementedError
+
+
+def checked_losses(method: DistillationMethod, losses: object) -> dict[LossKey, Tensor]:
+    """The losses of a method, if they are what the distiller can weigh.
+
+    Raises:
+        TypeError: they are no dictionary of scalars by [`LossKey`].
+    """
+    wanted = f"{type(method).__name__}.losses must return a dict of scalar tensors by LossKey"
+    if not isinstance(losses, dict):
+        raise TypeError(f"{wanted}, got a {type(losses).__name__}: write it with `return`, not with `yield`.")
+    for key, value in losses.items():
+        if not isinstance(key, LossKey) or not isinstance(value, Tensor) or value.ndim:
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise TypeError(f"{wanted}, got {key!r} ({type(key).__name__}): a {type(value).__name__}{shape}.")
+    return losses
 
 
 def refuse_many_to_one(method: str, student: DetectorSpec, teacher: DetectorSpec | None = None) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..matching import Assigning
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper
+from .decoding import DecodedQueries, QueryRequests
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects
-from .layers import layer_pairs, parts_per_layer
-from .points import PointsConfig, as_compared, point_losses, shares
+from .layer_mapping import layer_pairs, parts_per_layer
 from .queries import shared_place, with_content
+from .query_losses import PointsConfig, as_compared, point_losses, shares
 
 
 @dataclass(frozen=True)
@@ -110,42 +111,41 @@ class CLoCKDistill(DistillationMethod):
         queries = {"class": 1.0, "box": 5.0, "giou": 2.0}
         return memory | {f"clockdistill_{part}": w * config.target_queries_weight for part, w in queries.items()}
 
-    def questions(
+    def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
-    ) -> Questions:
+    ) -> QueryRequests:
         if not self.config.target_queries_weight:
-            return Questions()
+            return QueryRequests()
         queries = target_queries(targets)
         asked = (with_content(queries, self.config.content, spec.width) for spec in (self.student, self.teacher))
-        return Questions(*({"targets": one} for one in asked))
+        return QueryRequests(*({"targets": one} for one in asked))
 
-    def steps(
+    def losses(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
-        replies: Replies,
+        decoded: DecodedQueries,
         targets: Targets,
         totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        yield []
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
         targets = targets.at_least_one_row()
-        losses: dict[str, Tensor] = {}
-        with torch.autocast(targets.boxes.device.type, enabled=False):
-            if self.config.memory_weight:
-                losses |= self._memory(student, teacher, targets, totals)
-            if self.config.target_queries_weight:
-                answers = replies.student["targets"], replies.teacher["targets"]
-                losses |= self._target_queries(*answers, targets, totals)
+        losses: dict[LossKey, Tensor] = {}
+        if self.config.memory_weight:
+            losses |= self._memory(student, teacher, targets, totals)
+        if self.config.target_queries_weight:
+            answers = decoded.student["targets"], decoded.teacher["targets"]
+            losses |= self._target_queries(*answers, targets, totals)
         return losses
 
     def _memory(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         """Sums over levels of the distances inside and outside of boxes, by level of the student."""
         counted = targets.valid
         if self.config.gate == "better":
             counted = better_objects(student.layers[-1], teacher.layers[-1], targets)
-        losses: dict[str, Tensor] = {}
+        losses: dict[LossKey, Tensor] = {}
         for level, own in enumerate(student.features["encoder"]):
             goal = nearest_level(own, teacher.features["encoder"])
             apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[level])
@@ -154,7 +154,7 @@ class CLoCKDistill(DistillationMethod):
             scales = {"foreground": foreground, "background": background}
             for part in self.memory_parts:
                 scale = scales[part]
-                losses[f"clockdistill_{part}_{level}"] = (scale * distance).sum() / totals.images
+                losses[LossKey(self.name, part, layer=level)] = (scale * distance).sum() / totals.images
         return losses
 
     def _target_queries(
@@ -163,7 +163,7 @@ class CLoCKDistill(DistillationMethod):
         teacher: tuple[Predictions, ...],
         targets: Targets,
         totals: BatchTotals,
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         pairs = layer_pairs(len(student), len(teacher))
         valid = targets.valid
         weight = shares(teacher[-1].scores().amax(-1) * valid)
@@ -173,7 +173,7 @@ class CLoCKDistill(DistillationMethod):
             if self.config.gate == "better":
                 values = values * better_answers(as_compared(student[s], teacher[t]), teacher[t], targets)
             terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.images)
-        return parts_per_layer("clockdistill", torch.stack(terms, 1), pairs)
+        return parts_per_layer(self.name, torch.stack(terms, 1), pairs)
 
 
 def target_queries(targets: Targets) -> ObjectQueries:

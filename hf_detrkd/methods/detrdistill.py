@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..losses import (
-    among_known,
-    box_losses,
-    class_targets,
-    gather_matched,
-    soft_class_loss,
+from ..losses.functional import among_known, box_losses, class_targets, gather_matched, soft_class_loss
+from ..losses.matching import (
+    HungarianMatcher,
+    match_columns,
+    pair_positives_first,
+    positives,
+    stack_layers,
+    to_device,
 )
-from ..matching import Assigning, HungarianMatcher, match_columns, stack_layers, to_device
-from ..outputs import DetectorOutput, DetectorSpec, Predictions
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec, Predictions
+from ..structures.targets import BatchTotals, Targets
 from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
+from .decoding import DecodedQueries, QueryRequests
+from .detection_losses import MATCHER, supervised_losses
 from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, query_direction, real_cells
 from .gates import better_answers, better_objects
-from .layers import PARTS, layer_pairs, per_layer
-from .pairing import pair_positives_first, positives
+from .layer_mapping import PARTS, layer_pairs, per_layer
 from .queries import shared_fields, teacher_queries
-from .supervision import MATCHER, supervised_losses
 
 
 PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  # student and teacher [released code]
@@ -143,44 +144,19 @@ class DETRDistill(DistillationMethod):
             "detrdistill_assignment_giou": 2 * assignment,
         }
 
-    def questions(
+    def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
-    ) -> Questions:
+    ) -> QueryRequests:
         if not self.config.assignment_weight:
-            return Questions()
-        return Questions({"prior": teacher_queries(student, teacher, self.fields)})
+            return QueryRequests()
+        return QueryRequests({"prior": teacher_queries(student, teacher, self.fields)})
 
-    def steps(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        replies: Replies,
-        targets: Targets,
-        totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        losses: dict[str, Tensor] = {}
-        asked = replies.student.get("prior", ())
-        with torch.autocast(targets.boxes.device.type, enabled=False):
-            costs = self._costs(student, teacher, asked, targets)
-        to_objects, *between = yield costs
-        solved = self._assignments(to_objects, between, targets.counts, teacher.layers[0].boxes.shape[1])
-        index, pairing, positive = to_device(solved, targets.boxes.device)
-        with torch.autocast(targets.boxes.device.type, enabled=False):
-            if self.config.logits_weight:
-                losses |= self._logits(student, teacher, pairing, positive > 0, targets, totals)
-            if self.config.feature_weight:
-                losses |= self._features(student, teacher, targets, totals)
-            if asked:
-                losses |= self._assignment(asked, index, targets, totals)
-        return losses
-
-    # --- assignments -------------------------------------------------------------------------------------------------
-
-    def _costs(
-        self, student: DetectorOutput, teacher: DetectorOutput, asked: tuple[Predictions, ...], targets: Targets
+    def costs(
+        self, student: DetectorOutput, teacher: DetectorOutput, decoded: DecodedQueries, targets: Targets
     ) -> list[Tensor]:
-        """Of the layers whose assignment supervises the asked ones against the ground truth, and of student against
-        teacher, `(num_pairs, batch_size, queries, columns)` both."""
+        """Of the layers whose assignment supervises the prior's predictions against the ground truth, and of student
+        against teacher, `(num_pairs, batch_size, queries, columns)` both."""
+        asked = decoded.student.get("prior", ())
         by_student = self.config.variant == "released" and bool(asked)
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
         costs = [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
@@ -188,6 +164,29 @@ class DETRDistill(DistillationMethod):
             answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
             costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))
         return costs
+
+    def losses(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        decoded: DecodedQueries,
+        targets: Targets,
+        totals: BatchTotals,
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
+        losses: dict[LossKey, Tensor] = {}
+        to_objects, *between = host_costs
+        solved = self._assignments(to_objects, between, targets.counts, teacher.layers[0].boxes.shape[1])
+        index, pairing, positive = to_device(solved, targets.boxes.device)
+        if self.config.logits_weight:
+            losses |= self._logits(student, teacher, pairing, positive > 0, targets, totals)
+        if self.config.feature_weight:
+            losses |= self._features(student, teacher, targets, totals)
+        if asked := decoded.student.get("prior", ()):
+            losses |= self._assignment(asked, index, targets, totals)
+        return losses
+
+    # --- assignments -------------------------------------------------------------------------------------------------
 
     def _assignments(
         self, to_objects: np.ndarray, between: list[np.ndarray], counts: tuple[int, ...], num_teacher: int
@@ -219,7 +218,7 @@ class DETRDistill(DistillationMethod):
         positive: Tensor,
         targets: Targets,
         totals: BatchTotals,
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         terms = torch.stack(
             [
                 self._pair_terms(student.layers[s], teacher.layers[t], index, targets)
@@ -230,18 +229,18 @@ class DETRDistill(DistillationMethod):
         paired = pairing >= 0
         pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
-            groups = {"": (paired, pairs)}
+            groups: dict[str | None, tuple[Tensor, Any]] = {None: (paired, pairs)}
         else:
             groups = {
-                "_positive": (paired & positive, totals.or_one(totals.matched)),
-                "_negative": (paired & ~positive, totals.or_one(pairs - totals.matched)),
+                "positive": (paired & positive, totals.or_one(totals.matched)),
+                "negative": (paired & ~positive, totals.or_one(pairs - totals.matched)),
             }
-        losses: dict[str, Tensor] = {}
+        losses: dict[LossKey, Tensor] = {}
         for group, (chosen, divisor) in groups.items():
             for part, values in zip(PARTS, terms, strict=True):
-                if (part, group) != ("class", "_negative"):  # the class of a negative is always no object
+                if (part, group) != ("class", "negative"):  # the class of a negative is always no object
                     value = (values * chosen).sum((1, 2)) / divisor
-                    losses |= per_layer(f"detrdistill_logits_{part}{group}", value, self.pairs)
+                    losses |= per_layer(LossKey(self.name, f"logits_{part}", group), value, self.pairs)
         return losses
 
     def _pair_terms(self, student: Predictions, teacher: Predictions, index: Tensor, targets: Targets) -> Tensor:
@@ -254,12 +253,12 @@ class DETRDistill(DistillationMethod):
 
     def _features(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         """Sum over teacher layers and levels of the masked squared distance; masks enter it squared."""
         teacher_maps = teacher.features[self.config.feature_level]
         gamma = None if self.config.variant == "released" else self.config.gamma
         directions = [query_direction(layer, targets, gamma) for layer in teacher.layers]
-        losses: dict[str, Tensor] = {}
+        losses: dict[LossKey, Tensor] = {}
         for level, own in enumerate(student.features[self.config.feature_level]):
             wanted = nearest_level(own, teacher_maps)
             goal = wanted.values.float()
@@ -269,12 +268,15 @@ class DETRDistill(DistillationMethod):
                 chosen = better_objects(student.layers[-1], teacher.layers[-1], targets)
                 squares = squares * (cells_of(targets, wanted)[0] & chosen[..., None, None]).any(1)
             distance = (squares[:, None] * (goal - projected).square()).mean(1).sum((1, 2))
-            losses[f"detrdistill_feature_{level}"] = (distance / real_cells(wanted)).sum() / totals.images
+            losses[LossKey(self.name, "feature", layer=level)] = (distance / real_cells(wanted)).sum() / totals.images
         return losses
 
     def _assignment(
         self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         logits, boxes = stack_layers([asked[s] for s, _, _ in self.pairs])
-        name, activation = "detrdistill_assignment", asked[0].activation
-        return supervised_losses(name, logits, boxes, index, targets, totals, activation, self.pairs)
+
+        def key(part: str) -> LossKey:
+            return LossKey(self.name, f"assignment_{part}")
+
+        return supervised_losses(key, logits, boxes, index, targets, totals, asked[0].activation, self.pairs)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..matching import Assigning, match_columns, stack_layers, to_device
-from ..outputs import DetectorOutput, DetectorSpec
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..losses.matching import match_columns, stack_layers, to_device
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec
+from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, refuse_many_to_one
+from .decoding import DecodedQueries, QueryRequests
+from .detection_losses import MATCHER, classification_of, supervised_losses
 from .queries import RandomPlacesConfig, random_queries, takes_place, with_content
-from .supervision import MATCHER, classification_of, supervised_losses
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,35 @@ class ExtraQueries(DistillationMethod):
         class_weight = 1.0 if classification_of(self.student.activation) == "cross_entropy" else 2.0
         return {"extra_queries_class": class_weight, "extra_queries_box": 5.0, "extra_queries_giou": 2.0}
 
-    def questions(
+    def query_requests(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput | None,
         targets: Targets,
         generator: torch.Generator,
-    ) -> Questions:
+    ) -> QueryRequests:
         count, distribution = self.config.extra_queries, self.config.general_distribution
         queries = random_queries(self.place, count, distribution, student, generator)
-        return Questions({"extra": with_content(queries, self.config.content, self.student.width)})
+        return QueryRequests({"extra": with_content(queries, self.config.content, self.student.width)})
 
-    def steps(
+    def costs(
+        self, student: DetectorOutput, teacher: DetectorOutput | None, decoded: DecodedQueries, targets: Targets
+    ) -> list[Tensor]:
+        layers = decoded.student["extra"]
+        return [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
+
+    def losses(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput | None,
-        replies: Replies,
+        decoded: DecodedQueries,
         targets: Targets,
         totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        layers = replies.student["extra"]
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
+        layers = decoded.student["extra"]
         logits, boxes = stack_layers(layers)
-        with torch.autocast(boxes.device.type, enabled=False):
-            cost = MATCHER.cost(logits, boxes, targets, layers[0].activation)
-        (host,) = yield [cost]
-        (index,) = to_device([match_columns(host, targets.counts)], boxes.device)
+        (index,) = to_device([match_columns(host_costs[0], targets.counts)], boxes.device)
         pairs = [(layer, layer, 1.0) for layer in range(len(layers))]
-        activation = self.student.activation
-        return supervised_losses(self.name, logits, boxes, index, targets, totals, activation, pairs)
+        key = partial(LossKey, self.name)
+        return supervised_losses(key, logits, boxes, index, targets, totals, self.student.activation, pairs)

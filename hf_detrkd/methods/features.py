@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import box_overlap, gather_matched
-from ..outputs import FeatureMap, Predictions
-from ..targets import Targets
+from ..losses.functional import box_overlap, gather_matched
+from ..structures.outputs import FeatureMap, Predictions
+from ..structures.targets import Targets
 
 
 TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code of DETRDistill]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import among_known, box_overlap
-from ..outputs import Predictions
-from ..targets import Targets
+from ..losses.functional import among_known, box_overlap
+from ..structures.outputs import Predictions
+from ..structures.targets import Targets
 
 
 MIN_IOU = 0.5

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..matching import Assigning
-from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper
+from .decoding import DecodedQueries, QueryRequests
 from .gates import better_answers
-from .layers import layer_pairs, parts_per_layer
-from .points import PointsConfig, as_compared, point_losses, shares
+from .layer_mapping import layer_pairs, parts_per_layer
 from .queries import RandomPlacesConfig, random_queries, shared_fields, shared_place, teacher_queries, with_content
-from .regions import best_boxes, nearby_proposals
+from .query_losses import PointsConfig, as_compared, point_losses, shares
+from .region_points import best_boxes, nearby_proposals
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ class KDDETR(DistillationMethod):
         class_weight = 2.0 if self.config.scale == "normalized" else 1.0
         return {"kd_detr_class": class_weight, "kd_detr_box": 5.0, "kd_detr_giou": 2.0}
 
-    def questions(
+    def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
-    ) -> Questions:
+    ) -> QueryRequests:
         if not self.student.one_to_one:
             return self._regions(student, teacher, generator)
         asked: dict[str, ObjectQueries] = {}
@@ -132,9 +133,9 @@ class KDDETR(DistillationMethod):
             queries = random_queries(self.place, count, distribution, teacher, generator)
             asked["general"] = with_content(queries, self.config.content, self.student.width)
             answered["general"] = with_content(queries, self.config.content, self.teacher.width)
-        return Questions(asked, answered)
+        return QueryRequests(asked, answered)
 
-    def _regions(self, student: DetectorOutput, teacher: DetectorOutput, generator: torch.Generator) -> Questions:
+    def _regions(self, student: DetectorOutput, teacher: DetectorOutput, generator: torch.Generator) -> QueryRequests:
         """The points of a student that looks at proposals: the teacher's boxes, and its own proposals."""
         config, answers, places = self.config, teacher.layers[-1], {}
         if config.specific_points:
@@ -142,20 +143,22 @@ class KDDETR(DistillationMethod):
         if config.general_points:
             places["general"] = nearby_proposals(student, answers, config.general_points, generator)
         width = self.teacher.width
-        return Questions(places, {name: with_content(place, config.content, width) for name, place in places.items()})
+        return QueryRequests(
+            places, {name: with_content(place, config.content, width) for name, place in places.items()}
+        )
 
-    def steps(
+    def losses(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
-        replies: Replies,
+        decoded: DecodedQueries,
         targets: Targets,
         totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        yield []
-        losses: dict[str, Tensor] = {}
-        for group, answers in replies.student.items():
-            wanted = replies.teacher.get(group, teacher.layers)
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
+        losses: dict[LossKey, Tensor] = {}
+        for group, answers in decoded.student.items():
+            wanted = decoded.teacher.get(group, teacher.layers)
             losses |= self._compare(group, answers, wanted, targets, totals)
         return losses
 
@@ -170,14 +173,13 @@ class KDDETR(DistillationMethod):
         teacher: tuple[Predictions, ...],
         targets: Targets,
         totals: BatchTotals,
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         """Compares answers to the same points, layer by layer; `w` has shape `(batch_size, num_points)`."""
-        with torch.autocast(student[0].logits.device.type, enabled=False):
-            best = teacher[-1].scores().amax(-1)
-            weight = best if self.config.foreground_weight else torch.ones_like(best)
-            pairs = self._pairs(len(student), len(teacher))
-            terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
-        return parts_per_layer("kd_detr", terms, pairs, group)
+        best = teacher[-1].scores().amax(-1)
+        weight = best if self.config.foreground_weight else torch.ones_like(best)
+        pairs = self._pairs(len(student), len(teacher))
+        terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
+        return parts_per_layer(self.name, terms, pairs, group)
 
     def _pairs(self, num_student: int, num_teacher: int) -> list[tuple[int, int, float]]:
         if self.config.teacher_layers == "each":

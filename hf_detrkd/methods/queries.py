@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..outputs import DetectorOutput, DetectorSpec, ObjectQueries
+from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import among_known, box_overlap, class_targets, soft_class_loss
-from ..matching import Assigning
-from ..outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
-from ..questions import Questions, Replies
-from ..targets import BatchTotals, Targets
+from ..losses.functional import among_known, box_overlap, class_targets, soft_class_loss
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
+from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper
+from .decoding import DecodedQueries, QueryRequests
 from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length
 from .queries import PlacesConfig, takes_place, with_content
 
@@ -110,46 +111,45 @@ class TaskAdaptiveRegularization(DistillationMethod):
         parts = ("features", "class", "box") if self.shares_proposals else ("features",)
         return {f"task_adaptive_{part}": 1.0 for part in parts}
 
-    def questions(
+    def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
-    ) -> Questions:
+    ) -> QueryRequests:
         if not self.shares_proposals or student.proposals is None or not student.proposals.boxes.shape[1]:
-            return Questions()
+            return QueryRequests()
         queries = ObjectQueries(boxes=student.proposals.boxes, groups=(~student.proposals.valid).long())
-        return Questions(teacher={"proposals": with_content(queries, self.config.content, self.teacher.width)})
+        return QueryRequests(teacher={"proposals": with_content(queries, self.config.content, self.teacher.width)})
 
-    def steps(
+    def losses(
         self,
         student: DetectorOutput,
         teacher: DetectorOutput,
-        replies: Replies,
+        decoded: DecodedQueries,
         targets: Targets,
         totals: BatchTotals,
-    ) -> Assigning[dict[str, Tensor]]:
-        yield []
-        with torch.autocast(targets.boxes.device.type, enabled=False):
-            losses = self._features(student, teacher, targets.at_least_one_row(), totals)
-            if self.shares_proposals and student.proposals is not None:
-                asked = replies.teacher.get("proposals")  # not where no image has a proposal
-                teacher_answers = student.layers[-1].detach() if asked is None else asked[-1]
-                losses |= self._proposals(student.layers[-1], teacher_answers, student.proposals, totals)
+        host_costs: list[np.ndarray],
+    ) -> dict[LossKey, Tensor]:
+        losses = self._features(student, teacher, targets.at_least_one_row(), totals)
+        if self.shares_proposals and student.proposals is not None:
+            asked = decoded.teacher.get("proposals")  # missing if no image has a proposal
+            teacher_answers = student.layers[-1].detach() if asked is None else asked[-1]
+            losses |= self._proposals(student.layers[-1], teacher_answers, student.proposals, totals)
         return losses
 
     def _features(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         level, losses = self.config.feature_level, {}
         for number, own in enumerate(student.features[level]):
             goal = nearest_level(own, teacher.features[level])
             apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[number])
             mask = gaussian_mask(targets, goal)
             distance = (mask * apart.square().mean(1)).sum((1, 2)) / (2 * mask.sum((1, 2)).clamp(min=1))
-            losses[f"task_adaptive_features_{number}"] = distance.sum() / totals.images
+            losses[LossKey(self.name, "features", layer=number)] = distance.sum() / totals.images
         return losses
 
     def _proposals(
         self, student: Predictions, teacher: Predictions, proposals: Proposals, totals: BatchTotals
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossKey, Tensor]:
         labels, foreground = proposals.labels.clamp(min=0), proposals.foreground
         own, wanted = student.boxes_of(labels), teacher.boxes_of(labels)
         known = among_known(student, teacher)
@@ -167,10 +167,10 @@ class TaskAdaptiveRegularization(DistillationMethod):
         counts = totals.mean_counts(torch.stack([class_gate.sum(), proposals.valid.sum()]).float())
         judged = foreground & ~proposals.added
         return {
-            "task_adaptive_class_0": (classes * class_gate).sum() / totals.or_one(counts[0]),
-            "task_adaptive_box_0": (moved * box_gate).sum() / totals.or_one(counts[1]),
-            "task_adaptive_class_pass": share(class_gate, judged),
-            "task_adaptive_box_pass": share(box_gate, judged),
+            LossKey(self.name, "class", layer=0): (classes * class_gate).sum() / totals.or_one(counts[0]),
+            LossKey(self.name, "box", layer=0): (moved * box_gate).sum() / totals.or_one(counts[1]),
+            LossKey(self.name, "class_pass"): share(class_gate, judged),
+            LossKey(self.name, "box_pass"): share(box_gate, judged),
         }
 
 

@@ -1,26 +1,36 @@
-"""Detectors that transformers lacks, under transformers' own names for everything: `AutoModelForObjectDetection`
-builds and loads them as soon as this package is imported, and a saved model carries its code for everybody else."""
+"""Detectors that transformers lacks: DINO and Faster R-CNN.
 
-from transformers import AutoConfig, AutoModelForObjectDetection
+After `import hf_detrkd`, `AutoModelForObjectDetection` builds and loads them; a saved model carries its code for
+everybody else.
+"""
 
-from .dino_detr import DinoDetrConfig, DinoDetrForObjectDetection, DinoDetrModel
-from .faster_rcnn import FasterRCNNConfig, FasterRCNNForObjectDetection
+from typing import TYPE_CHECKING, Any
 
+import lazy_loader
 
-for _config, _model in (
-    (DinoDetrConfig, DinoDetrForObjectDetection),
-    (FasterRCNNConfig, FasterRCNNForObjectDetection),
-):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModelForObjectDetection.register(_config, _model)
-    _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModelForObjectDetection")
+from .registration import register_classes
 
 
-__all__ = [
-    "DinoDetrConfig",
-    "DinoDetrForObjectDetection",
-    "DinoDetrModel",
-    "FasterRCNNConfig",
-    "FasterRCNNForObjectDetection",
-]
+_get, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dino_detr": ["DinoDetrConfig", "DinoDetrForObjectDetection", "DinoDetrModel"],
+        "faster_rcnn": ["FasterRCNNConfig", "FasterRCNNForObjectDetection"],
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A class by its name; whoever takes one finds all of them registered with the Auto classes."""
+    found = _get(name)
+    if name in __all__:
+        register_classes()
+    return found
+
+
+if TYPE_CHECKING:
+    from .dino_detr import DinoDetrConfig as DinoDetrConfig
+    from .dino_detr import DinoDetrForObjectDetection as DinoDetrForObjectDetection
+    from .dino_detr import DinoDetrModel as DinoDetrModel
+    from .faster_rcnn import FasterRCNNConfig as FasterRCNNConfig
+    from .faster_rcnn import FasterRCNNForObjectDetection as FasterRCNNForObjectDetection

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_detrkd.adapters import DetectorAdapter
-from hf_detrkd.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for, spec_for
-from hf_detrkd.outputs import Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import Predictions
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.adapters.contract import (
     assert_same,

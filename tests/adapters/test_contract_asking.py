@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import adapter_for
-from hf_detrkd.outputs import DetectorOutput, ObjectQueries, Predictions
+from hf_detrkd.structures.outputs import DetectorOutput, ObjectQueries, Predictions
 from tests import tiny
 from tests.adapters.contract import (
     assert_same,

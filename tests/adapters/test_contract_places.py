@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for, spec_for
 from hf_detrkd.adapters.rt_detr import rows_at
-from hf_detrkd.outputs import ObjectQueries
+from hf_detrkd.structures.outputs import ObjectQueries
 from tests import tiny
 from tests.adapters.contract import (
     assert_same,

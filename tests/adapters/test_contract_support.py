@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor
 
 from hf_detrkd.adapters import adapter_for, spec_for
-from hf_detrkd.outputs import ObjectQueries
-from hf_detrkd.questions import ask_together
+from hf_detrkd.methods.decoding import decode_together
+from hf_detrkd.structures.outputs import ObjectQueries
 from tests import tiny
 from tests.adapters.contract import (
     assert_same,
@@ -82,7 +82,7 @@ def test_activation_checkpointing_changes_no_gradient_of_either_pass(build, name
         output = run(adapter, inputs_for(adapter), with_labels=True)
         fields = None, frozenset({least_field(adapter.spec)})
         sets = [foreign(adapter.spec, count, names, seed=count) for names in fields for count in (3, 5)]
-        together = [layer for layers in ask_together(output.decode, sets) for layer in layers]
+        together = [layer for layers in decode_together(output.decode, sets) for layer in layers]
         return gradients(model, output.loss + some_loss(output.decode(foreign(adapter.spec))) + some_loss(together))
 
     plain, checkpointed = outcome(False), outcome(True)

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from hf_detrkd.data import ImageRecord
+from tests import ROOT
 
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """Finds a folder of real images by name, under `HF_DETRKD_DATA` or beside the repository, or skips the test."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    beside = ROOT.resolve().parent / "shared" / "data"
     root = Path(os.environ.get("HF_DETRKD_DATA", beside))
 
     def find(name: str) -> Path:

@@ -65,7 +65,7 @@ def test_boxes_are_clipped_and_dropped_and_reported_once(coco_folder, coco_conte
     assert np.allclose(record.boxes, [[0, 0, 5, 5], [30, 20, 10, 10], [30, 20, 10, 10], [0, 3, 8, 8]])
     assert record.area[:2].tolist() == [25, 100], "areas that the source does not give follow the clipped box"
     (message,) = [entry.getMessage() for entry in caplog.records]
-    assert "instances_val.json: of 8 boxes, 4 without extent" in message and "2 that reach out" in message
+    assert "instances_val.json: 8 boxes: dropped 4 with no area inside the image, clipped 2" in message
 
 
 def test_a_healthy_set_warns_of_nothing(coco_folder, coco_content, caplog):

@@ -167,7 +167,7 @@ def test_boxes_are_clipped_and_dropped_and_reported_once(kitti, caplog):
         (record,) = load_detection_split(folder).records
     assert record.boxes.tolist() == [[0, 5, 30, 35], [1, 2, 2, 2]]
     (message,) = [entry.getMessage() for entry in caplog.records]
-    assert "split val: of 3 boxes, 1 without extent" in message and "1 that reach out" in message
+    assert "split val: 3 boxes: dropped 1 with no area inside the image, clipped 1 to the image." in message
 
 
 CAR = line("Car", 10, 5, 30, 25)

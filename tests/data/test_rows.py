@@ -103,7 +103,7 @@ def test_boxes_outside_are_clipped_by_the_size_in_the_file(caplog):
     with caplog.at_level(logging.WARNING):
         record = load_detection_split(make(objects), "train").records[0]
     assert record.boxes.tolist() == [[30, 20, 10, 10]]
-    assert "of 2 boxes, 1 without extent inside their image were dropped and 1 that reach" in caplog.text
+    assert "2 boxes: dropped 1 with no area inside the image, clipped 1 to the image." in caplog.text
 
 
 @pytest.mark.parametrize(

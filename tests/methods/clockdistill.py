@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
-from hf_detrkd.outputs import DetectorOutput
-from hf_detrkd.targets import BatchTotals, Targets
+from hf_detrkd.structures.outputs import DetectorOutput
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods.fakes import Fake
 

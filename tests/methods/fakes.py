@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_detrkd.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods.naive import Layer, Truth
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from hf_detrkd.outputs import Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import Predictions
+from hf_detrkd.structures.targets import Targets
 
 
 OBJECT = [0.5, 0.5, 0.5, 0.5]

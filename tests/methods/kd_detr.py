@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods import KDDETR
-from hf_detrkd.outputs import DetectorOutput
-from hf_detrkd.targets import BatchTotals
+from hf_detrkd.structures.outputs import DetectorOutput
+from hf_detrkd.structures.targets import BatchTotals
 from tests import tiny
 from tests.methods.fakes import targets_of
 

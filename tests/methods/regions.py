@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hf_detrkd.outputs import DetectorSpec
+from hf_detrkd.structures.outputs import DetectorSpec
 from tests.methods.fakes import spec
 
 

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods import TaskAdaptiveConfig, TaskAdaptiveRegularization
-from hf_detrkd.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import (
+    DetectorOutput,
+    DetectorSpec,
+    FeatureMap,
+    ObjectQueries,
+    Predictions,
+    Proposals,
+)
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods.fakes import spec
 

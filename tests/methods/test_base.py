@@ -10,9 +10,10 @@ import torch
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import METHODS
-from hf_detrkd.methods.layers import layer_pairs, per_layer
+from hf_detrkd.methods.layer_mapping import layer_pairs, per_layer
 from hf_detrkd.methods.queries import shared_fields, takes_place, teacher_queries
-from hf_detrkd.outputs import ObjectQueries
+from hf_detrkd.structures.loss_key import LossKey
+from hf_detrkd.structures.outputs import ObjectQueries
 from tests import tiny
 from tests.methods.fakes import Fake, spec
 from tests.methods.naive import taught_by
@@ -44,8 +45,8 @@ def test_layers_meet_as_in_the_paper_s_figure(num_student, num_teacher, students
 
 
 def test_values_that_meet_in_a_layer_are_averaged():
-    losses = per_layer("part", torch.tensor([1.0, 3.0, 5.0, 8.0]), layer_pairs(2, 4))
-    assert losses == {"part_0": 2.0, "part_1": 6.5}
+    losses = per_layer(LossKey("method", "part"), torch.tensor([1.0, 3.0, 5.0, 8.0]), layer_pairs(2, 4))
+    assert losses == {"method_part_0": 2.0, "method_part_1": 6.5}
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.backward import total

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_detrkd.adapters import ADAPTERS, DetectorAdapter, adapter_for
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
 from hf_detrkd.methods.clockdistill import target_queries
-from hf_detrkd.targets import Targets
-from hf_detrkd.teacher import Teacher
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods.backward import gradients, total
 from tests.methods.clockdistill import ONLY_MEMORY, PLACED, PLACELESS, compare

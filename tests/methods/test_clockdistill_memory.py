@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
 from hf_detrkd.methods.clockdistill import location_scales
-from hf_detrkd.outputs import FeatureMap
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import FeatureMap
+from hf_detrkd.structures.targets import Targets
 from tests.methods import naive
 from tests.methods.backward import total
 from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, compare, losses_of

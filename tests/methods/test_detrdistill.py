@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods import DETRDistill, DETRDistillConfig
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.targets import Targets
 from tests.methods import naive
 from tests.methods.detrdistill import ONLY_ASSIGNMENT, ONLY_LOGITS, VARIANTS, losses_of
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of

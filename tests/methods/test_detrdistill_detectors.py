@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for, spec_for
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import DETRDistill, DETRDistillConfig
-from hf_detrkd.targets import Targets
-from hf_detrkd.teacher import Teacher
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods.detrdistill import VARIANTS, compare
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_detrkd.methods import DETRDistill, DETRDistillConfig
-from hf_detrkd.outputs import FeatureMap
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import FeatureMap
+from hf_detrkd.structures.targets import Targets
 from tests.methods import naive
 from tests.methods.detrdistill import ONLY_FEATURE, VARIANTS, compare, losses_of
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import adapter_for, spec_for
-from hf_detrkd.distiller import Distiller
+from hf_detrkd.distillation.distiller import Distiller
 from hf_detrkd.methods import KDDETR, ExtraQueries, ExtraQueriesConfig, KDDETRConfig
-from hf_detrkd.outputs import DetectorOutput
-from hf_detrkd.targets import BatchTotals, Targets
+from hf_detrkd.structures.outputs import DetectorOutput
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of
@@ -148,7 +148,7 @@ def test_a_step_without_a_teacher_trains_every_family(build, askable, content):
     student = build(askable).requires_grad_(True)
     config = ExtraQueriesConfig(extra_queries=20, content=content)
     distiller = Distiller(student, None, [ExtraQueries(config, adapter_for(student).spec)]).train()
-    output = distiller(**tiny.batch(64, boxes=(2, 0)))
+    output = distiller(tiny.batch(64, boxes=(2, 0)))
     assert {name for name in output["parts"] if name.startswith("extra")} == {
         f"extra_queries_{part}" for part in ("class", "box", "giou")
     }
@@ -171,7 +171,9 @@ def test_every_part_reaches_the_backbone_and_no_query(build, askable):
         terms = torch.stack([value for name, value in losses.items() if f"_{part}_" in name])
         assert len(terms) == tiny.NUM_LAYERS
         assert torch.autograd.grad(terms.sum(), first, retain_graph=True)[0].any(), part
-    queries = method.questions(output, None, Targets.from_labels(inputs["labels"]), torch.Generator()).student["extra"]
+    queries = method.query_requests(output, None, Targets.from_labels(inputs["labels"]), torch.Generator()).student[
+        "extra"
+    ]
     assert not any(getattr(queries, name).requires_grad for name in queries.fields)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_detrkd.methods.gates import better_answers, better_objects
-from hf_detrkd.outputs import Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import Predictions
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, by_image, targets_of, truth_of

@@ -18,8 +18,8 @@ from hf_detrkd.methods import (
     DistillationMethod,
     KDDETRConfig,
 )
-from hf_detrkd.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
-from hf_detrkd.targets import BatchTotals, Targets
+from hf_detrkd.structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests.methods.fakes import HEADS, Fake, spec, targets_of
 from tests.methods.gates import OBJECT, answers, objects
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import KDDETR, KDDETRConfig
-from hf_detrkd.targets import BatchTotals, Targets
-from hf_detrkd.teacher import Teacher
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods.backward import gradients, total
 from tests.methods.kd_detr import GROUPS, TWO_STAGE

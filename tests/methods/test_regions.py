@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from hf_detrkd.methods.regions import best_boxes, nearby_proposals
-from hf_detrkd.outputs import DetectorOutput, Predictions, Proposals
+from hf_detrkd.methods.region_points import best_boxes, nearby_proposals
+from hf_detrkd.structures.outputs import DetectorOutput, Predictions, Proposals
 from tests import tiny
 from tests.methods.fakes import HEADS, Fake, by_image, seeded, spec
 from tests.methods.regions import HALF, LESS, OBJECT, proposing

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from hf_detrkd.adapters import adapter_for
-from hf_detrkd.distiller import Distiller
+from hf_detrkd.distillation.distiller import Distiller
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import METHODS
-from hf_detrkd.teacher import Teacher
 from tests import tiny
 from tests.methods.regions import PARTS
 
@@ -45,9 +45,9 @@ def step(student: str, teacher: str, method: str, padded: bool, **options: Any) 
     distiller = Distiller(model, frozen, [METHODS[method](config, adapter_for(model).spec, frozen.spec)]).train()
     images = tiny.batch(96, padded=padded, boxes=(24, 23))
     torch.manual_seed(0)
-    output = distiller(**images)
+    output = distiller(images)
     torch.manual_seed(0)
-    losses = distiller.losses(**images)
+    losses = distiller.losses(images)
     names, parameters = zip(*distiller.named_parameters(), strict=True)
     found = torch.autograd.grad(distiller.weighted(losses.distillation), parameters, allow_unused=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.model.state_dict().items())
@@ -99,7 +99,7 @@ def test_a_real_student_that_is_its_teacher_has_no_loss(method, options):
     model = transformers.AutoModelForObjectDetection.from_config(tiny.config("faster_rcnn", frozen_batch_norm=True))
     frozen, config = Teacher(copy.deepcopy(model), tiny.LABELS), METHODS[method].config_class(**options)
     distiller = Distiller(model, frozen, [METHODS[method](config, frozen.spec, frozen.spec)]).train()
-    losses = distiller.losses(**tiny.batch(96, padded=True, boxes=(6, 5))).distillation
+    losses = distiller.losses(tiny.batch(96, padded=True, boxes=(6, 5))).distillation
     # Proposals pass from pixels to [0, 1] and back before the teacher is asked.
     exact = {name for name in losses if method == "kd_detr" or "features" in name}
     assert exact and all(abs(value) <= (0 if name in exact else 1e-5) for name, value in losses.items()), losses

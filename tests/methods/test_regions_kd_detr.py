@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, ExtraQueries, ExtraQueriesConfig, KDDETRConfig
-from hf_detrkd.methods.points import PointsConfig, point_losses
-from hf_detrkd.methods.regions import best_boxes, nearby_proposals
-from hf_detrkd.outputs import Predictions, Proposals
-from hf_detrkd.targets import BatchTotals, Targets
+from hf_detrkd.methods.query_losses import PointsConfig, point_losses
+from hf_detrkd.methods.region_points import best_boxes, nearby_proposals
+from hf_detrkd.structures.outputs import Predictions, Proposals
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, seeded, spec, targets_of

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import spec_for
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import TaskAdaptiveConfig, TaskAdaptiveRegularization
-from hf_detrkd.outputs import ObjectQueries, Proposals
-from hf_detrkd.targets import BatchTotals, Targets
-from hf_detrkd.teacher import Teacher
+from hf_detrkd.structures.outputs import ObjectQueries, Proposals
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 from tests.methods.backward import total
 from tests.methods.fakes import seeded, spec, targets_of
@@ -121,7 +121,7 @@ def test_the_teacher_is_asked_at_the_students_proposals():
     method, student, teacher, targets = whole()
     for content, fields in (("zero", {"content", "boxes"}), ("own", {"boxes"})):
         method = method_of(proposing(widths=(4, 3)), content=content)
-        asked = method.questions(student, teacher, targets, torch.Generator())
+        asked = method.query_requests(student, teacher, targets, torch.Generator())
         assert not asked.student and asked.teacher.keys() == {"proposals"}
         queries = asked.teacher["proposals"]
         assert queries.fields - {"groups"} == fields and torch.equal(queries.boxes, student.proposals.boxes)
@@ -135,7 +135,7 @@ def test_padding_is_no_query_that_a_real_proposal_sees(content):
     _, student, _, targets = whole((3, 0))
     method = method_of(proposing(widths=(4, 3)), teacher.spec, content=content)
     encoded = teacher(tiny.batch(64)["pixel_values"])
-    queries = method.questions(student, encoded, targets, torch.Generator()).teacher["proposals"]
+    queries = method.query_requests(student, encoded, targets, torch.Generator()).teacher["proposals"]
     answers = encoded.decode(queries)[-1]
     count = int(student.proposals.valid[1].sum())
     alone = encoded.decode(ObjectQueries(**{k: vars(queries)[k][:, :count] for k in queries.fields}))[-1]
@@ -162,7 +162,7 @@ def test_a_student_of_one_to_one_queries_gets_the_features_alone():
     off = method_of(proposing(), proposals=False)
     for method in (method_of(spec(neck=(4,))), off):
         assert method.weights == {"task_adaptive_features": 1.0}
-        asked = method.questions(student, teacher, targets, torch.Generator())
+        asked = method.query_requests(student, teacher, targets, torch.Generator())
         assert not asked.student and not asked.teacher
         assert run(method, student, teacher, targets).keys() == {"task_adaptive_features_0"}
     parts = ("features", "class", "box")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.methods.task_adaptive import gaussian_mask
-from hf_detrkd.outputs import FeatureMap
-from hf_detrkd.targets import BatchTotals, Targets
+from hf_detrkd.structures.outputs import FeatureMap
+from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests.methods import naive
 from tests.methods.fakes import spec, targets_of
 from tests.methods.task_adaptive import a_map, method_of, objects, output, proposing

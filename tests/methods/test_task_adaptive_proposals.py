@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert
 
-from hf_detrkd.outputs import Predictions, Proposals
-from hf_detrkd.targets import BatchTotals
+from hf_detrkd.structures.outputs import Predictions, Proposals
+from hf_detrkd.structures.targets import BatchTotals
 from tests.methods import naive
 from tests.methods.fakes import HEADS, spec, targets_of
 from tests.methods.task_adaptive import (

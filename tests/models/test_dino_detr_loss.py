@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.models import DinoDetrConfig
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.models.dino_detr import DECODED, Build, assert_same_gradients, gradients, run
 

@@ -32,6 +32,7 @@ class DinoDetrConfig(DeformableDetrConfig):
     """
 
     model_type = "dino_detr"
+    _auto_class = "AutoConfig"  # a saved config carries its code
 
     backbone_config: Any = None
     num_queries: int = 900

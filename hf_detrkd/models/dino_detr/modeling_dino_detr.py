@@ -258,6 +258,8 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
     """DINO, with its loss where labels are given: `logits` `(batch_size, num_queries, num_labels)`, before the
     sigmoid, and `pred_boxes`, cxcywh in [0, 1], of the last layer, without denoising queries."""
 
+    _auto_class = "AutoModelForObjectDetection"  # a saved model carries its code
+
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
         self.model = DinoDetrModel(config)

@@ -1,7 +1,19 @@
 """Faster R-CNN (Ren et al., https://arxiv.org/abs/1506.01497) of torchvision as a transformers model."""
 
-from .configuration_faster_rcnn import FasterRCNNConfig
-from .modeling_faster_rcnn import FasterRCNNForObjectDetection, FasterRCNNOutput
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 
-__all__ = ["FasterRCNNConfig", "FasterRCNNForObjectDetection", "FasterRCNNOutput"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "configuration_faster_rcnn": ["FasterRCNNConfig"],
+        "modeling_faster_rcnn": ["FasterRCNNForObjectDetection", "FasterRCNNOutput"],
+    },
+)
+
+if TYPE_CHECKING:
+    from .configuration_faster_rcnn import FasterRCNNConfig as FasterRCNNConfig
+    from .modeling_faster_rcnn import FasterRCNNForObjectDetection as FasterRCNNForObjectDetection
+    from .modeling_faster_rcnn import FasterRCNNOutput as FasterRCNNOutput

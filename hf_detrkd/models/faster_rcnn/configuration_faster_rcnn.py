@@ -28,6 +28,7 @@ class FasterRCNNConfig(PreTrainedConfig):
     """
 
     model_type = "faster_rcnn"
+    _auto_class = "AutoConfig"  # a saved config carries its code
 
     torchvision_name: str = "fasterrcnn_resnet50_fpn"
     backbone: str | None = None

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timm.layers import FrozenBatchNormAct2d
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import AnchorGenerator, FastRCNNPredictor, TwoMLPHead
@@ -100,6 +97,7 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
     config: FasterRCNNConfig
     main_input_name = "pixel_values"
     base_model_prefix = ""
+    _auto_class = "AutoModelForObjectDetection"  # a saved model carries its code
     input_modalities = ("image",)
     _keep_in_fp32_modules_strict = ["rpn", "roi_heads"]  # 16 bits would round boxes to several pixels
 
@@ -262,6 +260,8 @@ class TimmPyramid(nn.Module):
 
     def __init__(self, config: FasterRCNNConfig):
         super().__init__()
+        import timm  # takes a while, and most detectors of this file do without
+
         assert config.backbone is not None
         arguments: dict[str, Any] = {"features_only": True, "out_indices": (1, 2, 3, 4)} | (
             config.backbone_kwargs or {}
@@ -292,6 +292,9 @@ def build_detector(config: FasterRCNNConfig) -> FasterRCNN:
             **options,
         )
     if config.frozen_batch_norm:
+        from timm.layers import FrozenBatchNormAct2d
+        from timm.utils.model import freeze_batch_norm_2d
+
         detector.backbone = freeze_batch_norm_2d(detector.backbone)
         for module in detector.backbone.modules():
             if config.batch_norm_eps is not None and isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d):

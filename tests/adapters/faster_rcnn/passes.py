@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hf_detrkd.adapters import DetectorAdapter
-from hf_detrkd.outputs import DetectorOutput, ObjectQueries, Predictions
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.outputs import DetectorOutput, ObjectQueries, Predictions
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.models.faster_rcnn import inputs_of, photographs
 

@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, roi_align
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.models import FasterRCNNForObjectDetection
-from hf_detrkd.outputs import DetectorOutput, ObjectQueries
+from hf_detrkd.structures.outputs import DetectorOutput, ObjectQueries
 from tests import tiny
 from tests.adapters.contract import both_modes, gradients
 from tests.adapters.faster_rcnn.passes import (

@@ -12,9 +12,9 @@ from transformers import DetrConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from hf_detrkd.adapters import adapter_for
-from hf_detrkd.initialization import freeze_stages
+from hf_detrkd.distillation.freezing import freeze_stages
+from hf_detrkd.distillation.student import build_student, load_image_processor, load_student, with_classes
 from hf_detrkd.models import FasterRCNNForObjectDetection
-from hf_detrkd.students import build_student, load_image_processor, load_student, with_classes
 from tests import tiny
 from tests.adapters.faster_rcnn.passes import foreign, run
 from tests.models.faster_rcnn import MOBILENET, RESNET, SIZES, SMALL, build, config

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
 from hf_detrkd.evaluation import CocoBoxMetric, detections_from_predictions
 from hf_detrkd.models import FasterRCNNForObjectDetection
-from hf_detrkd.targets import Targets
+from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.adapters.contract import both_modes, gradients
 from tests.adapters.faster_rcnn.passes import foreign, run, some_loss

@@ -1,0 +1,92 @@
+"""What of an output folder goes to the Hub, and how it is kept still while it does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import yaml
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+
+from ..redaction import portable
+from ..run_folder import FACTS, PRECISION, RECIPE, RESULTS, SUMMARY
+
+
+STUDENT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "configuration_*.py",
+    "modeling_*.py",
+)
+RUN_FILES = ("README.md", RECIPE, RESULTS, SUMMARY, FACTS, PRECISION, "teacher_results.json", "*.png", "report.html")
+LINKED = 2**24  # bytes from which a file is linked
+STAGE = ".push-"  # folders of links and copies, inside the output folder, so that they are on one disk
+
+
+class Part(NamedTuple):
+    """One commit: patterns of files in a folder, and the folder of the repository that they go to."""
+
+    source: Path
+    names: Iterable[str]
+    path_in_repo: str | None = None
+
+
+def parts_of(folder: Path, strategy: str | None) -> list[Part]:
+    """All that a strategy brings from the output folder of a finished run; the student last."""
+    checkpoints = []
+    if strategy == HubStrategy.CHECKPOINT and (last := get_last_checkpoint(str(folder))) is not None:
+        checkpoints = [Part(Path(last), ["**/*"], "last-checkpoint")]
+    if strategy == HubStrategy.ALL_CHECKPOINTS:
+        checkpoints = [Part(one, ["**/*"], one.name) for one in sorted(folder.glob("checkpoint-*")) if one.is_dir()]
+    return [*checkpoints, Part(folder, (*STUDENT_FILES, *RUN_FILES))]
+
+
+def staged(part: Part, folder: Path) -> Path:
+    """A folder of files as they are now, whatever happens to them; the recipe without the machine's paths.
+
+    Large files are links, since what writes weights makes new files; small ones, which may be written over, copies.
+
+    Args:
+        part ([`Part`])
+        folder (`Path`): where the new folder is made.
+    """
+    stage = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{os.getpid()}-", dir=folder))
+    for file in sorted({file for name in part.names for file in part.source.glob(name) if file.is_file()}):
+        goal = stage / file.relative_to(part.source)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        _bring(file, goal)
+    if (stage / RECIPE).is_file():
+        recipe = yaml.safe_load((stage / RECIPE).read_text()) or {}
+        (stage / RECIPE).write_text(yaml.safe_dump(portable(recipe), sort_keys=False))
+    return stage
+
+
+def _bring(file: Path, goal: Path) -> None:
+    if file.stat().st_size >= LINKED:
+        try:
+            return os.link(file, goal)
+        except OSError:  # a file system without links
+            pass
+    shutil.copy2(file, goal)
+
+
+def remove_stages(folder: Path) -> None:
+    """Removes what processes of this machine left that were killed."""
+    for left in folder.glob(f"{_own_prefix()}*"):
+        process = left.name.removeprefix(_own_prefix()).partition("-")[0]
+        if not process.isdigit() or not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _own_prefix() -> str:
+    return f"{STAGE}{socket.gethostname()}-"

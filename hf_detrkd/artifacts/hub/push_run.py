@@ -1,0 +1,46 @@
+"""Pushes the output folder of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..model_card import write_card
+from ..run_folder import FACTS, SUMMARY, Run, read_json
+from .background_push import HubPush, PushedCommit
+from .files import parts_of
+
+
+def push_run(folder: Path, **options: Any) -> PushedCommit | None:
+    """Pushes the output folder of a run, with a card for the repository; see [`HubPush`] for options.
+
+    Raises:
+        ValueError: the folder holds no student, or the token may not write.
+    """
+    if not (folder / "config.json").is_file():
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        hint = "" if last is None else f" Its run did not end: push {last}, or resume it."
+        raise ValueError(f"{folder} must be the output folder of a run, but holds no config.json of a student.{hint}")
+    known = read_json(folder / FACTS).get("hub") or {}
+    push = HubPush(folder, **{"repo_id": folder.resolve().name} | known | options)
+    if not push.check():
+        return None
+    if (folder / SUMMARY).is_file():
+        write_card(Run.read(folder), push.repo_id)
+    for part in parts_of(folder, push.strategy):
+        push.push(part, "Student, results and card")
+    return push.finish()
+
+
+def license_of(repo_id: str | None) -> str | None:
+    """The licence of a model as its card on the Hub says it; `None` where none is to be had."""
+    if repo_id is None:
+        return None
+    try:
+        card = HfApi().model_info(repo_id, timeout=10).card_data
+        return None if card is None else card.get("license")
+    except Exception:  # no network, no such model: then the card states none
+        return None

@@ -1,0 +1,89 @@
+"""The record of a run: facts, metrics and precision curves, and the only writer of the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..evaluation import class_figures
+from .redaction import portable
+from .run_folder import FACTS, PRECISION, SUMMARY, Run
+
+
+UNKNOWN: tuple[Any, ...] = (None, {})
+
+
+class Record:
+    """Everything that a run publishes about itself: `run.json`, `summary.json` and `precision.json`.
+
+    Each run has one record, filled through its methods by whatever measures something; see [`Run`] for the names.
+    Only [`write`] touches files, and only if something changed since the last time.
+
+    Args:
+        folder (`str` or `Path`): the run's output folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.facts: dict[str, Any] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.precision: dict[str, Any] = {}
+        self._written: dict[str, str] = {}
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts of the run; later ones replace earlier ones of the same name. Secrets and paths are removed."""
+        self.facts |= portable(dict(facts))
+
+    def add_model(self, name: str, row: Mapping[str, Any], precision: Mapping[str, Any] | None = None) -> None:
+        """Adds figures of a model to its row of the summary; `None` does not replace a known figure.
+
+        Args:
+            name (`str`): `teacher`, `control`, `distilled` or `student`; a new one becomes the last row.
+            row (`dict[str, Any]`): see [`row_of`].
+            precision (`dict`, *optional*): precision over recall, as [`CocoBoxMetric`] keeps it.
+        """
+        known = self.models.get(name, {})
+        self.models[name] = known | {
+            key: value for key, value in row.items() if key not in known or value not in UNKNOWN
+        }
+        if precision:
+            self.precision[name] = precision
+
+    def write(self) -> Run:
+        """Writes the files that changed into the output folder, and reads the folder."""
+        texts = {FACTS: as_json(self.facts), SUMMARY: as_json(self.models)}
+        if self.precision:
+            texts[PRECISION] = json.dumps(self.precision)
+        for name, text in texts.items():
+            if self._written.get(name) != text:
+                (self.folder / name).write_text(text)
+        self._written = texts
+        return Run.read(self.folder)
+
+
+def row_of(
+    model: PreTrainedModel, metrics: Mapping[str, float], seconds_per_step: float | None = None
+) -> dict[str, Any]:
+    """A model's row of the summary.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`])
+        metrics (`dict[str, float]`): as [`CocoBoxMetric`] names them; a missing one was not measured.
+        seconds_per_step (`float`, *optional*): of its training.
+    """
+    classes = {model.config.id2label[number]: key for number, key in class_figures(model.config.id2label).items()}
+    found = {name: metrics[key] for name, key in classes.items() if key in metrics}
+    return {
+        **{key: metrics.get(key) for key in ("map", "map_50", "map_75")},
+        "parameters": model.num_parameters(),
+        "seconds_per_step": seconds_per_step,
+        "classes": {name: value if value >= 0 else None for name, value in found.items()},
+    }
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"

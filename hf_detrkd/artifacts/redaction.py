@@ -1,0 +1,108 @@
+"""What of arguments and files may leave the machine: no secret, and no path of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+SECRET = r"[\w-]*(?:token|secret|password|passwd|api[_-]?key)"
+SECRETS = (
+    (re.compile(rf"(?i)({SECRET}[\"']?(?:\s*[=:]\s*|\s+))[^\s,}}]+"), r"\1(hidden)"),
+    (re.compile(r"\b(?:hf_|api_org_|gh[a-z]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA)[\w-]{12,}"), "(hidden)"),
+    (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password of an address
+)
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
+LEAST = 8  # characters of a secret: shorter ones are placeholders, and stand in ordinary words
+# From the root, a home folder or a drive; an address of the web and a relative path are none.
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.~/\\])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?(?:(?:/|\\{1,2})[^\s/\\'\",:;=<>|]+)+[/\\]*"
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an argument of this name holds a secret, such as `--hub-token`."""
+    return re.fullmatch(rf"(?i)-*{SECRET}", name) is not None
+
+
+def hidden(text: str) -> str:
+    """A text without secrets: what follows a secret's name, what looks like a token, and those of the environment."""
+    for value in (os.environ.get(name, "") for name in VARIABLES):
+        if len(value) >= LEAST:
+            text = text.replace(value, "(hidden)")
+    for pattern, replacement in SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def portable(value: Any) -> Any:
+    """Arguments or facts as they may leave the machine: without secrets, and of absolute paths the last part alone.
+
+    Args:
+        value: text, number or `None`, or a dict or list of such; a dict loses what its names say is secret.
+    """
+    return _changed(value, lambda text: _last_part(hidden(text)))
+
+
+def under_home(value: Any) -> Any:
+    """Arguments as they may stay on the machine: without secrets, and with `~` for the home folder."""
+    home = f"{Path.home()}/"
+    return _changed(value, lambda text: f"~/{t[len(home) :]}" if (t := hidden(text)).startswith(home) else t)
+
+
+def portable_command(arguments: list[str]) -> str:
+    """A command line as it may leave the machine, quoted for a shell."""
+    kept: list[str] = []
+    for place, argument in enumerate(arguments):
+        name, sign, value = argument.partition("=")
+        if is_secret(name) or (place and argument[:1] != "-" and is_secret(arguments[place - 1])):
+            continue
+        kept.append(f"{name}={portable(value)}" if sign else portable(argument))
+    return shlex.join(kept)
+
+
+def for_shell(path: str) -> str:
+    """A path as a word of a command, with `~` for the home folder."""
+    short = under_home(path)
+    return f"~/{shlex.quote(short[2:])}" if short.startswith("~/") else shlex.quote(short)
+
+
+def forget_machine(state: Path) -> None:
+    """Takes the best checkpoint's path out of a saved `trainer_state.json` where it is absolute: `best_global_step`
+    says which one it is, in whatever folder the run lies."""
+    content = json.loads(state.read_text()) if state.is_file() else {}
+    if Path(content.get("best_model_checkpoint") or "").is_absolute():
+        whole = state.with_suffix(".new")  # a run that is killed now leaves a state that can be read
+        whole.write_text(json.dumps(content | {"best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
+        whole.replace(state)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _changed(one, change) for name, one in value.items() if not is_secret(str(name))}
+    if isinstance(value, (list, tuple)):
+        return [_changed(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _last_part(text: str) -> str:
+    whole = re.fullmatch(r"(?:~|/|[A-Za-z]:\\).*?([^/\\]+)[/\\]*", text)  # one path, whose folders may have spaces
+    if whole is not None:
+        return whole[1]
+    return ABSOLUTE_PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+
+
+def shareable(args: Any) -> Any:
+    """Training arguments as they are saved beside a student: without tokens, and the home folder as `~`."""
+    copied = copy.copy(args)
+    for field in dataclasses.fields(copied):
+        value = getattr(copied, field.name)
+        setattr(copied, field.name, None if is_secret(field.name) else under_home(value))
+    return copied

@@ -1,0 +1,130 @@
+"""What a run leaves in its output folder, as its readers see it: the card, the report and the push."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .redaction import under_home
+
+
+RECIPE = "recipe.yaml"  # the arguments that repeat the run
+FACTS = "run.json"  # data set, method, teacher, command, device, versions
+SUMMARY = "summary.json"  # one row for each model
+PRECISION = "precision.json"  # precision over recall, by model and class
+RESULTS = "all_results.json"
+STATE = "trainer_state.json"
+SEEN = 60  # images among which the failures to draw are looked for
+CONTROL = "control"  # folder of the run without teacher, inside the other's
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of an output folder; what was not measured is missing, not zero.
+
+    Attributes:
+        folder (`Path`)
+        facts (`dict`): `dataset_name`, `train_split`, `eval_split`, `train_images`, `eval_images`, `classes` (names),
+            `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `methods` (a
+            list of their names), `papers` (of the methods: `title`, `arxiv`, `citation`), `teacher`
+            (`name`, `source`: `hub`, `folder` or `memory`, `revision`; or `None`), `base_model` (Hub id or `None`),
+            `command`, `arguments` (all, by name), `device` (the machine in words), `processes`, `batch_size` (of all
+            of them), `mixed_precision`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id
+            or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card` (`license`, `language`,
+            `tags`, `title`).
+        models (`dict[str, dict]`): rows of the table in its order, of `teacher`, `control`, and `distilled` (`student`
+            for a run without a method). Each holds `map`, `map_50`, `map_75` in [0, 1], `parameters`,
+            `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` where there is nothing there), `latency`
+            (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`), `image_size` and
+            `precision` of these; unmeasured ones are `None` or missing.
+        recipe (`dict`): the run's arguments.
+        results (`dict[str, float]`): metrics of the last evaluation and of the training.
+        histories (`dict[str, list[dict]]`): what `Trainer` logged, by model (`control`, `distilled` or `student`).
+        precision (`dict[str, dict[str, dict[str, list[float]]]]`): by model, then `50` or `75` (IoU in percent), then
+            class: precision at the recalls 0, 0.01, ..., 1.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    recipe: dict[str, Any]
+    results: dict[str, float]
+    histories: dict[str, list[dict[str, Any]]]
+    precision: dict[str, dict[str, dict[str, list[float]]]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Run:
+        """
+        Raises:
+            ValueError: the folder is none of a finished run.
+        """
+        folder = Path(folder)
+        if not (folder / SUMMARY).is_file():
+            raise ValueError(f"{folder} must be the output folder of a finished run, but holds no {SUMMARY}.")
+        models = read_json(folder / SUMMARY)
+        states = {name: folder for name in models if name not in ("teacher", CONTROL)} or {"student": folder}
+        if CONTROL in models:
+            states[CONTROL] = folder / CONTROL
+        recipe = folder / RECIPE
+        return cls(
+            folder=folder,
+            facts=with_methods(read_json(folder / FACTS)),
+            models=models,
+            recipe=(yaml.safe_load(recipe.read_text()) or {}) if recipe.is_file() else {},
+            results=read_json(folder / RESULTS),
+            histories={name: read_json(path / STATE).get("log_history", []) for name, path in states.items()},
+            precision=read_json(folder / PRECISION),
+        )
+
+    @property
+    def student(self) -> str:
+        """The row of the student that this folder holds."""
+        return next((name for name in self.models if name not in ("teacher", CONTROL)), "student")
+
+
+def check_output_folder(folder: str | Path, models: Mapping[str, str | None]) -> None:
+    """Refuses an output folder that is the source folder of a model, which the run would overwrite.
+
+    Args:
+        folder (`str` or `Path`): the run's output folder.
+        models (`dict[str, str | None]`): Hub ids and folders that the run loads, by what they are to it.
+
+    Raises:
+        ValueError: one of them is the output folder.
+    """
+    for role, name in models.items():
+        source = Path(name or "").expanduser()
+        if name and source.is_dir() and source.resolve() == Path(folder).expanduser().resolve():
+            raise ValueError(
+                f"output_dir must not be the folder of the {role}, {name}: the run would overwrite it. Choose another "
+                "output_dir."
+            )
+
+
+def with_methods(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with a list of methods, also those of runs that recorded only their `--method`."""
+    named = [name.strip() for name in str(facts.get("method") or "none").split(",")]
+    return {"methods": [] if named == ["none"] else named} | facts
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
+    """Writes the recipe of an output folder, without tokens, and with `~` for the home folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(yaml.safe_dump(under_home(arguments), sort_keys=False))
+
+
+def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:
+    """Sets arguments in the recipe of an output folder, which is made where there is none."""
+    file = folder / RECIPE
+    recipe = (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    write_recipe(folder, recipe | arguments)

@@ -1,0 +1,173 @@
+"""The arguments of a run: from a recipe and the command line."""
+
+import argparse
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..artifacts.redaction import is_secret
+from ..data import AugmentationConfig, parse_image_size
+from ..methods import METHODS
+from ..training.config import DistillationConfig, method_names
+from .shipped import shipped
+
+
+PLAIN = (str, int, float, bool, list, dict, type(None))  # what a recipe can hold
+
+
+@dataclass
+class ScriptArguments:
+    """What to train, and on what."""
+
+    dataset_name: str = field(
+        default="shapes",
+        metadata={
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+        },
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images at most."})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Drop images that cannot be read, and count them, instead of stopping."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Student: Hub id or folder."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the student on the Hub."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Student from scratch: a model config, Hub id, folder or JSON file."}
+    )
+    backbone_weights: str | None = field(
+        default=None, metadata={"help": "Safetensors file of a classifier for the backbone of --config_name."}
+    )
+    init_from_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Start the student of --config_name from what fits of the teacher; the control does so too."
+        },
+    )
+    image_size: str | None = field(
+        default=None,
+        metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the student's image processor."},
+    )
+    keep_aspect_ratio: bool = field(
+        default=False, metadata={"help": "Fit images into the size and pad batches, instead of stretching them."}
+    )
+    measure_efficiency: bool = field(
+        default=True, metadata={"help": "At the end, measure operations and latency of teacher and student."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the resolved recipe, every argument with its value, and stop."}
+    )
+    run_control: bool = field(
+        default=False,
+        metadata={"help": "First train the same student without teacher, in OUTPUT_DIR/control, and compare."},
+    )
+
+    def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
+        if (self.model_name_or_path is None) == (self.config_name is None):
+            raise ValueError(
+                "Give the student either as --model_name_or_path (trained) or as --config_name (from scratch), got "
+                f"{self.model_name_or_path!r} and {self.config_name!r}."
+            )
+        if self.backbone_weights is not None and self.config_name is None:
+            raise ValueError("--backbone_weights needs --config_name: a trained student has a trained backbone.")
+        if self.init_from_teacher and self.config_name is None:
+            raise ValueError("--init_from_teacher needs --config_name: a trained student has weights of its own.")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of a run; `methods` are the methods' own, `recipe` those that differ from their defaults."""
+
+    script: ScriptArguments
+    augmentation: AugmentationConfig
+    config: DistillationConfig
+    methods: list[Any]
+    recipe: dict[str, Any]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
+        recipe = {n: value for n, value in values.items() if n in defaults and value != defaults[n]}
+        made: list[Any] = [
+            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds
+        ]
+        return cls(made[0], made[1], made[2], made[3:], recipe, values)
+
+
+def parse(argv: list[str], description: str | None = None) -> Arguments:
+    """Arguments from the recipe and the command line; the latter wins. `description` heads the help."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    first.add_argument("--method")
+    early, _ = first.parse_known_args(argv)
+    recipe = read_recipe(early.config)
+    method = str(early.method or recipe.get("method", "none"))
+    groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
+    methods = [METHODS[name].config_class for name in method_names(method) if name in METHODS]
+    # An option that several methods have is one option of all of them.
+    parser = HfArgumentParser(
+        [*groups, *methods],
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
+        allow_abbrev=False,  # a secret is known by its whole name
+    )
+    parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
+    known = {action.dest for action in parser._actions}
+    others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
+    recipe = {key: value for key, value in recipe.items() if key not in others}  # --method chose another one
+    for key in recipe.keys() - known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
+        raise ValueError(f"{early.config} sets {key!r}: {hint}")
+    defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
+    parser.set_defaults(**recipe)
+    return Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
+
+
+def read_recipe(path: str | None) -> dict[str, object]:
+    """The arguments that a YAML file sets."""
+    if path is None:
+        return {}
+    path = str(in_full(path))
+    if not Path(path).is_file():
+        raise ValueError(f"--config must be a YAML file, but {path} does not exist.")
+    recipe = yaml.safe_load(Path(path).read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
+    # YAML reads a bare `no` as false.
+    return {
+        name: "no" if value is False and name.endswith("_strategy") else in_full(value)
+        for name, value in recipe.items()
+    }
+
+
+def in_full(value: object) -> object:
+    """A path below `~/` in full, and one below `scripts/`, from another folder, as it is here."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("scripts/") and not Path(value).exists() and (file := shipped(value)) is not None:
+        return str(file)
+    return os.path.expanduser(value) if value.startswith("~/") else value
+
+
+def resolved(arguments: Arguments) -> dict[str, Any]:
+    """Every argument with the value that the run uses, as a recipe; without secrets."""
+    found = {}
+    for name, given in arguments.values.items():
+        value = getattr(arguments.config, name, given)  # the config completes some of its own
+        value = value.value if isinstance(value, Enum) else value
+        found[name] = value if isinstance(value, PLAIN) else given
+    return {name: value for name, value in found.items() if name not in ("config", "dry_run") and not is_secret(name)}

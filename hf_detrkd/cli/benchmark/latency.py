@@ -1,0 +1,81 @@
+"""`benchmark.py latency`: parameters, arithmetic, latency and throughput of detectors, side by side."""
+
+import argparse
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForObjectDetection, PreTrainedModel
+
+from ...data import parse_image_size
+from ...evaluation.efficiency import count_gflops, device_name, latency_in_turns
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_latency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", required=True, help="Hub ids or folders; ratios are to the first.")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--image_size", default="640", help="A number or HEIGHTxWIDTH in pixels.")
+    parser.add_argument("--seconds", type=float, default=5.0, help="For each model and batch size.")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="16-bit types run under autocast, weights in float32."
+    )
+    parser.add_argument("--output_file", help="JSON file for the figures.")
+    parser.set_defaults(run=latency)
+
+
+def latency(given: argparse.Namespace) -> dict[str, Any]:
+    """Prints the table and returns its figures."""
+    size = parse_image_size(given.image_size)
+    assert size is not None  # only None gives None
+    models = {name: load(name, given.device) for name in given.models}
+
+    def precision() -> AbstractContextManager[Any]:
+        low = given.dtype != "float32"
+        return torch.autocast(given.device, DTYPES[given.dtype] if low else None, enabled=low)
+
+    found: dict[str, dict[str, Any]] = {
+        name: {"parameters": model.num_parameters(), "gflops": count_gflops(model, size), "latency": {}}
+        for name, model in models.items()
+    }
+    for batch in tqdm(given.batch_sizes, desc="Batch sizes", leave=False):
+        turns = latency_in_turns(list(models.values()), size, batch, given.seconds, precision)
+        for name, figures in zip(models, turns, strict=True):
+            found[name]["latency"][str(batch)] = figures
+    print(f"{device_name(given.device)}, {given.dtype}, {size[0]}x{size[1]} pixels; median and quartiles")
+    print(latency_table(found))
+    return {"device": device_name(given.device), "dtype": given.dtype, "image_size": list(size), "models": found}
+
+
+def load(name: str, device: str) -> PreTrainedModel:
+    return AutoModelForObjectDetection.from_pretrained(name, dtype=torch.float32).to(device)
+
+
+def latency_table(found: dict[str, dict[str, Any]]) -> str:
+    """One line for each model and batch size; in brackets what part of the first model's it is."""
+    lines = ["| model | parameters | GFLOPs | batch | ms | images / s |", "|---|---|---|---|---|---|"]
+    first = next(iter(found.values()))
+    for name, row in found.items():
+        for batch, figures in row["latency"].items():
+            base = first["latency"][batch]
+            cells = [
+                f"{row['parameters'] / 1e6:.2f} M{share(row['parameters'], first['parameters'], row is first)}",
+                f"{row['gflops']:.3g}{share(row['gflops'], first['gflops'], row is first)}",
+                batch,
+                f"{figures['median_ms']:.1f} [{figures['low_ms']:.1f}, {figures['high_ms']:.1f}]"
+                + share(figures["median_ms"], base["median_ms"], row is first),
+                f"{figures['images_per_second']:.1f}"
+                + share(figures["images_per_second"], base["images_per_second"], row is first),
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def share(value: float, of: float, is_first: bool) -> str:
+    """The ratio in brackets, nothing for the first model."""
+    return "" if is_first else f" ({value / of:.2f})"

@@ -1,0 +1,109 @@
+"""Runs a recipe in several variants and seeds, and writes the table of their mean and spread.
+
+    python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
+
+The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:`
+(a name and its arguments each); arguments that are not this script's own go to all runs, too. A run whose results are
+there is not run again, so that a broken series goes on.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+
+MODULE = "hf_detrkd.cli.distill"
+
+
+def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: int) -> list[str]:
+    """The command line of one run."""
+    command = [sys.executable, "-m", MODULE, "--config", recipe, "--output_dir", str(folder), "--seed", str(seed)]
+    for name, value in arguments.items():
+        command += [f"--{name}", *map(as_text, value if isinstance(value, list) else [value])]
+    return command
+
+
+def as_text(value: object) -> str:
+    """A value as the command line takes it."""
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+
+
+def as_arguments(words: list[str]) -> dict[str, object]:
+    """`--name value` pairs by name; a name that stands alone is a switch."""
+    found: dict[str, object] = {}
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            value = words[place + 1] if place + 1 < len(words) else "--"
+            found[word[2:]] = True if value.startswith("--") else value
+        elif not place or not words[place - 1].startswith("--"):
+            raise ValueError(f"Further arguments must be pairs `--name value`, got {word!r} by itself.")
+    return found
+
+
+def run(command: list[str], folder: Path) -> None:
+    """One run; its output goes to `log.txt` in its folder."""
+    if (folder / "all_results.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    with open(folder / "log.txt", "w") as log:
+        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: see {folder / 'log.txt'}.")
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    lines = ["| run | mAP | mAP50 | s / step |", "|---|---|---|---|"]
+    for name, runs in results.items():
+        cells = []
+        for key, scale, digits in (("eval_map", 100, 1), ("eval_map_50", 100, 1), ("train_seconds_per_step", 1, 2)):
+            values = [scale * figures[key] for figures in runs]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def run_series(
+    series: dict[str, Any], seeds: list[int], jobs: int, output_dir: Path
+) -> dict[str, list[dict[str, float]]]:
+    """Runs all variants with all seeds; the results of each, seed by seed."""
+    # Latencies of models that share the machine would say nothing.
+    common = {"measure_efficiency": False} | (series.get("arguments") or {})
+    folders = {name: [output_dir / name / str(seed) for seed in seeds] for name in series["variants"]}
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = []
+        for place, seed in enumerate(seeds):  # seed by seed, so that a table can be read early
+            for name, arguments in series["variants"].items():
+                folder = folders[name][place]
+                command = command_of(series["recipe"], common | (arguments or {}), folder, seed)
+                runs.append(pool.submit(run, command, folder))
+        for future in tqdm(runs, desc="runs"):
+            future.result()
+    return {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", required=True, help="YAML file with recipe, arguments and variants.")
+    parser.add_argument("--only", nargs="*", help="Names of the variants to run; default: all.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
+    parser.add_argument("--output_dir", required=True)
+    given, further = parser.parse_known_args(argv)
+    series = yaml.safe_load(Path(given.variants).read_text())
+    series["variants"] = {n: v for n, v in series["variants"].items() if not given.only or n in given.only}
+    series["arguments"] = (series.get("arguments") or {}) | as_arguments(further)
+    text = table(run_series(series, given.seeds, given.jobs, Path(given.output_dir)))
+    Path(given.output_dir, "table.md").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,167 @@
+"""Distils a detection transformer into a smaller one, or trains one without a teacher.
+
+The quickstart, on generated images:
+
+    accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
+
+Your own images, in COCO layout, from the Hub's weights:
+
+    accelerate launch scripts/distill.py --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder \
+        --teacher_model_name_or_path path/to/teacher --method kd_detr --output_dir outputs/student \
+        --num_train_epochs 50 --learning_rate 1e-4 --eval_strategy epoch --save_strategy epoch --bf16
+
+`--method detrdistill --help` shows all arguments, with the method's own at the end; `--method kd_detr,clockdistill`
+runs both in one step. A recipe sets any argument; the command line wins.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..artifacts.hub.background_push import PushedCommit
+from ..artifacts.record import row_of
+from ..artifacts.redaction import portable_command, under_home
+from ..artifacts.run_folder import RESULTS, STATE, check_output_folder, read_json, write_recipe
+from ..artifacts.trackers import close_trackers
+from ..data import DetectionSplits
+from ..distillation.teacher import Teacher
+from ..training.config import DistillationConfig
+from ..training.finish import finish_run
+from ..training.run_facts import student_name
+from ..training.trainer import DistillationTrainer
+from .arguments import Arguments, parse, resolved
+from .launching import check_processes
+from .run_setup import build_trainer, control_of, load_splits, models_of
+
+
+def train(trainer: DistillationTrainer) -> dict[str, float]:
+    """Trains, evaluates and saves; returns the final metrics. A run that has ended already is evaluated alone."""
+    config = trainer.args
+    checkpoint = config.resume_from_checkpoint
+    if checkpoint in ("true", "True", True):
+        checkpoint = get_last_checkpoint(config.output_dir)
+    ended = ended_run(config, checkpoint)
+    if ended is None:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model(_internal_call=True)  # the push waits for the card
+        trainer.save_state()
+    else:
+        trainer.load_student(Path(config.output_dir))
+        trainer.state = TrainerState.load_from_json(str(Path(config.output_dir) / STATE))
+        metrics = {name: value for name, value in ended.items() if name.startswith("train_")}
+    metrics |= trainer.evaluate()
+    trainer.save_metrics("all", metrics)
+    return metrics
+
+
+def ended_run(config: DistillationConfig, checkpoint: str | None) -> dict[str, float] | None:
+    """The results in the output folder, where the run to resume had ended and no further steps are asked for."""
+    folder = Path(config.output_dir)
+    state, results = read_json(folder / STATE), read_json(folder / RESULTS)
+    if checkpoint is None or not results or not (folder / "config.json").is_file():
+        return None
+    if config.max_steps > 0:
+        return results if state.get("global_step", 0) >= config.max_steps else None
+    return results if (state.get("epoch") or 0) >= config.num_train_epochs else None
+
+
+def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
+    """The teacher's figures on the whole evaluation set, after the check that it can teach at all."""
+    if not trainer.args.resume_from_checkpoint:
+        trainer.check_teacher()
+    seen = trainer.args.teacher_check_samples or len(trainer.eval_dataset)
+    metrics = trainer.teacher_metrics
+    if metrics is None or seen < len(trainer.eval_dataset):
+        metrics = trainer.evaluate_teacher()
+    return {name.replace("teacher_", "eval_", 1): value for name, value in metrics.items()}
+
+
+def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, Any]:
+    """One line of the summary."""
+    figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    return row_of(model, figures, metrics.get("train_seconds_per_step"))
+
+
+def table(summary: dict[str, dict[str, Any]]) -> str:
+    """The summary as text."""
+    lines = [f"{'':12}{'mAP':>8}{'mAP50':>8}{'parameters':>12}{'s / step':>10}"]
+    for name, values in summary.items():
+        seconds = values["seconds_per_step"]
+        speed = "-" if seconds is None else f"{seconds:.3f}"
+        figures = f"{100 * values['map']:8.1f}{100 * values['map_50']:8.1f}{values['parameters']:12,}{speed:>10}"
+        lines.append(f"{name:12}{figures}")
+    return "\n".join(lines)
+
+
+def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
+    """What the run's card says of its data and its command."""
+    script = arguments.script
+    on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
+    base = script.model_name_or_path
+    return {
+        "dataset_name": script.dataset_name,
+        "hub_dataset": script.dataset_name if on_hub else None,
+        "train_split": splits.train_name,
+        "eval_split": splits.eval_name,
+        "base_model": None if base is None or Path(base).expanduser().exists() else base,
+        "command": command_of(trainer, argv),
+        "arguments": resolved(arguments),
+    }
+
+
+def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
+    """What repeats the run elsewhere, with what it took from accelerate's configuration."""
+    config, precision = trainer.args, trainer.accelerator.mixed_precision
+    launch = ["--num_processes", str(config.world_size)] if config.world_size > 1 else []
+    launch = ["--multi_gpu", *launch] if launch and config.use_cpu else launch  # or accelerate starts one process
+    if precision != "no" and not (config.bf16 or config.fp16):
+        launch += ["--mixed_precision", precision]
+    words = iter(argv)
+    again = [word for word in words if not (word == "--resume_from_checkpoint" and next(words, True))]
+    return portable_command(["accelerate", "launch", *launch, "scripts/distill.py", *again])
+
+
+def main(argv: list[str]) -> None:
+    check_processes()
+    arguments = parse(argv, __doc__)
+    if arguments.script.dry_run:
+        if arguments.config.process_index == 0:
+            print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
+        return
+    check_output_folder(arguments.config.output_dir, models_of(arguments))
+    config, splits = arguments.config, load_splits(arguments)
+    models: dict[str, PreTrainedModel | Teacher] = {}
+    trainer = build_trainer(arguments, splits)
+    record = trainer.record
+    record.add_facts(facts_of(arguments, splits, trainer, argv))
+    if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
+        write_recipe(Path(config.output_dir), arguments.recipe)
+    if trainer.distiller.teacher is not None:
+        models["teacher"] = trainer.distiller.teacher
+        record.add_model("teacher", row(trainer.distiller.teacher.model, teacher_metrics(trainer)))
+    if arguments.script.run_control:
+        control = build_trainer(arguments, splits, control_of(config))
+        record.add_model("control", row(control.student, train(control)), control.compute_metrics.precision)
+        models["control"] = control.student
+        close_trackers(control)
+    name = student_name(config)
+    record.add_model(name, row(trainer.student, train(trainer)))
+    models[name] = trainer.student
+    pushed = finish_run(trainer, models, arguments.script.measure_efficiency)
+    if trainer.is_world_process_zero():
+        print(table(record.models))
+        print(f"The student is in {under_home(config.output_dir)}, with its card, report.html and pictures.")
+        if config.push_to_hub:
+            push: Any = trainer.push_in_progress
+            print(
+                f"It is at {pushed.commit_url}." if isinstance(pushed, PushedCommit) else f"Not pushed: {push.command}"
+            )
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

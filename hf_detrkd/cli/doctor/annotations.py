@@ -1,0 +1,105 @@
+"""What is annotated in a data set, what was mended when it was read, and which splits it offers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from ...data import DetectionDataset, datasets
+from ...data.records import RepairedBoxes
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is annotated in a split.
+
+    Attributes:
+        images, boxes, empty, crowds (`int`): `empty` are images without a box, `crowds` regions of groups.
+        classes (`dict[str, int]`): boxes of each class.
+        sides (`tuple[float, float, float]`): square root of a box's area in pixels of its image: tenth percentile,
+            median, ninetieth.
+        per_image (`tuple[float, int]`): median and most boxes of an image.
+        reach (`tuple[float, float]`): the right and lower edges that no box crosses, as fractions of the image.
+        furthest (`float`): largest coordinate of a box in pixels; 0 without boxes.
+    """
+
+    images: int
+    boxes: int
+    empty: int
+    crowds: int
+    classes: dict[str, int]
+    sides: tuple[float, float, float]
+    per_image: tuple[float, int]
+    reach: tuple[float, float]
+    furthest: float
+
+    @classmethod
+    def of(cls, dataset: DetectionDataset, name: str) -> Statistics:
+        records = list(tqdm(dataset.records, desc=f"Reading the annotations of {name}", leave=False))
+        boxes = np.concatenate([record.boxes for record in records]).reshape(-1, 4)
+        sizes = [(r.width or np.nan, r.height or np.nan) for r in records for _ in r.boxes]
+        ends, frames = boxes[:, :2] + boxes[:, 2:], np.array(sizes, dtype=float).reshape(-1, 2)
+        reach = np.fmax.reduce(ends / frames, axis=0, initial=0.0)  # sizes that are not known are left out
+        kinds = np.bincount(np.concatenate([r.categories for r in records]), minlength=len(dataset.classes))
+        counts = [len(record.boxes) for record in records]
+        sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
+        low, middle, high = np.percentile(sides, (10, 50, 90)) if len(sides) else (0.0, 0.0, 0.0)
+        return cls(
+            images=len(records),
+            boxes=len(boxes),
+            empty=counts.count(0),
+            crowds=int(sum(record.iscrowd.sum() for record in records)),
+            classes=dict(zip(dataset.classes, kinds.tolist(), strict=True)),
+            sides=(float(low), float(middle), float(high)),
+            per_image=(float(np.median(counts)), max(counts)),
+            reach=(float(reach[0]), float(reach[1])),
+            furthest=float(ends.max()) if len(ends) else 0.0,
+        )
+
+    def fault(self) -> str | None:
+        """Why the boxes cannot be in pixels of their images; `None` where nothing says so."""
+        if not self.boxes or self.furthest > 1.5:
+            return None
+        return (
+            f"no coordinate is above {self.furthest:.3g}, so the boxes look divided by the image's width and height: "
+            "multiply them, since x, y, width, height in pixels are asked"
+        )
+
+
+def repair_fault(repaired: RepairedBoxes) -> str | None:
+    """Why the boxes of a split cannot be in the frame of their images; `None` if most needed no repair."""
+    outside = repaired.dropped + repaired.clipped
+    if outside <= repaired.boxes / 2:
+        return None
+    return (
+        f"{outside} of {repaired.boxes} boxes of {repaired.source} reach out of their image or lie outside: they look "
+        "like x_min, y_min, x_max, y_max, or like boxes of larger images, and x, y, width, height in pixels of "
+        "the image files are asked"
+    )
+
+
+def offered_splits(dataset_name: str, train: str, evaluation: str | None) -> tuple[list[str], str | None, str | None]:
+    """The splits that a data set has, and those of them that a run most likely means by its two; `None` for none.
+
+    Args:
+        dataset_name (`str`): see [`~hf_detrkd.data.load_detection_splits`].
+        train, evaluation (`str`): as they were asked.
+    """
+    names = datasets.split_names(dataset_name)
+    chosen = _nearest(names, [train, "train"])
+    others = [name for name in names if name != chosen]
+    return names, chosen, _nearest(others, [*([evaluation] if evaluation else []), *datasets.EVAL_SPLITS])
+
+
+def _nearest(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first name that is wanted, begins like it, or is written much like it."""
+    for want in wanted:
+        alike = [name for name in names if name.lower().startswith(want.lower())]
+        near = [name for name in names if name == want] or alike or difflib.get_close_matches(want, names, 1)
+        if near:
+            return near[0]
+    return None

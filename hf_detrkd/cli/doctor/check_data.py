@@ -1,0 +1,100 @@
+"""The doctor's checks of a data set: its splits, their boxes and classes."""
+
+import dataclasses
+
+from ...data import DatasetError, DetectionSplits
+from ...data.datasets import EVAL_SPLITS
+from ...data.records import RepairedBoxes
+from ..arguments import Arguments
+from ..run_setup import load_splits
+from . import Statistics, offered_splits, repair_fault
+from .findings import Report
+
+
+MOST_CLASSES_SHOWN = 30
+
+
+def load_data(report: Report, arguments: Arguments) -> DetectionSplits | None:
+    """The splits; where one is missing, those that were most likely meant."""
+    splits: DetectionSplits | None
+    try:
+        splits = load_splits(arguments)
+    except DatasetError as error:
+        splits = load_meant(report, arguments, error)
+    if splits is None:
+        return None
+    for split in (splits.train, splits.eval):
+        if split.repaired:
+            say_repaired(report, split.repaired)
+    for name, split in (("train", splits.train), ("evaluation", splits.eval)):
+        describe(report, name, Statistics.of(split, f"the {name} split"))
+    return splits
+
+
+def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> DetectionSplits | None:
+    """Reports why a data set could not be read, and reads the splits that were meant."""
+    script = arguments.script
+    train, evaluation = script.dataset_train_split, script.dataset_eval_split
+    try:
+        names, near_train, near_evaluation = offered_splits(script.dataset_name, train, evaluation)
+    except DatasetError:  # there is no such data set
+        report.problem("data set", str(error))
+        return None
+    asked = [evaluation] if evaluation else EVAL_SPLITS
+    if train in names and set(asked) & set(names):  # something else is wrong
+        report.problem("data set", str(error))
+        return None
+    if near_train is None or near_evaluation is None:
+        report.problem("splits", f"{error} Training needs two splits, one to train on and one to evaluate on.")
+        return None
+    remedy = f"--dataset_train_split {near_train} --dataset_eval_split {near_evaluation}"
+    report.problem("splits", f"{error} Pass {remedy}; the rest was looked at with these.")
+    meant = dataclasses.replace(script, dataset_train_split=near_train, dataset_eval_split=near_evaluation)
+    try:
+        return load_splits(dataclasses.replace(arguments, script=meant))
+    except DatasetError as other:
+        report.problem("data set", str(other))
+        return None
+
+
+def say_repaired(report: Report, repaired: RepairedBoxes) -> None:
+    """Dropped and clipped boxes: a problem if they are so many that their format must be wrong, else a warning."""
+    fault = repair_fault(repaired)
+    if fault is not None:
+        report.problem("boxes", f"{fault}.")
+        return
+    report.warning(
+        "boxes",
+        f"{repaired.boxes} boxes of {repaired.source}: dropped {repaired.dropped} with no area inside the image, "
+        f"clipped {repaired.clipped} to the image.",
+    )
+
+
+def describe(report: Report, name: str, found: Statistics) -> None:
+    """What is annotated in a split, and what is odd about it."""
+    report.facts[name] = dataclasses.asdict(found)
+    fault = found.fault() if found.boxes else "no image has a box"
+    if fault is None:
+        report.ok(name, in_words(found))
+    else:
+        report.problem(name, f"{fault}.\n{in_words(found)}")
+    lacking = [c for c, n in found.classes.items() if n == 0]
+    if lacking and found.boxes:
+        report.warning(name, f"{len(lacking)} classes have no box: {', '.join(lacking[:10])}.")
+    if found.boxes >= 50 and fault is None and 0 < min(found.reach) < 0.8:
+        report.warning(
+            name,
+            f"no box reaches beyond {100 * found.reach[0]:.0f} % of an image's width and {100 * found.reach[1]:.0f} % "
+            "of its height: are the annotations of smaller images?",
+        )
+
+
+def in_words(found: Statistics) -> str:
+    low, middle, high = found.sides
+    shown = ", ".join(f"{c} {n}" for c, n in list(found.classes.items())[:MOST_CLASSES_SHOWN])
+    more = f" and {len(found.classes) - MOST_CLASSES_SHOWN} more" if len(found.classes) > MOST_CLASSES_SHOWN else ""
+    return (
+        f"{found.images} images ({found.empty} without a box), {found.boxes} boxes, median {found.per_image[0]:g} and "
+        f"at most {found.per_image[1]} an image, {found.crowds} crowd regions; sides of {low:.0f} / {middle:.0f} / "
+        f"{high:.0f} pixels (10 %, median, 90 %).\nClasses: {shown}{more}."
+    )

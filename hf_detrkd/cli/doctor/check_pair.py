@@ -1,0 +1,93 @@
+"""The doctor's checks of student and teacher, as the run would build them."""
+
+import dataclasses
+from typing import Any, cast
+
+import numpy as np
+from transformers import AutoImageProcessor
+
+from ...data import DetectionSplits, DetectionTransform, parse_image_size
+from ...distillation.teacher import Normalization, normalization_of
+from ...training.trainer import DistillationTrainer
+from ..arguments import Arguments
+from ..run_setup import build_trainer
+from . import NORMALIZATIONS, View
+from .findings import Report
+
+
+def build_pair(
+    report: Report, arguments: Arguments, splits: DetectionSplits, folder: str
+) -> DistillationTrainer | None:
+    """The run's trainer, that leaves nothing behind; `None` where it refuses the pair."""
+    config: Any = dataclasses.replace(
+        cast(Any, arguments.config),
+        output_dir=folder,
+        push_to_hub=False,
+        report_to="none",
+        resume_from_checkpoint=None,
+    )
+    try:
+        trainer = build_trainer(arguments, splits, config)
+    except (ValueError, OSError) as error:
+        report.problem("models", str(error))
+        return None
+    describe_student(report, trainer)
+    if arguments.script.run_control:
+        report.facts["control"] = True
+    if trainer.distiller.teacher is not None:
+        describe_teacher(report, trainer)
+        report.ok("method", f"{config.method} can serve this pair.")
+    return trainer
+
+
+def describe_student(report: Report, trainer: DistillationTrainer) -> None:
+    queries = trainer.distiller.adapter.spec.num_queries
+    words, view = model_in_words(trainer.student), view_in_words(student_view(trainer))
+    report.ok("student", f"{words}, {queries} queries; images {view}.")
+    most = max(report.facts[name]["per_image"][1] for name in ("train", "evaluation"))
+    if most > queries:
+        report.warning("student", f"an image has {most} boxes, and the student can find {queries}.")
+
+
+def describe_teacher(report: Report, trainer: DistillationTrainer) -> None:
+    teacher: Any = trainer.distiller.teacher
+    words, view = model_in_words(teacher.model), view_in_words(teacher_view(trainer))
+    status = "ok" if teacher.class_map.is_complete else "warning"
+    report.add(status, "teacher", f"{words}; images {view}.\n{teacher.class_map.table()}")
+
+
+def student_view(trainer: DistillationTrainer) -> View:
+    """How the run shows the student images."""
+    return View(dict(trainer.processing_class.size), normalization_of(trainer.processing_class))
+
+
+def teacher_view(trainer: DistillationTrainer) -> View:
+    """How the run shows the teacher images."""
+    size = parse_image_size(trainer.args.teacher_image_size) or student_view(trainer).size
+    return View(size, normalization_of(teacher_processor(trainer)))
+
+
+def teacher_processor(trainer: DistillationTrainer) -> Any:
+    name, revision = trainer.args.teacher_model_name_or_path, trainer.args.teacher_model_revision
+    return AutoImageProcessor.from_pretrained(name, revision=revision)
+
+
+def model_in_words(model: Any) -> str:
+    return f"{model.config.model_type}, {model.num_parameters():,} parameters, {model.config.num_labels} classes"
+
+
+def view_in_words(view: View) -> str:
+    return f"{size_in_words(view.size)}, {normalization_in_words(view.normalization)}"
+
+
+def size_in_words(size: Any) -> str:
+    parsed = DetectionTransform(size).size
+    if parsed.shortest_edge is None:
+        return f"of {parsed.height}x{parsed.width} pixels"
+    return f"with a shorter side of {parsed.shortest_edge} and a longer of at most {parsed.longest_edge} pixels"
+
+
+def normalization_in_words(normalization: Normalization) -> str:
+    known = (name for name, value in NORMALIZATIONS.items() if np.array_equal(value, normalization))
+    mean, deviation = (list(map(float, part)) for part in normalization)
+    return next(known, f"mean {mean} and standard deviation {deviation}")

@@ -1,0 +1,146 @@
+"""The doctor's checks by the teacher's answers: frame, preprocessing, class order and mAP."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ...data import DetectionDataset, DetectionSplits, DetectionTransform
+from ...distillation.class_map import ClassMap
+from ...distillation.teacher import NO_NORMALIZATION, Teacher
+from ...training.trainer import DistillationTrainer
+from . import NORMALIZATIONS, Seen, View, better_frame, confusion, look, map_of, reframed, renamed, with_renamed
+from .check_pair import teacher_processor, teacher_view, view_in_words
+from .findings import Report
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a teacher saw through a view, and its mAP once its classes are put in order."""
+
+    view: View
+    seen: list[Seen]
+    renamed: dict[int, int]
+    map: float
+
+    @classmethod
+    def of(cls, view: View, seen: list[Seen], classes: ClassMap) -> "Look":
+        counts = confusion(seen, len(classes.student), len(classes.teacher))
+        other = renamed(counts, classes.columns)
+        return cls(view, seen, other, map_of(seen, with_renamed(classes.columns, other), classes.student))
+
+
+def check_teacher(report: Report, trainer: DistillationTrainer, splits: DetectionSplits, samples: int) -> None:
+    """Frame, preprocessing, class order and mAP, on images spread over the evaluation set."""
+    teacher: Any = trainer.distiller.teacher
+    classes = teacher.class_map
+    count = min(samples, len(splits.eval))
+    images = splits.eval.select(np.linspace(0, len(splits.eval) - 1, count).round().astype(int))
+    views = candidate_views(trainer)
+    seen = ask(trainer, images, views)
+    mean = map_of(seen[0], classes.columns, classes.student)
+    report.facts["teacher"] = {"map": mean, "images": count}
+    seen = check_frame(report, seen)
+    looks = [Look.of(view, found, classes) for view, found in zip(views, seen, strict=True)]
+    check_classes(report, check_preprocessing(report, looks), classes)
+    least = trainer.args.min_teacher_map
+    if math.isnan(mean):
+        report.warning("teacher", f"{count} evaluation images show no class that it knows: nothing can be said of it.")
+    elif mean < least:
+        report.problem("teacher", f"its mAP is {mean:.3f} on {count} evaluation images, and {least:g} is asked.")
+    else:
+        report.ok("teacher", f"its mAP is {mean:.3f} on {count} evaluation images.")
+
+
+def candidate_views(trainer: DistillationTrainer) -> list[View]:
+    """The run's view of the teacher, and others: its own processor's size, and the usual normalisations."""
+    given, own = teacher_view(trainer), dict(teacher_processor(trainer).size)
+    same = DetectionTransform(own).size == DetectionTransform(given.size).size
+    others = [kind for kind in NORMALIZATIONS.values() if not np.array_equal(kind, given.normalization)]
+    sizes = [given.size] if same else [given.size, own]
+    return [View(size, kind) for size in sizes for kind in (given.normalization, *others)]
+
+
+def ask(trainer: DistillationTrainer, images: DetectionDataset, views: list[View]) -> list[list[Seen]]:
+    """What the teacher finds through each view, in its own classes."""
+    teacher: Any = trainer.distiller.teacher
+    alone = Teacher(teacher.model, teacher.class_map.teacher, teacher.dtype)  # without a normalisation
+    shown = tqdm(views, desc="Asking the teacher", unit="view", leave=False)
+    # One by one where the run does not show them so: a family without masks takes no batch that is padded.
+    sizes = [trainer.args.eval_batch_size if view.size == views[0].size else 1 for view in views]
+    return [look(alone, images, view, size) for view, size in zip(shown, sizes, strict=True)]
+
+
+def check_frame(report: Report, seen: list[list[Seen]]) -> list[list[Seen]]:
+    """Whether the annotated boxes are in the images' frame; what was seen, with the boxes where they belong."""
+    found = better_frame(seen[0])
+    if found is None:
+        report.ok("frame", "nothing suggests that the annotated boxes are in another frame than the images.")
+        return seen
+    words, frame, now, then = found
+    report.problem(
+        "frame",
+        f"{100 * now:.0f} % of the annotated boxes fit the teacher's as they are, and {100 * then:.0f} % when they "
+        f"are read as {words}: write them as x, y, width, height in pixels of the image files.",
+    )
+    return [reframed(images, frame) for images in seen]
+
+
+def check_preprocessing(report: Report, looks: list[Look]) -> Look:
+    """Whether the teacher sees far better through another view; the look that is right."""
+    given, best = looks[0], max(looks, key=lambda one: -1.0 if math.isnan(one.map) else one.map)
+    report.facts["views"] = [{"view": view_in_words(one.view), "map": one.map} for one in looks]
+    if math.isnan(given.map):  # the images show nothing that it knows
+        return given
+    if best.map < 0.1:
+        report.warning("preprocessing", "the teacher finds next to nothing however images are shown.")
+        return given
+    if best.map < given.map + 0.05 or best.map < 1.1 * given.map:
+        report.ok("preprocessing", f"nothing suits the teacher better than images {view_in_words(given.view)}.")
+        return given
+    text = (
+        f"shown images {view_in_words(given.view)}, the teacher has a mAP of {given.map:.3f}, and {best.map:.3f} with "
+        f"images {view_in_words(best.view)}: {remedy_for(given.view, best.view)}."
+    )
+    report.add("problem" if given.map < 0.6 * best.map else "warning", "preprocessing", text)
+    return best
+
+
+def remedy_for(given: View, best: View) -> str:
+    """What makes a run show the teacher images as it should."""
+    remedies = []
+    size = DetectionTransform(best.size).size
+    if size != DetectionTransform(given.size).size:
+        fixed = f"pass --teacher_image_size {size.height}x{size.width}"
+        remedies.append(fixed if size.shortest_edge is None else "pass --keep_aspect_ratio with that --image_size")
+    if best.normalization is not given.normalization:
+        mean, deviation = (list(part) for part in best.normalization)
+        plain = best.normalization is NO_NORMALIZATION
+        entries = {"do_normalize": not plain} | ({} if plain else {"image_mean": mean, "image_std": deviation})
+        remedies.append(f"set {json.dumps(entries)[1:-1]} in the teacher's preprocessor_config.json")
+    return " and ".join(remedies)
+
+
+def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
+    """Whether the teacher calls the classes what the class map says."""
+    if not found.renamed:
+        report.ok("class order", "the teacher calls no class plainly otherwise than the class map says.")
+        return
+    columns, ours, names = classes.columns, classes.student, classes.teacher
+    counts = confusion(found.seen, len(ours), len(names))
+    said = [
+        f"{ours[i]} {names[other]!r} ({counts[i, other]} of {counts[i].sum()})" for i, other in found.renamed.items()
+    ]
+    fixed = with_renamed(columns, found.renamed)
+    lines = [f"{ours[i]}: {'null' if c is None else names[c]}" for i, c in enumerate(fixed) if c != columns[i]]
+    before = map_of(found.seen, columns, ours)
+    report.add(
+        "problem" if any(columns[i] is not None for i in found.renamed) else "warning",
+        "class order",
+        f"the teacher calls {', '.join(said)}; with these exchanged its mAP is {found.map:.3f} in place of "
+        f"{before:.3f}: correct id2label in its config.json or the data set's categories, whichever is wrong, or pass "
+        "--class_map with the lines\n" + "\n".join(lines),
+    )

@@ -1,0 +1,204 @@
+"""COCO figures of a detector on a data set, or of a file of detections.
+
+    accelerate launch scripts/evaluate.py --model_name_or_path outputs/student --dataset_name path/to/coco_folder
+
+    python scripts/evaluate.py --annotations instances_val.json --detections detections.json --output_file figures.json
+
+The model is any that `AutoModelForObjectDetection` loads. Its classes and the data set's are matched by name.
+"""
+
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    EvalPrediction,
+    HfArgumentParser,
+)
+
+from ..data import DetectionCollator, DetectionDataset, DetectionTransform, load_detection_split, parse_image_size
+from ..evaluation import (
+    FIGURES,
+    PADDING,
+    CocoEvaluator,
+    detections_from_predictions,
+    gatherable,
+    predictions_from_heads,
+    references_from_labels,
+)
+from ..evaluation.coco_results import evaluate_coco_files
+from .launching import check_processes
+
+
+MOST_CLASSES_SHOWN = 30
+
+
+@dataclass
+class EvaluateArguments:
+    """Either a model and a data set, or annotations and detections."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Detector: Hub id or folder."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    dataset_name: str = field(
+        default="shapes",
+        metadata={
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+        },
+    )
+    dataset_eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
+    )
+    image_size: str | None = field(
+        default=None,
+        metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the model's image processor."},
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images at most."})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Drop images that cannot be read, and count them, instead of stopping."}
+    )
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images per process and batch."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, per process."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    annotations: str | None = field(default=None, metadata={"help": "COCO ground truth, a JSON file."})
+    detections: str | None = field(
+        default=None,
+        metadata={"help": "COCO results for --annotations: a list of image_id, category_id, bbox, score."},
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file that gets all figures."})
+
+    def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
+        files = (self.annotations is not None, self.detections is not None)
+        if files not in ((True, True), (False, False)) or any(files) == (self.model_name_or_path is not None):
+            raise ValueError(
+                "Give either --model_name_or_path, or both --annotations and --detections, got "
+                f"{self.model_name_or_path!r}, {self.annotations!r} and {self.detections!r}."
+            )
+        if self.per_device_eval_batch_size < 1:
+            raise ValueError(f"--per_device_eval_batch_size must be 1 or more, got {self.per_device_eval_batch_size}.")
+
+
+def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Tensor:
+    """The data set's number of each of the model's classes; classes that the data set lacks count as no detection.
+
+    Args:
+        id2label (`dict[int, str]`): the model's classes.
+        classes (`list[str]`): the data set's.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_model_classes,)`
+
+    Raises:
+        ValueError: the model lacks classes of the data set.
+    """
+    known = set(id2label.values())
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ValueError(
+            f"The model must know all {len(classes)} classes of the data set by name, but lacks {missing[:10]}; its "
+            f"own are {sorted(known)[:10]}: rename them in its config's id2label, or choose another data set."
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers.get(id2label[i], PADDING) for i in range(len(id2label))])
+
+
+def load_data(arguments: EvaluateArguments) -> DetectionDataset:
+    """The data set as the model's image processor wants it."""
+    processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    dataset = load_detection_split(
+        arguments.dataset_name,
+        arguments.dataset_eval_split,
+        max_samples=arguments.max_eval_samples,
+        skip_unreadable_images=arguments.skip_unreadable_images,
+    )
+    size = parse_image_size(arguments.image_size)
+    return dataset.with_transform(DetectionTransform.for_processor(processor, size=size))
+
+
+def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> dict[str, float]:
+    """The figures of a model, the same in every process."""
+    name, revision = str(arguments.model_name_or_path), arguments.model_revision
+    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = model.to(accelerator.device).eval()
+    dataset = load_data(arguments)
+    numbers = data_set_numbers(model.config.id2label, dataset.classes).to(accelerator.device)
+    loader = accelerator.prepare(
+        DataLoader(
+            dataset,
+            batch_size=arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            collate_fn=DetectionCollator(),
+        )
+    )
+    evaluator, figures = CocoEvaluator(dict(enumerate(dataset.classes))), {}
+    for batch in tqdm(loader, "Evaluating", unit="batch", disable=not accelerator.is_main_process):
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            outputs = model(**batch)
+        predictions = predictions_from_heads(outputs.logits, outputs.pred_boxes, model.config.num_labels)
+        found = detections_from_predictions(predictions, torch.stack([label["orig_size"] for label in labels]))
+        found = [{**image, "labels": numbers[image["labels"]]} for image in found]
+        padded = accelerator.pad_across_processes(
+            gatherable(found, references_from_labels(labels)), dim=1, pad_index=PADDING
+        )
+        last = accelerator.gradient_state.end_of_dataloader
+        figures = evaluator(EvalPrediction(*accelerator.gather_for_metrics(padded)), compute_result=last)
+    return figures
+
+
+def table(figures: Mapping[str, float]) -> str:
+    """The figures as text, in percent; a dash where there is nothing to find."""
+
+    def percent(name: str) -> str:
+        return "-" if figures[name] < 0 else f"{100 * figures[name]:.1f}"
+
+    def line(title: str, cells: Sequence[str]) -> str:
+        return f"{title:4}" + "".join(f"{cell:>10}" for cell in cells)
+
+    lines = [
+        line("", ["all", "IoU 0.50", "IoU 0.75", "small", "medium", "large"]),
+        line("mAP", [percent(name) for name in FIGURES[:6]]),
+        "",
+        line("", ["1 box", "10 boxes", "100", "small", "medium", "large"]),
+        line("mAR", [percent(name) for name in FIGURES[6:]]),
+    ]
+    classes = [name for name in figures if name not in FIGURES]
+    if len(classes) > MOST_CLASSES_SHOWN:
+        return "\n".join([*lines, "", f"The mAP of each of the {len(classes)} classes is in --output_file."])
+    width = max(len(name.removeprefix("map_")) for name in classes)
+    lines += ["", "mAP by class", *(f"{name.removeprefix('map_'):{width}}{percent(name):>8}" for name in classes)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    check_processes()
+    parser = HfArgumentParser(EvaluateArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses(args=argv)
+    if arguments.model_name_or_path is None:
+        figures, main_process = evaluate_coco_files(arguments.annotations, arguments.detections), True
+    else:
+        accelerator = Accelerator(cpu=arguments.use_cpu)
+        figures, main_process = evaluate_model(arguments, accelerator), accelerator.is_main_process
+        if main_process and accelerator.num_processes > 1:
+            print(f"Evaluated on {accelerator.num_processes} processes.")
+        accelerator.end_training()
+    if main_process:
+        print(table(figures))
+        if arguments.output_file is not None:
+            file = Path(arguments.output_file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""Exports a detector to ONNX for onnxruntime, and checks that it answers as PyTorch does.
+
+    python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --input photos
+
+    python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --fp16
+
+Writes `model.onnx` (and `model_fp16.onnx`), the image processor and config that go with it, and `export.json`: sizes,
+latencies, and how far the answers lie apart. A file that answers otherwise is kept as `model.failed.onnx`, and the
+command fails.
+"""
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
+
+from ..data import load_detection_split, parse_image_size
+from ..data.images import read_image
+from ..evaluation.efficiency import device_name, figures_of, time_in_turns
+from ..export.checked import export_checked, fixed_size_processor, megabytes, pixels_of, torch_heads
+from ..export.parity import onnx_heads
+from .predict import find_images
+
+
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and how it is checked."""
+
+    model_name_or_path: str = field(metadata={"help": "Detector: Hub id or folder."})
+    output_dir: str = field(metadata={"help": "Folder for model.onnx and what goes with it."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    image_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels, 640 or 480x640 (height x width). Default: the image processor's. A processor that "
+            "keeps the aspect ratio has none: images are then stretched to this size, and never padded."
+        },
+    )
+    opset: int | None = field(
+        default=None, metadata={"help": "ONNX's operator set. Default: that of torch's exporter."}
+    )
+    fp16: bool = field(
+        default=False, metadata={"help": "Also write model_fp16.onnx, in 16 bits but for images and answers."}
+    )
+    input: str | None = field(
+        default=None, metadata={"help": "Image or folder to compare on. Default: generated images."}
+    )
+    num_images: int = field(default=8, metadata={"help": "At most so many images are compared. Default: 8."})
+    batch_size: int = field(default=8, metadata={"help": "Of the second latency; the first is of 1. Default: 8."})
+    runs: int = field(default=20, metadata={"help": "Timed passes of each; 0 measures no latency. Default: 20."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads of both. Default: PyTorch's choice."})
+
+    def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
+        if self.opset is not None and self.opset < 18:
+            raise ValueError(f"--opset must be 18 or more, which torch's exporter writes, got {self.opset}.")
+        for name in ("num_images", "batch_size", "threads"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {vars(self)[name]}.")
+        if self.runs < 0 or self.runs == 1:
+            raise ValueError(f"--runs must be 2 or more, or 0 for no latency, got {self.runs}.")
+        if Path(self.output_dir).resolve() == Path(self.model_name_or_path).resolve():
+            raise ValueError(
+                f"--output_dir must not be the model's folder, whose processor it may change, got {self.output_dir}."
+            )
+
+
+def load_images(source: str | None, count: int, image_size: tuple[int, int]) -> dict[str, Image.Image]:
+    """The images to compare on, by name: given ones, or else generated ones of the size of the file."""
+    if source is not None:
+        return {file.name: read_image(file, str(file)) for file in find_images(Path(source))[:count]}
+    records = load_detection_split("shapes", max_samples=count, shapes_size=image_size).records
+    return {record.name: record.load() for record in records}
+
+
+def latencies(model: PreTrainedModel, folder: Path, report: dict[str, Any], given: ExportArguments) -> dict[str, Any]:
+    """Latency of PyTorch and of each file in onnxruntime, by name and batch size."""
+    sides = {"pytorch": torch_heads(model)}
+    sides |= {name: onnx_heads(folder / name, torch.get_num_threads()) for name in report["files"]}
+    height, width = report["image_size"]
+    sizes = sorted({1, given.batch_size}) if given.runs else []
+    found: dict[str, dict[str, Any]] = {name: {} for name in sides}
+    for size in tqdm(sizes, desc="Timing", leave=False):
+        pixels = torch.rand(size, 3, height, width, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            times = time_in_turns([partial(side, pixels) for side in sides.values()], given.runs)
+        for name, seen in zip(sides, times, strict=True):
+            found[name][str(size)] = figures_of(seen, size)
+    return found
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What was measured, in lines."""
+    lines = [f"PyTorch: {report['pytorch']['megabytes']:.1f} MB{_speed(report['pytorch']['latency'])}"]
+    for name, file in report["files"].items():
+        parity = file["parity"]
+        lines.append(f"{name}: {file['megabytes']:.1f} MB{_speed(file['latency'])}")
+        lines.append(
+            f"  answers as PyTorch does on {parity['images']} images in batches of "
+            f"{' and '.join(map(str, parity['batch_sizes']))}: scores within {parity['scores']:.1e}, boxes within "
+            f"{parity['boxes']:.1e} of the image"
+            + (f"; {parity['beyond']} of {parity['compared']} lie further apart" if parity["beyond"] else "")
+        )
+    return "\n".join(lines)
+
+
+def _speed(latency: dict[str, dict[str, float]]) -> str:
+    """Medians and quartiles of each batch size."""
+    return "".join(
+        f"; batch {size}: {x['median_ms']:.1f} ms ({x['low_ms']:.1f} to {x['high_ms']:.1f})"
+        for size, x in latency.items()
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = HfArgumentParser(ExportArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (given,) = parser.parse_args_into_dataclasses(args=argv)
+    torch.set_num_threads(given.threads or torch.get_num_threads())
+    name, revision = given.model_name_or_path, given.model_revision
+    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    processor, size = fixed_size_processor(processor, parse_image_size(given.image_size))
+    images = pixels_of(processor, load_images(given.input, given.num_images, size), size)
+    folder = Path(given.output_dir)
+    report = {"model": name, "family": model.config.model_type, "parameters": model.num_parameters()}
+    report |= export_checked(model, folder, images, given.opset, given.fp16, torch.get_num_threads())
+    processor.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    timed = latencies(model, folder, report, given)
+    report["pytorch"] = {"megabytes": megabytes(model), "latency": timed.pop("pytorch")}
+    for file, latency in timed.items():
+        report["files"][file]["latency"] = latency
+    report |= {"threads": torch.get_num_threads(), "machine": device_name("cpu")}
+    report["versions"] = {package: version(package) for package in PACKAGES}
+    (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(summary(report))

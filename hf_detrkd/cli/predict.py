@@ -1,0 +1,153 @@
+"""Finds objects in an image, or in all images of a folder, with a detector.
+
+    python scripts/predict.py --model_name_or_path outputs/student --input photo.jpg
+
+    python scripts/predict.py --model_name_or_path PekingU/rtdetr_r18vd --input photos --output_dir found
+
+Writes each image with its boxes, under its own name, and `predictions.json`: a COCO object (boxes as x, y, width and
+height in pixels of the upright image) whose annotations also have `label` and `score`.
+"""
+
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
+
+from ..artifacts.draw_boxes import class_colors, draw_detections
+from ..data import UnreadableImageError
+from ..data.images import read_image
+from ..evaluation import detections_from_predictions, predictions_from_heads
+
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass
+class PredictArguments:
+    """What to look at, with which model."""
+
+    model_name_or_path: str = field(metadata={"help": "Detector: Hub id or folder."})
+    input: str = field(metadata={"help": "An image, or a folder; folders inside it are not searched."})
+    output_dir: str = field(
+        default="predictions", metadata={"help": "Folder for pictures and predictions.json. Default: predictions."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    threshold: float = field(default=0.5, metadata={"help": "Least score of a detection. Default: 0.5."})
+    batch_size: int = field(default=8, metadata={"help": "Images at a time. Default: 8."})
+    device: str | None = field(default=None, metadata={"help": "For example cuda:1 or cpu. Default: a GPU, if any."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"--threshold must lie in [0, 1], got {self.threshold}.")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be 1 or more, got {self.batch_size}.")
+        folder = Path(self.input) if Path(self.input).is_dir() else Path(self.input).parent
+        if Path(self.output_dir).resolve() == folder.resolve():
+            raise ValueError(f"--output_dir must not be the folder of the images, whose names it takes, got {folder}.")
+
+
+def find_images(source: Path) -> list[Path]:
+    """The image files of a folder, in order, or the file itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ValueError(f"--input must be an image or a folder of images, but {source} does not exist.")
+    files = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"--input must hold images ({', '.join(SUFFIXES)}), but {source} holds none.")
+    return files
+
+
+def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Image.Image]]]:
+    """Images in batches; those that cannot be read are named and left out.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    names: list[Path] = []
+    images: list[Image.Image] = []
+    unreadable = 0
+    for file in tqdm(files, "Predicting", unit="image"):
+        try:
+            image = read_image(file, str(file))
+        except UnreadableImageError as error:
+            unreadable += 1
+            tqdm.write(f"Left out {file}: {error.__cause__}", sys.stderr)
+            continue
+        names, images = [*names, file], [*images, image]
+        if len(images) == batch_size:
+            yield names, images
+            names, images = [], []
+    if images:
+        yield names, images
+    if unreadable == len(files):
+        raise ValueError(f"--input must hold images that can be read, but none of the {unreadable} can.")
+
+
+def detect(model: PreTrainedModel, processor: Any, images: list[Image.Image]) -> list[dict[str, Tensor]]:
+    """The 100 best detections of every image, in its pixels, on the CPU."""
+    inputs = processor(images=images, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    predictions = predictions_from_heads(outputs.logits, outputs.pred_boxes, model.config.num_labels)
+    found = detections_from_predictions(predictions, [(image.height, image.width) for image in images])
+    return [{name: value.cpu() for name, value in image.items()} for image in found]
+
+
+def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """One image's detections in COCO's words."""
+    rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), labels, strict=True)
+    return [
+        {
+            "id": first_id + i,
+            "image_id": image_id,
+            "category_id": number,
+            "label": label,
+            "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+            "area": round((right - left) * (bottom - top), 2),
+            "iscrowd": 0,
+            "score": round(score, 4),
+        }
+        for i, ((left, top, right, bottom), number, score, label) in enumerate(rows)
+    ]
+
+
+def main(argv: list[str]) -> None:
+    parser = HfArgumentParser(PredictArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses(args=argv)
+    files = find_images(Path(arguments.input))
+    name, revision = arguments.model_name_or_path, arguments.model_revision
+    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    folder, id2label = Path(arguments.output_dir), model.config.id2label
+    folder.mkdir(parents=True, exist_ok=True)
+    colors = class_colors(id2label.values())
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for paths, pictures in read_batches(files, arguments.batch_size):
+        for path, picture, found in zip(paths, pictures, detect(model, processor, pictures), strict=True):
+            sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 fills up after NMS
+            kept = {key: value[sure] for key, value in found.items()}
+            labels = [id2label[number] for number in kept["labels"].tolist()]
+            draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / path.name)
+            size = {"width": picture.width, "height": picture.height}
+            images.append({"id": len(images) + 1, "file_name": path.name, **size})
+            annotations += annotations_of(kept, labels, len(images), len(annotations) + 1)
+    categories = [{"id": number, "name": label} for number, label in id2label.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"Found {len(annotations)} objects in {len(images)} images; pictures and predictions.json are in {folder}.")

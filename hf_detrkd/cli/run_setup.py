@@ -1,0 +1,121 @@
+"""Builds the data sets, models and trainer of a run from its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForObjectDetection, PreTrainedModel, set_seed
+
+from .. import DistillationConfig, DistillationTrainer
+from ..data import (
+    AugmentationConfig,
+    DetectionDataset,
+    DetectionSplits,
+    DetectionTransform,
+    load_detection_splits,
+    parse_image_size,
+)
+from ..distillation.initialization import init_from_teacher
+from ..distillation.student import build_student, load_backbone_weights, load_image_processor, load_student
+from .arguments import Arguments, ScriptArguments
+
+
+def make_student(
+    script: ScriptArguments, classes: list[str], config: DistillationConfig
+) -> tuple[PreTrainedModel, Any]:
+    """Student and image processor; the same seed gives the same weights."""
+    set_seed(config.seed)
+    if script.config_name is not None:
+        model = build_student(script.config_name, classes)
+        if script.init_from_teacher:
+            print(inherit(model, config))
+        if script.backbone_weights is not None:
+            load_backbone_weights(model, script.backbone_weights)
+    else:
+        model = load_student(str(script.model_name_or_path), classes, script.model_revision)
+    size = parse_image_size(script.image_size)
+    ratio, revision = script.keep_aspect_ratio, script.model_revision
+    processor = load_image_processor(model, script.model_name_or_path, size, ratio, revision)
+    return model, processor
+
+
+def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
+    """Starts a student from the run's teacher; returns what was copied and what was not."""
+    name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
+    if name is None:
+        raise ValueError("--init_from_teacher needs --teacher_model_name_or_path.")
+    teacher = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    return init_from_teacher(student, teacher).summary()
+
+
+def with_transforms(
+    splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """Training and evaluation set as the student's image processor and the teacher want them."""
+    seen = parse_image_size(config.teacher_image_size) if config.needs_teacher else None
+    transforms = (
+        DetectionTransform.for_processor(processor, kind, teacher_size=seen) for kind in (augmentation, None)
+    )
+    return splits.train.with_transform(next(transforms), config.seed), splits.eval.with_transform(next(transforms))
+
+
+def load_splits(arguments: Arguments) -> DetectionSplits:
+    """The run's data set, read by one process at a time."""
+    script = arguments.script
+    with arguments.config.main_process_first(desc="reading the data set"):
+        return load_detection_splits(
+            script.dataset_name,
+            train_split=script.dataset_train_split,
+            eval_split=script.dataset_eval_split,
+            max_train_samples=script.max_train_samples,
+            max_eval_samples=script.max_eval_samples,
+            skip_unreadable_images=script.skip_unreadable_images,
+        )
+
+
+def build_trainer(
+    arguments: Arguments, splits: DetectionSplits | None = None, config: DistillationConfig | None = None
+) -> DistillationTrainer:
+    """The trainer of a run.
+
+    Args:
+        arguments ([`Arguments`])
+        splits (*optional*): the data set, where it is loaded already.
+        config (*optional*): in place of that of the arguments: the control's.
+    """
+    config, splits = config or arguments.config, splits or load_splits(arguments)
+    model, processor = make_student(arguments.script, splits.train.classes, config)
+    train_set, eval_set = with_transforms(splits, processor, arguments.augmentation, config)
+    return DistillationTrainer(
+        model=model,
+        args=config,
+        method_config=arguments.methods if config.methods else None,
+        processing_class=processor,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+    )
+
+
+def control_of(config: DistillationConfig) -> DistillationConfig:
+    """The same run without a teacher, in a folder of its own."""
+    folder = str(Path(config.output_dir) / "control")
+    resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is of the other run
+    return dataclasses.replace(
+        cast(Any, config),
+        method="none",
+        loss_weights=None,
+        output_dir=folder,
+        run_name=f"{config.run_name}-control",
+        resume_from_checkpoint=resume or None,
+        push_to_hub=False,
+    )
+
+
+def models_of(arguments: Arguments) -> dict[str, str | None]:
+    """Hub ids and folders that a run loads, by what they are to it."""
+    script = arguments.script
+    named = {"student": script.model_name_or_path, "student's config": script.config_name}
+    return named | {"teacher": arguments.config.teacher_model_name_or_path}

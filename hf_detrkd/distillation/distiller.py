@@ -1,0 +1,242 @@
+"""The module that `Trainer` trains: the student and the methods' projections, with the teacher beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..adapters import adapter_for
+from ..losses.matching import to_host_by_group
+from ..methods import DistillationMethod
+from ..methods.base import checked_losses
+from ..methods.decoding import DecodedQueries, decode_requests
+from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorOutput, Predictions
+from ..structures.targets import BatchTotals, Targets
+from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch, with their graph.
+
+    Attributes:
+        detections ([`Predictions`]): what the student says is there.
+        task (`dict[str, torch.Tensor]`): weighted parts of the detection loss, each `(num_layers,)`; empty without
+            labels.
+        distillation (`dict[LossKey, torch.Tensor]`): unweighted scalars.
+        metrics (`dict[LossKey, torch.Tensor]`): what the methods only report.
+    """
+
+    detections: Predictions
+    task: dict[str, Tensor]
+    distillation: dict[LossKey, Tensor]
+    metrics: dict[LossKey, Tensor] = field(default_factory=dict)
+
+
+class Distiller(nn.Module):
+    """Student and methods in one module, so that DDP, mixed precision and the optimizer see both.
+
+    In training mode `forward` computes `task loss + weight * sum(weights[k] * losses[k])`. In eval mode it is the
+    student: the same answers, no teacher.
+
+    Args:
+        student ([`~transformers.PreTrainedModel`])
+        teacher ([`Teacher`], *optional*): kept outside the module tree.
+        methods (`Sequence[DistillationMethod]`): all of them take part in every step, with one pass of the teacher.
+        loss_weights (`dict[str, float]`, *optional*): weights that replace the methods' own; a key weighs every loss
+            whose name begins with it, the longest one wins.
+        seed (`int`): of the methods' random points.
+
+    Raises:
+        ValueError: a teacher without a method, or a method without the teacher that it needs; a key of `loss_weights`
+            that no part of the methods begins with.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher | None = None,
+        methods: Sequence[DistillationMethod] = (),
+        loss_weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if (teacher is None) == any(method.needs_teacher for method in methods):
+            raise ValueError("A method needs a teacher and a teacher a method: give both, or none for plain training.")
+        self.student = student
+        self.methods = nn.ModuleDict({method.name: method for method in methods})
+        self.teacher = teacher
+        self.adapter = adapter_for(student)
+        self.seed = seed
+        self.loss_weights = check_weights(methods, loss_weights or {})
+
+    @property
+    def config(self) -> Any:
+        return self.student.config
+
+    def train(self, mode: bool = True) -> Distiller:
+        """As in `torch.nn.Module`, but BatchNorm layers whose weights are frozen keep their statistics too."""
+        super().train(mode)
+        for module in self.student.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """What `Trainer` calls for `--gradient_checkpointing`: the student's."""
+        self.student.gradient_checkpointing_enable(*args, **kwargs)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The same under its name in later transformers."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
+
+    def forward(self, batch: Mapping[str, Any], step: int = 0, distillation_weight: float = 1.0) -> dict[str, Any]:
+        """One pass.
+
+        Args:
+            batch (`dict`): what the data collator makes:
+
+                - `pixel_values` (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the
+                  student.
+                - `pixel_mask` (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
+                - `labels` (`list[dict[str, torch.Tensor]]`, *optional*): `class_labels` and `boxes` of each image.
+                - `totals` (`torch.Tensor` of shape `(4,)`, *optional*): the fields of [`BatchTotals`].
+                - `teacher_pixel_values`, `teacher_pixel_mask` (*optional*): the same images in the teacher's size,
+                  normalised for the student. Default: the student's images.
+            step (`int`): the optimizer step; random points follow it.
+            distillation_weight (`float`): of the methods' weighted sum, from its schedule; at 0 neither teacher nor
+                methods run.
+
+        Returns:
+            `dict`: `loss`, `parts` (detached scalars by name, for the log), `terms` (detached losses by name, scalars
+            by [`LossKey`] or one value per layer), `logits` and `pred_boxes`.
+        """
+        found = self.losses(batch, step, bool(distillation_weight))
+        outputs: dict[str, Any] = {"loss": None, "parts": {}, "terms": {}}
+        outputs |= {"logits": found.detections.logits, "pred_boxes": found.detections.boxes}
+        if not found.task:
+            return outputs
+        loss = torch.cat(list(found.task.values())).sum()
+        task = {LossKey("task", name): layers.detach() for name, layers in found.task.items()}
+        parts: dict[Any, Tensor] = {"task_loss": loss.detach()}
+        parts.update({key: layers.sum() for key, layers in task.items()})
+        if found.distillation:
+            weighted = self.weighted(found.distillation)
+            parts["distillation_loss"] = weighted.detach()
+            parts.update(sum_over_layers(found.distillation))
+            parts.update(found.metrics)
+            loss = loss + distillation_weight * weighted
+        terms = task | {key: value.detach() for key, value in found.distillation.items()}
+        return outputs | {"loss": loss, "parts": parts, "terms": terms}
+
+    def losses(self, batch: Mapping[str, Any], step: int = 0, distill: bool = True) -> Losses:
+        """All losses of a batch separately, see [`forward`]; without `distill` and in eval mode only the task loss."""
+        labels, totals = batch.get("labels"), batch.get("totals")
+        targets = None if labels is None else Targets.from_labels(labels)
+        output, answers = self.adapter.encode(batch["pixel_values"], batch.get("pixel_mask"), targets)
+        if targets is None or answers is None:
+            return Losses(output.found, {}, {})
+        counts = BatchTotals.of(targets.counts, self.adapter.spec.num_queries)
+        if totals is not None:
+            images, boxes, matched, share = totals.unbind()
+            counts = BatchTotals(images, boxes, matched, share, is_global=True)
+        criterion, methods = self.adapter.criterion, self._methods() if self.training and distill else []
+        wanted = None if self.teacher is None or not methods else self.teacher(*teacher_view(batch))
+        decoded = self._decode(methods, output, wanted, targets, step)
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            costs = [m.costs(output, wanted, d, targets) for m, d in zip(methods, decoded, strict=True)]
+            own, *others = to_host_by_group([criterion.costs(answers, targets), *costs])
+            task = criterion.losses(answers, targets, counts, own)
+            everything: dict[LossKey, Tensor] = {}
+            for method, replies, solved in zip(methods, decoded, others, strict=True):
+                losses = method.losses(output, wanted, replies, targets, counts, solved)
+                everything |= checked_losses(method, losses)
+        metrics = {name: everything.pop(name).detach() for m in methods for name in m.metrics if name in everything}
+        return Losses(output.found, task, everything, metrics)
+
+    def _methods(self) -> list[Any]:
+        return list(self.methods.values())
+
+    def _decode(
+        self,
+        methods: Sequence[DistillationMethod],
+        student: DetectorOutput,
+        teacher: DetectorOutput | None,
+        targets: Targets,
+        step: int,
+    ) -> list[DecodedQueries]:
+        """Predictions for the extra queries of all methods, with one decoder pass of each model."""
+        seed = _mix(self.seed, step)  # each method draws the points that it would draw alone
+        requests = [
+            m.query_requests(student, cast(Any, teacher), targets, torch.Generator().manual_seed(seed))
+            for m in methods
+        ]
+        return decode_requests(requests, student, teacher)
+
+    def weighted(self, losses: Mapping[LossKey, Tensor]) -> Tensor:
+        """The weighted sum of the methods' losses."""
+        return torch.stack([self.weight_of(key) * value for key, value in losses.items()]).sum()
+
+    def weight_of(self, key: LossKey) -> float:
+        """The weight of a loss."""
+        return self.loss_weights[self.weight_key(key)]
+
+    def weights_of(self, term: LossKey) -> list[float]:
+        """All weights that apply to a term: its own, and those of layers that have one of their own."""
+        layers = [weight for name, weight in self.loss_weights.items() if is_layer_of(name, term)]
+        return [self.weight_of(term), *layers]
+
+    def weight_key(self, key: LossKey) -> str:
+        """The entry of `loss_weights` that weighs a loss: its full name, or the longest beginning of its term."""
+        return max((name for name in self.loss_weights if name == key or key.term.startswith(name)), key=len)
+
+
+def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Pixels and mask that the teacher sees: its own if the batch has them, otherwise the student's."""
+    view = "teacher_" if batch.get("teacher_pixel_values") is not None else ""
+    return batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")
+
+
+def is_layer_of(name: str, term: str) -> bool:
+    """Whether a name is that of a term in one layer."""
+    start, _, layer = name.rpartition("_")
+    return start == term and layer.isdigit()
+
+
+def check_weights(methods: Sequence[DistillationMethod], chosen: Mapping[str, float]) -> dict[str, float]:
+    """The methods' weights with the chosen ones over them: a key stands for every part or loss that it begins.
+
+    Raises:
+        ValueError: a chosen key begins no loss of the methods.
+    """
+    defaults: dict[str, float] = {}
+    names: list[str] = []
+    for method in methods:
+        defaults |= method.weights
+        names += [*method.weights, *(f"{part}_{group}" for part in method.weights for group in method.groups)]
+    for key in chosen:
+        if not any(name.startswith(key) or is_layer_of(key, name) for name in names):
+            known = ", ".join(names) or "none, since there is no method"
+            raise ValueError(f"loss_weights names {key!r}, which begins no loss of this run: they are {known}.")
+    shorter = sorted(chosen, key=len)
+    parts = {part: chosen[key] for key in shorter for part in defaults if part.startswith(key)}
+    return defaults | parts | {key: weight for key, weight in chosen.items() if key not in defaults}
+
+
+def sum_over_layers(losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:
+    """Detached losses by term, summed over layers."""
+    parts: dict[LossKey, Tensor] = {}
+    for key, value in losses.items():
+        parts[key.term] = parts.get(key.term, 0) + value.detach()
+    return parts
+
+
+def _mix(seed: int, step: int) -> int:
+    """One seed from two, such that neighbours in either give unrelated streams."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63

@@ -1,0 +1,116 @@
+"""Predictions of teacher and student on a data set: the teacher's metrics, and detections of single images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..adapters import adapter_for
+from ..data import DetectionCollator, DetectionDataset
+from ..evaluation import detections_from_predictions, references_from_labels
+from ..evaluation.efficiency import evaluating
+from ..losses.functional import UNKNOWN
+from ..structures.outputs import Predictions
+from .distiller import teacher_view
+from .teacher import Teacher
+
+
+CONFIDENT = 0.4  # lowest score of a detection that is drawn, and counts as one
+Detections = dict[str, Tensor]
+
+
+def evaluate_teacher(
+    teacher: Teacher, batches: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]
+) -> tuple[dict[str, float], dict[str, Any] | None]:
+    """COCO metrics of a teacher over the batches of all processes, on the images that it will teach from.
+
+    A loop of its own: `Trainer`'s would mark the student as prepared, which then trains without DDP.
+
+    Args:
+        teacher ([`Teacher`])
+        batches (`Iterable[dict]`): of this process, on the teacher's device.
+        id2label (`dict[int, str]`): the student's classes.
+
+    Returns:
+        The metrics as [`CocoBoxMetric`] names them, with `teacher_` in front, equal on all processes; and precision
+        over recall, on the first process only.
+    """
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for batch in batches:
+        pairs += detections_and_truth(teacher, batch)
+    everyone = gather_object(pairs)
+    figures: list[Any] = [None]
+    curves = None
+    if PartialState().is_main_process:
+        from ..evaluation import CocoBoxMetric  # loads evaluate and the COCO library
+
+        metric = CocoBoxMetric(dict(id2label))
+        metric.add_batch(predictions=[found for found, _ in everyone], references=[truth for _, truth in everyone])
+        figures, curves = [metric.compute()], metric.precision
+    broadcast_object_list(figures)
+    return {f"teacher_{name}": value for name, value in figures[0].items()}, curves
+
+
+def detections_and_truth(teacher: Teacher, batch: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Detections and ground truth of each image of a batch, on the host."""
+    answers = teacher(*teacher_view(batch)).found
+    # NaN predictions detect nothing, so that such a teacher fails its check.
+    boxes = answers.boxes.nan_to_num(0.5, 0.5, 0.5)
+    answers = Predictions(answers.logits.nan_to_num(UNKNOWN), boxes, None, answers.activation)
+    sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
+    found, truth = detections_from_predictions(answers, sizes), references_from_labels(batch["labels"])
+    images = [int(label["image_id"]) for label in batch["labels"]]
+    return [
+        (_on_host(one) | {"image_id": image}, _on_host(other) | {"image_id": image})
+        for one, other, image in zip(found, truth, images, strict=True)
+    ]
+
+
+def _on_host(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for name, v in tensors.items()}
+
+
+def predictor(
+    model: PreTrainedModel | Teacher, dataset: DetectionDataset, batch_size: int = 8
+) -> Callable[[Sequence[int]], list[Detections]]:
+    """A function from positions of images in a data set to a model's confident detections in them.
+
+    Args:
+        model: a student, or a teacher that sees its own view.
+        dataset ([`DetectionDataset`])
+        batch_size (`int`): images per forward pass.
+
+    Returns:
+        `Callable`: gives `boxes` (x_min, y_min, x_max, y_max in pixels of the original image), `labels` and `scores`
+        of each image, on the CPU.
+    """
+
+    def predict(places: Sequence[int]) -> list[Detections]:
+        found: list[Detections] = []
+        for start in range(0, len(places), batch_size):
+            batch = DetectionCollator()([dataset[place] for place in places[start : start + batch_size]])
+            sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
+            for image in detections_from_predictions(_answers_of(model, batch), sizes):
+                found.append({name: value[image["scores"] > CONFIDENT].cpu() for name, value in image.items()})
+        return found
+
+    return predict
+
+
+def _answers_of(model: PreTrainedModel | Teacher, batch: Mapping[str, Any]) -> Predictions:
+    """What a model detects in a batch that is on the CPU."""
+    if isinstance(model, Teacher):
+        pixels, mask = teacher_view(batch)
+        device = model.model.device
+        return model(pixels.to(device), None if mask is None else mask.to(device)).found
+    mask = batch.get("pixel_mask")
+    with evaluating(model), torch.no_grad():
+        images = batch["pixel_values"].to(model.device)
+        output, _ = adapter_for(model).encode(images, None if mask is None else mask.to(model.device))
+    return output.found

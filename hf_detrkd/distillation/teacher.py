@@ -1,0 +1,191 @@
+"""The frozen detector that is copied from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from ..adapters import adapter_for
+from ..adapters import class_names as class_names_of
+from ..losses.functional import UNKNOWN
+from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from .class_map import ClassMap
+
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+NO_NORMALIZATION: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from.
+
+    Attributes:
+        name (`str`): Hub id, folder, or the model type of a model that was given in memory.
+        source (`str`): `hub`, `folder` or `memory`.
+        revision (`str`, *optional*): commit on the Hub, or `None` if unknown.
+    """
+
+    name: str
+    source: Literal["hub", "folder", "memory"]
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, name: str | None, model_type: str, revision: str | None = None) -> Origin:
+        """The origin of a model that was loaded by name; call it right after loading, before the branch moves on.
+
+        Args:
+            name (`str`, *optional*): Hub id or folder; `None` for a model in memory.
+            model_type (`str`): names a model in memory.
+            revision (`str`, *optional*): branch, tag or commit that was loaded; `None` if unknown.
+        """
+        if not name:
+            return cls(model_type, "memory")
+        if Path(name).expanduser().exists():
+            return cls(name, "folder")
+        return cls(name, "hub", None if revision is None else _commit_of(name, revision))
+
+
+def _commit_of(repo_id: str, revision: str) -> str:
+    """The commit of a revision, from the Hub's cache; the revision itself if the cache does not have it."""
+    file = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else revision
+
+
+class Teacher:
+    """A detector in eval mode, without gradient, in its own precision and with its own pixel normalisation.
+
+    It is no `torch.nn.Module` on purpose: nothing that walks a module tree (optimizers, checkpoints, DDP wrappers) can
+    find its weights.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): frozen in place, its weights in float32.
+        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (Weights of
+            16 bits would round reference points to a fifth of a cell, and meet float32 queries in layers that take
+            one type only.)
+        class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order, and say
+            which of them it knows: see [`ClassMap`].
+        class_map (`dict[str, str | None]`, *optional*): classes of the student and the teacher's for them, where the
+            names do not tell.
+        origin ([`Origin`], *optional*): where the model is from. Default: what its config names.
+        normalization ([`Normalization`]): what the teacher was trained on.
+        student_normalization ([`Normalization`]): what the batches carry.
+
+    Raises:
+        ValueError: the teacher knows none of the classes, or `class_map` is wrong.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        class_names: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        normalization: Normalization = NO_NORMALIZATION,
+        student_normalization: Normalization = NO_NORMALIZATION,
+        class_map: Mapping[str, str | None] | None = None,
+        origin: Origin | None = None,
+    ):
+        self.origin = origin or Origin.of(model.config.name_or_path, model.config.model_type)
+        self.model = model.float().eval().requires_grad_(False)
+        self.adapter = adapter_for(model)
+        self.dtype = dtype
+        self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
+        self._columns: tuple[Tensor, Tensor] | None = None  # the map on the device: columns, and whether known
+        self._scale, self._shift = _renormalization(student_normalization, normalization)
+
+    @property
+    def spec(self) -> DetectorSpec:
+        return self.adapter.spec
+
+    def to(self, device: torch.device | str) -> Teacher:
+        self.model.to(device)
+        return self
+
+    @contextmanager
+    def _mode(self, device_type: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            low = self.dtype != torch.float32
+            stack.enter_context(torch.autocast(device_type, self.dtype if low else None, enabled=low))
+            yield
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
+        """The teacher's view of a batch.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the student.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
+        """
+        device = pixel_values.device
+        images = self._renormalize(pixel_values, pixel_mask)
+        with self._mode(device.type):
+            output, _ = self.adapter.encode(images, pixel_mask)
+
+        def decode(queries: ObjectQueries) -> tuple[Predictions, ...]:
+            with self._mode(device.type):
+                return self._in_student_order(output.decode(queries))
+
+        layers, detections = self._in_student_order(output.layers), output.detections
+        if detections is not None:
+            (detections,) = self._in_student_order((detections,))
+        return replace(output, layers=layers, queries=output.queries.float(), decode=decode, detections=detections)
+
+    def _renormalize(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+        if self._scale is None or self._shift is None:
+            return pixel_values
+        self._scale, self._shift = self._scale.to(pixel_values.device), self._shift.to(pixel_values.device)
+        images = pixel_values * self._scale + self._shift
+        return images if pixel_mask is None else images * pixel_mask[:, None]
+
+    def _in_student_order(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
+        if self.class_map.is_identity:
+            return layers
+        logits = layers[0].logits
+        if self._columns is None or self._columns[0].device != logits.device:
+            columns = self.class_map.columns
+            no_object = range(len(self.class_map.teacher), logits.shape[-1])  # stays last
+            order = torch.tensor([*(column or 0 for column in columns), *no_object], device=logits.device)
+            self._columns = order, torch.tensor([column is not None for column in columns], device=logits.device)
+        order, known = self._columns
+        layers = tuple(_reordered(layer, order) for layer in layers)
+        if self.class_map.is_complete:
+            return layers
+        answered = F.pad(known, (0, len(order) - len(known)), value=True)
+        return tuple(
+            replace(layer, logits=layer.logits.masked_fill(~answered, UNKNOWN), known=known) for layer in layers
+        )
+
+
+def _reordered(layer: Predictions, order: Tensor) -> Predictions:
+    """Answers with other class columns; `order` ends with no-object where the head has that."""
+    boxes, num_classes = layer.class_boxes, len(order) - (layer.activation == "softmax")
+    if boxes is not None:
+        boxes = boxes.index_select(2, order[:num_classes])
+    return replace(layer, logits=layer.logits.index_select(-1, order), class_boxes=boxes)
+
+
+def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift `(3, 1, 1)` that turn the student's pixels into the teacher's."""
+    if [list(map(float, part)) for part in source] == [list(map(float, part)) for part in goal]:
+        return None, None
+    mean, std, new_mean, new_std = (torch.tensor(part).view(-1, 1, 1) for part in (*source, *goal))
+    return std / new_std, (mean - new_mean) / new_std
+
+
+def normalization_of(processor: Any) -> Normalization:
+    """What an image processor does to pixels in [0, 1]."""
+    if not processor.do_normalize:
+        return NO_NORMALIZATION
+    return tuple(processor.image_mean), tuple(processor.image_std)

@@ -1,0 +1,277 @@
+"""The detection loss of every family: one loss for all, fast, and independent of the number of processes.
+
+It has transformers' value and gradient wherever these are right. Where it differs on purpose (box counts, D-FINE's
+auxiliary layers, proposals of two-stage Deformable DETR, class weights, evaluation of LW-DETR), `PAPERS.md` says how,
+and `tests/test_criterion_faults.py` shows fault and mend. Every divisor is a [`BatchTotals`], counted over all
+processes and accumulated micro-batches, so that the balance of task and distillation does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..structures.outputs import Activation, Predictions
+from ..structures.targets import BatchTotals, Targets
+from .fine_grained import EdgeDistributions, decoupled_focal, fine_grained_localization
+from .functional import gather_matched, hard_class_loss, matched_box_losses
+from .matching import HungarianMatcher, match_columns, stack_layers, to_device, to_host, vote
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Answers to noised ground truth: `layers` with `2 * max_boxes * num_groups` rows, in every group first the
+    positive copies of all boxes, then the negative ones; `edges`, where the family has such, are their
+    distributions."""
+
+    layers: tuple[Predictions, ...]
+    num_groups: int
+    edges: EdgeDistributions | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All that a detection loss supervises in one pass.
+
+    Attributes:
+        layers (`tuple[Predictions]`): answers to the model's own queries, last layer last.
+        num_groups (`int`): groups of queries in every layer, each matched with all boxes.
+        encoder ([`Predictions`], *optional*): proposals of a two-stage encoder, as many groups.
+        denoising ([`Denoising`], *optional*)
+        edges ([`EdgeDistributions`], *optional*): of the last layers.
+        model_losses (`dict[str, torch.Tensor]`, *optional*): scalars that the model itself computed, where they were
+            asked for.
+    """
+
+    layers: tuple[Predictions, ...]
+    num_groups: int = 1
+    encoder: Predictions | None = None
+    denoising: Denoising | None = None
+    edges: EdgeDistributions | None = None
+    model_losses: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions of several layers `(num_layers, batch_size, num_queries, ...)` with the queries of their boxes.
+
+    `index` and `box_index` have the shape `(num_layers, batch_size, max_boxes)`; the second, with its own targets and
+    divisor, is for boxes where these are matched otherwise than classes.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    targets: Targets
+    index: Tensor
+    totals: BatchTotals
+    edges: EdgeDistributions | None = None
+    box_index: Tensor | None = None
+    box_targets: Tensor | None = None
+    box_count: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """Stacked predictions of several layers `(num_layers, batch_size, num_queries, ...)` with what they learn."""
+
+    name: str
+    logits: Tensor
+    boxes: Tensor
+    activation: Activation
+    targets: Targets
+
+    @classmethod
+    def of(cls, name: str, layers: Sequence[Predictions], targets: Targets) -> PredictionSet:
+        return cls(name, *stack_layers(layers), layers[0].activation, targets)
+
+
+@dataclass(frozen=True)
+class DetectionCriterion:
+    """Set-prediction loss over all decoder layers, query groups, encoder proposals and denoising queries.
+
+    Args:
+        classification (`str`): see [`~hf_detrkd.losses.functional.hard_class_loss`].
+        matcher ([`HungarianMatcher`])
+        class_weight, box_weight, giou_weight (`float`): weights of the three parts.
+        fgl_weight, ddf_weight (`float`): weights of the losses of edge distributions.
+        no_object_weight (`float`): weight of no-object in the cross entropy.
+        alpha, gamma (`float`): of the classification.
+        auxiliary (`bool`): whether layers before the last are supervised too.
+        class_agnostic_encoder (`bool`): encoder proposals know only "object", class 0 (two-stage Deformable DETR).
+        dense_boxes (`bool`): a query that any layer matched learns a box in every layer (DEIM's union of matchings).
+    """
+
+    classification: Literal["cross_entropy", "focal", "varifocal", "matchability", "iou_aware"]
+    matcher: HungarianMatcher
+    class_weight: float = 1.0
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+    fgl_weight: float = 0.15
+    ddf_weight: float = 1.5
+    no_object_weight: float = 0.1
+    alpha: float = 0.25
+    gamma: float = 2.0
+    auxiliary: bool = True
+    class_agnostic_encoder: bool = False
+    dense_boxes: bool = False
+
+    def with_auxiliary(self, auxiliary: bool) -> DetectionCriterion:
+        """The same loss with every decoder layer supervised, or only the last."""
+        return replace(self, auxiliary=auxiliary)
+
+    def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
+        """Computes the loss of one batch: [`costs`], their copy to the host, and [`losses`].
+
+        Returns:
+            `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, then the same with
+            `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
+        """
+        return sum_over_layers(self, answers, targets, totals)
+
+    @torch.no_grad()
+    def costs(self, answers: Answers, targets: Targets) -> list[Tensor]:
+        """Matching costs of the decoder's and the encoder's predictions, `(num_layers, batch_size, num_queries,
+        max_boxes)` each."""
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            return [
+                self.matcher.cost(one.logits, one.boxes, one.targets, one.activation)
+                for one in self._sets(answers, targets)
+            ]
+
+    def losses(
+        self, answers: Answers, targets: Targets, totals: BatchTotals, host_costs: Sequence[np.ndarray]
+    ) -> dict[str, Tensor]:
+        """The loss by weighted part and layer.
+
+        Args:
+            answers ([`Answers`])
+            targets ([`Targets`])
+            totals ([`BatchTotals`])
+            host_costs (`Sequence[np.ndarray]`): the [`costs`] on the host.
+
+        Returns:
+            `dict[str, torch.Tensor]`: each of shape `(num_layers,)`.
+        """
+        sets = self._sets(answers, targets)
+        matched = self._matched(host_costs, sets, totals, answers)
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            for one, pairs in zip(sets, matched, strict=True):
+                losses |= self._losses(pairs, one.name)
+            if answers.denoising is not None:
+                losses |= self._losses(denoising_set(answers.denoising, targets, totals), "_denoising")
+        return losses
+
+    def _sets(self, answers: Answers, targets: Targets) -> list[PredictionSet]:
+        """The predictions that are matched with boxes: of the decoder, then of the encoder if it has some."""
+        layers = answers.layers if self.auxiliary else answers.layers[-1:]
+        sets = [PredictionSet.of("", layers, targets)]
+        if answers.encoder is not None:
+            if self.class_agnostic_encoder:
+                targets = replace(targets, labels=torch.zeros_like(targets.labels))
+            sets.append(PredictionSet.of("_encoder", [answers.encoder], targets))
+        return sets
+
+    def _matched(
+        self, costs: Sequence[np.ndarray], sets: Sequence[PredictionSet], totals: BatchTotals, answers: Answers
+    ) -> list[Matched]:
+        """Assignments of every set, on the device."""
+        targets, groups = sets[0].targets, answers.num_groups
+        device, totals = targets.boxes.device, totals.repeated(groups)
+        indices = [match_columns(cost, targets.counts, groups) for cost in costs]
+        pairs = vote(indices, costs[0].shape[2]) if self.dense_boxes else ()
+        sent = to_device([*indices, *pairs], device)
+        matched = [
+            Matched(one.logits, one.boxes, one.targets.repeated(groups), index, totals)
+            for one, index in zip(sets, sent, strict=False)
+        ]
+        if pairs:
+            rows, columns = sent[-2:]
+            wanted = gather_matched(targets.boxes, columns)
+            count = totals.mean_counts(torch.full((), float((pairs[0] >= 0).sum()), device=device))
+            matched = [
+                replace(one, box_index=rows.expand(len(one.index), -1, -1), box_targets=wanted, box_count=count)
+                for one in matched
+            ]
+        edges = answers.edges if self.auxiliary or answers.edges is None else answers.edges.last()
+        return [replace(matched[0], edges=edges), *matched[1:]]
+
+    def _losses(self, one: Matched, name: str) -> dict[str, Tensor]:
+        distance, giou, ious = matched_box_losses(one.boxes, one.index, one.targets.boxes)
+        options = {"alpha": self.alpha, "gamma": self.gamma, "no_object_weight": self.no_object_weight}
+        classes = hard_class_loss(one.logits, one.index, one.targets.labels, self.classification, ious, **options)
+        divisor = class_divisor = one.totals.boxes_or_one
+        if self.classification == "cross_entropy":  # transformers' weighted mean over all queries
+            class_divisor = one.totals.class_weight(one.logits.shape[2], self.no_object_weight)
+        index, wanted = one.index, one.targets.boxes
+        if one.box_index is not None and one.box_targets is not None and one.box_count is not None:
+            index, wanted, divisor = one.box_index, one.box_targets, one.box_count.clamp(min=1e-6)
+            distance, giou, ious = matched_box_losses(one.boxes, index, wanted)
+        losses = {
+            f"class{name}": self.class_weight * classes / class_divisor,
+            f"box{name}": self.box_weight * distance / divisor,
+            f"giou{name}": self.giou_weight * giou / divisor,
+        }
+        if one.edges is not None:
+            num_layers = len(one.edges.logits)
+            index, ious = index[-num_layers:], ious[-num_layers:]
+            fgl = fine_grained_localization(one.edges, index, wanted, ious)
+            losses[f"fgl{name}"] = self.fgl_weight * fgl / divisor
+            if num_layers > 1:
+                losses[f"ddf{name}"] = self.ddf_weight * self._ddf(one, one.edges, index, ious)[None]
+        return losses
+
+    def _ddf(self, one: Matched, edges: EdgeDistributions, index: Tensor, ious: Tensor) -> Tensor:
+        """Means over matched and over other edges, weighted with the roots of their numbers."""
+        matched, others = decoupled_focal(edges, index, ious, one.logits[-1])
+        count: Any = one.totals.matched if one.box_count is None else one.box_count
+        rest = one.totals.images * one.logits.shape[2] - count
+        # Where one kind is missing its sum is zero, whatever divides it.
+        roots = ((4 * count) ** 0.5 + 1e-6, abs(4 * rest) ** 0.5 + 1e-6)
+        return (matched.sum() / roots[0] + others.sum() / roots[1]) / (roots[0] + roots[1])
+
+
+@dataclass(frozen=True)
+class ModelCriterion:
+    """The loss that the model computes itself: of a family whose loss is not a set prediction, or transformers' own,
+    faults included, in place of ours, for comparison."""
+
+    def with_auxiliary(self, auxiliary: bool) -> ModelCriterion:
+        return self
+
+    def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
+        return sum_over_layers(self, answers, targets, totals)
+
+    def costs(self, answers: Answers, targets: Targets) -> list[Tensor]:
+        return []
+
+    def losses(
+        self, answers: Answers, targets: Targets, totals: BatchTotals, host_costs: Sequence[np.ndarray]
+    ) -> dict[str, Tensor]:
+        assert answers.model_losses is not None
+        return {name: value[None] for name, value in answers.model_losses.items()}
+
+
+def sum_over_layers(
+    criterion: DetectionCriterion | ModelCriterion, answers: Answers, targets: Targets, totals: BatchTotals
+) -> dict[str, Tensor]:
+    """The parts of a loss by itself, summed over layers."""
+    host_costs = to_host(criterion.costs(answers, targets))
+    losses = criterion.losses(answers, targets, totals, host_costs)
+    return {name: layers.sum() for name, layers in losses.items()}
+
+
+def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -> Matched:
+    """Positive copies answer for the box that they were made from: no matching."""
+    num_groups, most = denoising.num_groups, targets.labels.shape[1]
+    group, box = torch.meshgrid(torch.arange(num_groups), torch.arange(most), indexing="ij")
+    rows = (group * 2 * most + box).flatten().to(targets.labels.device, non_blocking=True)
+    copies = targets.repeated(num_groups)
+    index = torch.where(copies.valid, rows, -1).expand(len(denoising.layers), -1, -1)
+    counts = replace(totals, boxes=totals.boxes_or_one * num_groups, matched=totals.boxes * num_groups)
+    return Matched(*stack_layers(denoising.layers), copies, index, counts, denoising.edges)

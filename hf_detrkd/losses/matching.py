@@ -1,0 +1,200 @@
+"""Hungarian matching, batched: costs of all layers and images on the device, one copy to the host, scipy.
+
+The assignment itself takes a few percent of a matcher's time; the copies and the cost take the rest. So every cost of
+a step, of the detection loss and of the method, is computed as padded tensors and brought over in one copy: see
+[`to_host_by_group`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..structures.outputs import Predictions
+from ..structures.targets import Targets
+from .functional import among_known, box_distance, box_overlap, class_targets
+
+
+def to_host_by_group(groups: Sequence[Sequence[Tensor]]) -> list[list[np.ndarray]]:
+    """Copies the costs of several losses to the host in one transfer.
+
+    Args:
+        groups (`Sequence[Sequence[torch.Tensor]]`): the cost tensors of each loss.
+
+    Returns:
+        `list[list[np.ndarray]]`: the same on the host, see [`to_host`].
+    """
+    host = iter(to_host([cost for costs in groups for cost in costs]))
+    return [[next(host) for _ in costs] for costs in groups]
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Copies tensors to the host in float32, in a single transfer; NaN and infinity become the largest number."""
+    if not tensors:
+        return []
+    largest = torch.finfo(torch.float32).max
+    flat = torch.cat([t.detach().float().flatten() for t in tensors])
+    flat = flat.nan_to_num(nan=largest, posinf=largest, neginf=largest).cpu()
+    sizes = [t.numel() for t in tensors]
+    return [part.view(t.shape).numpy() for part, t in zip(flat.split(sizes), tensors, strict=True)]
+
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Copies int64 arrays to the device in a single transfer, from pinned memory: the host does not wait."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = flat.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def match_columns(cost: np.ndarray, counts: Sequence[int], num_groups: int = 1) -> np.ndarray:
+    """The row that an optimal assignment gives to each column.
+
+    Args:
+        cost (`np.ndarray` of shape `(num_layers, batch_size, num_groups * num_rows, max_columns)`)
+        counts (`Sequence[int]` of length `batch_size`): columns of each image that are not padding.
+        num_groups (`int`): groups of rows, of which each is matched with all columns.
+
+    Returns:
+        `np.ndarray` of shape `(num_layers, batch_size, num_groups * max_columns)`, int64; -1 for padding and for
+        columns left over where an image has more columns than rows.
+    """
+    num_layers, batch_size, num_rows, most = cost.shape
+    num_rows //= num_groups
+    index = np.full((num_layers, batch_size, num_groups, most), -1, dtype=np.int64)
+    for layer, image, group in np.ndindex(*index.shape[:3]):
+        first = group * num_rows
+        rows, columns = linear_sum_assignment(cost[layer, image, first : first + num_rows, : counts[image]])
+        index[layer, image, group, columns] = first + rows
+    return index.reshape(num_layers, batch_size, num_groups * most)
+
+
+def vote(indices: Sequence[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every row that any layer matched, with the column that most layers gave it (the first of equals).
+
+    Args:
+        indices (`Sequence[np.ndarray]` of shape `(num_layers, batch_size, max_columns)`): see [`match_columns`].
+        num_rows (`int`)
+
+    Returns:
+        `tuple` of two `np.ndarray` of shape `(batch_size, max_pairs)`, int64: rows, -1 for padding, and their columns.
+    """
+    stacked = np.concatenate(indices)
+    _, batch_size, most = stacked.shape
+    votes = np.zeros((batch_size, num_rows + 1, max(most, 1)), dtype=np.int64)
+    images, columns = np.indices(stacked.shape)[1:]
+    np.add.at(votes, (images, stacked, columns), 1)  # a row of -1 is the last one
+    votes = votes[:, :-1]
+    chosen = votes.max(-1) > 0
+    pairs = np.full((2, batch_size, chosen.sum(-1).max(initial=0)), -1, dtype=np.int64)
+    for image in range(batch_size):
+        rows = chosen[image].nonzero()[0]
+        pairs[:, image, : len(rows)] = rows, votes[image, rows].argmax(-1)
+    return pairs[0], pairs[1].clip(0)
+
+
+@dataclass(frozen=True)
+class HungarianMatcher:
+    """Weights of the matching cost `class * c + box * |b - b'|_1 - giou * GIoU(b, b')`.
+
+    The class cost against ground truth is `-p` for softmax heads and the difference of the focal terms for sigmoid
+    heads (`alpha`, `gamma`), as in DETR and Deformable DETR.
+    """
+
+    class_weight: float = 2.0
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, boxes: Tensor, targets: Targets, activation: str) -> Tensor:
+        """Cost of giving each query to each ground-truth box.
+
+        Args:
+            logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, num_classes)`)
+            boxes (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, 4)`)
+
+        Returns:
+            `torch.Tensor` of shape `(num_layers, batch_size, num_queries, max_boxes)`.
+        """
+        # Probabilities of the ground truth's classes alone: (num_layers, batch_size, num_queries, max_boxes).
+        columns = targets.labels[None, :, None, :].expand(*logits.shape[:-1], -1)
+        if activation == "softmax":
+            class_cost = -logits.float().softmax(-1).gather(-1, columns)
+        else:
+            scores = logits.float().sigmoid().gather(-1, columns)
+            negative = (1 - self.alpha) * scores.pow(self.gamma) * -(1 - scores + 1e-8).log()
+            positive = self.alpha * (1 - scores).pow(self.gamma) * -(scores + 1e-8).log()
+            class_cost = positive - negative
+        return self.class_weight * class_cost + self._box_cost(boxes, targets.boxes)
+
+    @torch.no_grad()
+    def cost_between(self, student: Predictions, teacher: Predictions) -> Tensor:
+        """Cost of pairing each student query with each teacher query; the class cost is the cross entropy of the
+        teacher's probabilities. Returns `(batch_size, student_queries, teacher_queries)`."""
+        probabilities = class_targets(teacher, student.activation)
+        logits = among_known(student, teacher).logits.float()
+        if student.activation == "sigmoid":
+            # softplus(-z) @ p + softplus(z) @ (1 - p) is the binary cross entropy of every pair.
+            softplus = torch.nn.functional.softplus
+            class_cost = softplus(-logits) @ probabilities.mT + softplus(logits) @ (1 - probabilities).mT
+        else:
+            class_cost = -logits.log_softmax(-1) @ probabilities.mT
+        return self.class_weight * class_cost + self._box_cost(student.boxes, teacher.boxes)
+
+    def _box_cost(self, boxes: Tensor, others: Tensor) -> Tensor:
+        rows, columns = boxes[..., :, None, :], others[..., None, :, :]
+        _, giou = box_overlap(rows, columns)
+        return self.box_weight * box_distance(rows, columns) - self.giou_weight * giou
+
+    def __call__(self, layers: Sequence[Predictions], targets: Targets) -> Tensor:
+        """Matches every layer with the ground truth.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query of each box, -1 for padding
+            and for boxes that found none.
+        """
+        logits, boxes = stack_layers(layers)
+        (cost,) = to_host([self.cost(logits, boxes, targets, layers[0].activation)])
+        return torch.from_numpy(match_columns(cost, targets.counts)).to(logits.device, non_blocking=True)
+
+
+def stack_layers(layers: Sequence[Predictions]) -> tuple[Tensor, Tensor]:
+    """Logits and boxes, both of shape `(num_layers, batch_size, num_queries, ...)`."""
+    return torch.stack([layer.logits for layer in layers]), torch.stack([layer.boxes for layer in layers])
+
+
+def positives(index: np.ndarray, num_queries: int) -> np.ndarray:
+    """Whether each teacher query was given a box: bool of shape `(num_layers, batch_size, num_queries)`."""
+    chosen = np.zeros((*index.shape[:2], num_queries + 1), dtype=bool)
+    np.put_along_axis(chosen, np.where(index < 0, num_queries, index), True, axis=-1)
+    return chosen[..., :num_queries]
+
+
+def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The student query of each teacher query: positives are assigned first, the rest among what is left.
+
+    Args:
+        cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`)
+        positive (`np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`)
+
+    Returns:
+        `np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`, -1 where the student has too few queries.
+    """
+    pairing = np.full(positive.shape, -1, dtype=np.int64)
+    for layer, image in np.ndindex(*cost.shape[:2]):
+        free = np.ones(cost.shape[2], dtype=bool)
+        for columns in (positive[layer, image].nonzero()[0], (~positive[layer, image]).nonzero()[0]):
+            candidates = free.nonzero()[0]
+            rows, taken = linear_sum_assignment(cost[layer, image][np.ix_(candidates, columns)])
+            pairing[layer, image, columns[taken]] = candidates[rows]
+            free[candidates[rows]] = False
+    return pairing

@@ -1,0 +1,95 @@
+"""What methods ask of both decoders beyond the models' own queries: collected first, then asked in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+
+from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
+
+
+Layers = tuple[Predictions, ...]
+
+MAX_GROUPS = 1024  # groups within one set of queries
+
+
+@dataclass(frozen=True)
+class QueryRequests:
+    """Queries by a name that the method chooses, for each of the two models."""
+
+    student: Mapping[str, ObjectQueries] = field(default_factory=dict)
+    teacher: Mapping[str, ObjectQueries] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodedQueries:
+    """Every decoder layer's answers, by the names of the questions."""
+
+    student: Mapping[str, Layers]
+    teacher: Mapping[str, Layers]
+
+
+def decode_requests(
+    requests: Sequence[QueryRequests], student: DetectorOutput, teacher: DetectorOutput | None
+) -> list[DecodedQueries]:
+    """Asks the questions of several methods, with one decoder pass per model for all that can share one.
+
+    Args:
+        requests (`Sequence[QueryRequests]`): of each method.
+        student, teacher ([`DetectorOutput`]): the second may be `None` where nobody asks it.
+
+    Returns:
+        `list[DecodedQueries]`: of each method.
+    """
+    own = _decode_one(student, [one.student for one in requests])
+    theirs = _decode_one(teacher, [one.teacher for one in requests])
+    return [DecodedQueries(*both) for both in zip(own, theirs, strict=True)]
+
+
+def _decode_one(model: DetectorOutput | None, asked: Sequence[Mapping[str, ObjectQueries]]) -> list[dict[str, Layers]]:
+    """The answers of one model to what each method asks it."""
+    every = [queries for one in asked for queries in one.values()]
+    answers = iter(decode_together(model.decode, every) if model is not None else [])
+    return [{name: next(answers) for name in one} for one in asked]
+
+
+def decode_together(decode: Callable[[ObjectQueries], Layers], asked: Sequence[ObjectQueries]) -> list[Layers]:
+    """Answers to several sets of queries, each as if it were asked alone.
+
+    Sets with the same fields go through the decoder as one, apart by [`ObjectQueries.groups`].
+
+    Args:
+        decode: see [`DetectorOutput`].
+        asked (`Sequence[ObjectQueries]`)
+    """
+    alike: dict[frozenset[str], list[int]] = {}
+    for place, queries in enumerate(asked):
+        alike.setdefault(queries.fields - {"groups"}, []).append(place)
+    answers: dict[int, Layers] = {}
+    for places in alike.values():
+        sets = [asked[place] for place in places]
+        whole = decode(sets[0] if len(sets) == 1 else _joined(sets))
+        sizes = [queries.size for queries in sets]
+        split = [_split(layer, sizes) for layer in whole]
+        answers |= {place: tuple(layer[i] for layer in split) for i, place in enumerate(places)}
+    return [answers[place] for place in range(len(asked))]
+
+
+def _joined(sets: Sequence[ObjectQueries]) -> ObjectQueries:
+    """Sets of queries with the same fields as one, with groups that keep them apart."""
+    numbers = []
+    for i, queries in enumerate(sets):
+        example = next(iter(queries.tensors.values()))
+        own = torch.zeros(example.shape[:2], dtype=torch.long, device=example.device)
+        numbers.append((own if queries.groups is None else queries.groups) + i * MAX_GROUPS)
+    names = sets[0].fields - {"groups"}
+    values = {name: torch.cat([queries.tensors[name] for queries in sets], 1) for name in names}
+    return ObjectQueries(**values, groups=torch.cat(numbers, 1))
+
+
+def _split(layer: Predictions, sizes: Sequence[int]) -> list[Predictions]:
+    ends = list(accumulate(sizes))
+    return [layer.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]

@@ -1,0 +1,124 @@
+"""Makes a model of this package from a checkpoint of DINO's original repository, or of detrex.
+
+    python scripts/convert_dino.py --checkpoint checkpoint0011_4scale.pth --output_dir dino_r50
+
+    python scripts/convert_dino.py --checkpoint dino_r50.pth --output_dir dino_r50 --config names.json
+
+The size of the model is read off the tensors; its backbone is a ResNet. Every tensor of the checkpoint has a place, or
+is an equal copy of one that has, and no place stays empty: otherwise nothing is written.
+
+References:
+    [original] IDEA-Research/DINO, https://github.com/IDEA-Research/DINO
+    [detrex] IDEA-Research/detrex, projects/dino, https://github.com/IDEA-Research/detrex
+"""
+
+from argparse import Namespace, RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DeformableDetrImageProcessor, HfArgumentParser
+
+from . import DinoDetrConfig, DinoDetrForObjectDetection
+from .convert_config import read_fields, read_off
+from .convert_names import Copies, Layout, differing, joined, layout_of, translate
+
+
+@dataclass
+class ConvertArguments:
+    """Which checkpoint becomes which model."""
+
+    checkpoint: str = field(metadata={"help": "File of torch.save: the weights, or a dict that has them as `model`."})
+    output_dir: str = field(metadata={"help": "Folder for the model and its image processor."})
+    config: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file, or folder of a config.json, whose fields win over those read off the tensors, such as "
+            "id2label. Default: none; 91 or 80 classes are then named as COCO's."
+        },
+    )
+    layout: Literal["auto", "original", "detrex"] = field(
+        default="auto", metadata={"help": "Repository that wrote the checkpoint. Default: auto, told by its names."}
+    )
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The weights in a file, on the CPU; `model` comes before `ema_model`."""
+    if not file.is_file():
+        raise ValueError(f"--checkpoint must be a file, but {file} is none.")
+    with torch.serialization.safe_globals([Namespace]):  # the original repository saves its arguments too
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    state: Any = (
+        content.get("model", content.get("ema_model", content)) if isinstance(content, dict) else {"": content}
+    )
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor)] if state else ["nothing"]
+    if strange:
+        raise ValueError(
+            f"--checkpoint must hold tensors by name, or have them as `model`, but it holds {strange[:5]}."
+        )
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def convert(
+    state: dict[str, Tensor], layout: Layout, fields: dict[str, Any] | None = None
+) -> DinoDetrForObjectDetection:
+    """The model of a checkpoint.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): from [`read_checkpoint`].
+        layout (`str`): `"original"` or `"detrex"`.
+        fields (`dict[str, Any]`, *optional*): of the config, which win over those read off the tensors.
+
+    Returns:
+        [`~hf_detrkd.models.DinoDetrForObjectDetection`]
+
+    Raises:
+        ValueError: tensors are missing, unexpected or misshaped, or copies differ.
+    """
+    found = translate(state, layout)
+    config = DinoDetrConfig.from_dict(read_off(found, fields or {}, layout))
+    found = joined(found) if config.share_prediction_heads else found
+    if strange := differing(found):
+        raise ValueError(f"Copies of one tensor must be equal, but these differ: {strange[:5]}.")
+    model = DinoDetrForObjectDetection(config)
+    tensors = {place: next(iter(copies.values())) for place, copies in found.items()}
+    labels = tensors.get("denoising_class_content.weight")
+    if labels is not None and len(labels) >= config.num_labels:  # of noised labels alone; padding was zero in both
+        tensors["denoising_class_content.weight"] = torch.cat(
+            [labels[: config.num_labels], torch.zeros_like(labels[:1])]
+        )
+    check(model.model.state_dict(), tensors, found)
+    model.model.load_state_dict(tensors)
+    return model
+
+
+def check(wanted: dict[str, Tensor], tensors: dict[str, Tensor], found: Copies) -> None:
+    """Raises a `ValueError` that names what is missing, unexpected or of another shape, five of each."""
+    missing = [place for place in wanted if place not in tensors]
+    unexpected = [name for place, copies in found.items() if place not in wanted for name in copies]
+    misshaped = [
+        f"{next(iter(found[place]))} {tuple(tensors[place].shape)} for {tuple(tensor.shape)}"
+        for place, tensor in wanted.items()
+        if place in tensors and tensors[place].shape != tensor.shape
+    ]
+    problems = {"missing for": missing, "unexpected": unexpected, "misshaped": misshaped}
+    words = [f"{len(names)} {word} {', '.join(names[:5])}" for word, names in problems.items() if names]
+    if words:
+        raise ValueError(f"Every tensor of --checkpoint must fit the model, but there are {'; '.join(words)}.")
+
+
+def main(argv: list[str]) -> None:
+    parser = HfArgumentParser(ConvertArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses(args=argv)
+    state, fields = read_checkpoint(Path(arguments.checkpoint)), read_fields(arguments.config)
+    layout = layout_of(state) if arguments.layout == "auto" else arguments.layout
+    model = convert(state, layout, fields)
+    model.save_pretrained(arguments.output_dir)
+    DeformableDetrImageProcessor().save_pretrained(arguments.output_dir)
+    labels = list(model.config.id2label.values())
+    print(
+        f"Converted a checkpoint of the {layout} layout into {arguments.output_dir}: "
+        f"{model.config.num_feature_levels} levels, {len(labels)} classes ({', '.join(labels[:4])} ...)."
+    )

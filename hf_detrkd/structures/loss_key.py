@@ -1,0 +1,53 @@
+"""The names of losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LossKey(str):
+    """The name of a loss, a string `<method>_<part>[_<group>][_<layer>]` that knows its pieces.
+
+    As a string it is a dictionary key, a column of the log and what `--loss_weights` refers to.
+
+    Args:
+        method (`str`): name of the distillation method, or `task` for the detection loss.
+        part (`str`): what is compared, for example `class` or `box`.
+        group (`str`, *optional*): which queries, for example `general`.
+        layer (`int`, *optional*): decoder layer or feature level of the student.
+
+    Example:
+        ```python
+        >>> key = LossKey("kd_detr", "class", "general", 2)
+        >>> key, key.term
+        ('kd_detr_class_general_2', 'kd_detr_class_general')
+        ```
+    """
+
+    method: str
+    part: str
+    group: str | None
+    layer: int | None
+
+    def __new__(cls, method: str, part: str, group: str | None = None, layer: int | None = None) -> LossKey:
+        pieces = [method, part, *([group] if group else []), *([] if layer is None else [str(layer)])]
+        key = super().__new__(cls, "_".join(pieces))
+        key.method, key.part, key.group, key.layer = method, part, group or None, layer
+        return key
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.method, self.part, self.group, self.layer
+
+    @property
+    def term(self) -> LossKey:
+        """The key without its layer."""
+        return LossKey(self.method, self.part, self.group)
+
+    def at(self, layer: int) -> LossKey:
+        """The key of this term in a layer."""
+        return LossKey(self.method, self.part, self.group, layer)
+
+    @property
+    def readable(self) -> str:
+        """For messages: `kd_detr_class_general, layer 2`."""
+        return str(self) if self.layer is None else f"{self.term}, layer {self.layer}"

@@ -1,0 +1,114 @@
+"""The truth of a batch, and the counts that losses against it are divided by.
+
+Boxes are `(center_x, center_y, width, height)` in [0, 1] of the image, as in [`~hf_detrkd.structures.outputs`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to the image with most boxes. Padded rows hold class 0 and a harmless box.
+
+    Attributes:
+        labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
+        boxes (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
+        valid (`torch.BoolTensor` of shape `(batch_size, max_boxes)`)
+        counts (`tuple[int]`): boxes per image, known on the host without asking the device.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    valid: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[dict[str, Tensor]]) -> Targets:
+        """From the list of dicts (`class_labels`, `boxes`) that the collator makes."""
+        counts = tuple(len(label["class_labels"]) for label in labels)
+        most, device = max(counts, default=0), labels[0]["boxes"].device
+        classes = torch.zeros(len(labels), most, dtype=torch.long, device=device)
+        boxes = torch.full((len(labels), most, 4), 0.5, device=device)
+        for i, (label, count) in enumerate(zip(labels, counts, strict=True)):
+            classes[i, :count] = label["class_labels"]
+            boxes[i, :count] = label["boxes"].float()
+        lengths = torch.tensor(counts).to(device, non_blocking=True)
+        return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
+
+    def at_least_one_row(self) -> Targets:
+        """The same targets, with a row of padding where no image has a box: a decoder cannot be asked nothing."""
+        if self.labels.shape[1]:
+            return self
+        labels, boxes = self.labels.new_zeros(len(self.counts), 1), self.boxes.new_full((len(self.counts), 1, 4), 0.5)
+        return Targets(labels, boxes, torch.zeros_like(labels, dtype=torch.bool), self.counts)
+
+    def repeated(self, times: int) -> Targets:
+        """Every image's rows `times` times over, padding included; `counts` stay those of the images."""
+        if times == 1:
+            return self
+        return Targets(
+            self.labels.repeat(1, times), self.boxes.repeat(1, times, 1), self.valid.repeat(1, times), self.counts
+        )
+
+    def to_labels(self) -> list[dict[str, Tensor]]:
+        """The list of dicts that transformers' models take."""
+        rows = zip(self.labels, self.boxes, self.counts, strict=True)
+        return [{"class_labels": labels[:count], "boxes": boxes[:count]} for labels, boxes, count in rows]
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """What a loss divides by: counts over all processes and accumulated micro-batches, per process and micro-batch.
+
+    With these as divisors the mean over processes and micro-batches is the loss of the whole batch in one process.
+
+    Attributes:
+        images: number of images.
+        boxes: number of ground-truth boxes; a loss clamps it away from zero with `boxes_or_one`.
+        matched: number of boxes that find a query (fewer than `boxes` where an image has more boxes than queries).
+        share: micro-batches times processes, what the counts were divided by.
+        is_global: whether other processes have the same totals and run the same step.
+    """
+
+    images: Tensor | float
+    boxes: Tensor | float
+    matched: Tensor | float
+    share: Tensor | float = 1.0
+    is_global: bool = False
+
+    @classmethod
+    def of(cls, counts: Sequence[int], num_queries: int) -> BatchTotals:
+        """The totals of a single batch in a single process."""
+        return cls(float(len(counts)), float(sum(counts)), float(sum(min(c, num_queries) for c in counts)))
+
+    @property
+    def boxes_or_one(self) -> Tensor | float:
+        """Boxes, at least one in the whole batch, so that a batch without boxes divides by one and not by zero."""
+        return self.or_one(self.boxes)
+
+    def or_one(self, count: Tensor | float) -> Tensor | float:
+        """A count as a divisor, at least one in the whole batch."""
+        least = 1.0 / self.share
+        return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
+
+    def repeated(self, times: int) -> BatchTotals:
+        """The totals where every box is matched `times` times, by so many groups of queries."""
+        return replace(self, boxes=self.boxes * times, matched=self.matched * times)
+
+    def mean_counts(self, counts: Tensor) -> Tensor:
+        """Counts that only this step knows, averaged over processes."""
+        if self.is_global and torch.distributed.is_available() and torch.distributed.is_initialized():
+            counts = counts.clone()
+            torch.distributed.all_reduce(counts)
+            counts = counts / torch.distributed.get_world_size()
+        return counts
+
+    def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
+        """What a cross entropy with weighted no-object divides by: the weights of all queries."""
+        return self.matched + no_object_weight * (self.images * num_queries - self.matched)

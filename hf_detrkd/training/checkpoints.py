@@ -1,0 +1,74 @@
+"""What a checkpoint holds beside `Trainer`'s files: the student, and in `distillation/` what only resuming needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..distillation.distiller import Distiller
+from .ema import StudentAverage
+
+
+STATE_FOLDER = "distillation"
+METHOD_WEIGHTS = "method.safetensors"
+METHOD_CONFIG = "method.json"
+
+
+def save_state(distiller: Distiller, average: StudentAverage | None, checkpoint: Path) -> None:
+    """Writes the methods' projections, options and weights of losses, and the student's average, into a checkpoint."""
+    folder = checkpoint / STATE_FOLDER
+    methods: Any = distiller.methods
+    if methods or average is not None:
+        folder.mkdir(exist_ok=True)
+    if average is not None:
+        average.save(folder)
+    if not methods:
+        return
+    save_file({k: v.contiguous() for k, v in methods.state_dict().items()}, folder / METHOD_WEIGHTS)
+    options = {
+        "methods": {name: vars(method.config) for name, method in methods.items()},
+        "loss_weights": distiller.loss_weights,
+    }
+    (folder / METHOD_CONFIG).write_text(json.dumps(options, indent=2))
+
+
+def load_state(distiller: Distiller, average: StudentAverage | None, checkpoint: Path, calibrated: bool) -> None:
+    """Loads what [`save_state`] wrote.
+
+    Args:
+        distiller ([`Distiller`]), average ([`StudentAverage`], *optional*): of the run that is resumed.
+        checkpoint (`Path`)
+        calibrated (`bool`): also the weights of losses, which may have been calibrated.
+
+    Raises:
+        ValueError: the checkpoint is of a run with other methods.
+    """
+    folder = checkpoint / STATE_FOLDER
+    if distiller.methods:
+        file = folder / METHOD_CONFIG
+        saved = json.loads(file.read_text()) if file.is_file() else {"methods": {}}
+        if list(saved["methods"]) != list(distiller.methods):
+            raise ValueError(
+                f"{checkpoint} was not saved by a run with --method {','.join(distiller.methods)} but with "
+                f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that, or "
+                "start from it with --model_name_or_path."
+            )
+        distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
+        if calibrated:
+            distiller.loss_weights = saved["loss_weights"]
+    if average is not None:
+        average.load(folder)
+
+
+def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
+    """Weights of a checkpoint of any size into a student that is there already."""
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: resume from a checkpoint folder of this trainer.")
+    state = type(student).from_pretrained(folder, dtype=torch.float32).state_dict()
+    student.load_state_dict(state)

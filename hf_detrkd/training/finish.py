@@ -1,0 +1,108 @@
+"""The end of a run: what its student costs, its pictures, report and card; then the push, where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..artifacts.html_report import write_report
+from ..artifacts.hub.background_push import HubPush, PushedCommit
+from ..artifacts.plots import write_plots
+from ..artifacts.prediction_grid import draw_predictions
+from ..artifacts.trackers import track_pictures
+from ..data import DetectionDataset, parse_image_size
+from ..distillation.prediction import predictor
+from ..distillation.teacher import Teacher
+from ..evaluation.efficiency import measure_efficiency
+from .run_facts import student_name
+
+
+if TYPE_CHECKING:
+    from .trainer import DistillationTrainer
+
+
+logger = logging.get_logger(__name__)
+T = TypeVar("T")
+PREDICTIONS = "predictions.png"
+
+
+def finish_run(
+    trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher] | None = None, measure: bool = True
+) -> PushedCommit | HubPush | None:
+    """Writes all that a finished run leaves beside its student, and pushes it where `push_to_hub` is set. What cannot
+    be measured or drawn is a warning: card and push come in any case.
+
+    Args:
+        trainer ([`DistillationTrainer`]): trained and evaluated.
+        models (`dict[str, PreTrainedModel | Teacher]`, *optional*): to compare, the student last; default: teacher and
+            student.
+        measure (`bool`): time forward passes and count their operations.
+
+    Returns:
+        What [`DistillationTrainer.push_to_hub`] returns; `None` without a push.
+
+    Example:
+        ```python
+        >>> trainer.train()
+        >>> trainer.evaluate()
+        >>> finish_run(trainer)
+        ```
+    """
+    trainer.save_state()  # the curves are drawn from it
+    trainer.fill_record()
+    if trainer.is_world_process_zero():
+        _add_measurements(trainer, models or _models_of(trainer), measure)
+        run, folder = trainer.record.write(), Path(trainer.args.output_dir)
+        pictures = _tried("plots", lambda: write_plots(run)) or []
+        track_pictures(trainer, [folder / PREDICTIONS, *pictures])
+        _tried("report", lambda: write_report(run))
+    if trainer.args.push_to_hub:
+        return trainer.push_to_hub()  # which writes the card
+    trainer.create_model_card()
+    return None
+
+
+def _models_of(trainer: DistillationTrainer) -> dict[str, PreTrainedModel | Teacher]:
+    teacher = trainer.distiller.teacher
+    student = {student_name(trainer.args): trainer.student}
+    return student if teacher is None else {"teacher": teacher, **student}
+
+
+def _add_measurements(
+    trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher], measure: bool
+) -> None:
+    """Adds cost and predictions of the models."""
+    if trainer.weights_are_sharded:
+        logger.warning("Latency and predictions are left out: DeepSpeed and FSDP shard the weights.")
+        return
+    if measure:
+        _tried("operations and latency", lambda: _measure(trainer, models))
+    data = trainer.eval_dataset
+    if isinstance(data, DetectionDataset):
+        predictors = {name: predictor(model, data) for name, model in models.items()}
+        file = Path(trainer.args.output_dir) / PREDICTIONS
+        _tried(PREDICTIONS, lambda: draw_predictions(predictors, data, file))
+
+
+def _measure(trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher]) -> None:
+    """Adds to each model's row what it costs, at the size of the images that it sees."""
+    size = tuple(trainer.eval_dataset[0]["pixel_values"].shape[-2:])
+    hidden = trainer.args.disable_tqdm
+    for name, model in tqdm(models.items(), desc="Measuring operations and latency", disable=hidden):
+        own = parse_image_size(trainer.args.teacher_image_size) if isinstance(model, Teacher) else None
+        plain = model.model if isinstance(model, Teacher) else model
+        trainer.record.add_model(name, measure_efficiency(plain, own or size))
+
+
+def _tried(what: str, action: Callable[[], T]) -> T | None:
+    """The action's result; a failure is a warning, since the training itself succeeded."""
+    try:
+        return action()
+    except Exception as error:  # memory, fonts, disks, whatever a model's code does
+        logger.warning(f"The run's {what} could not be made: {error!r}. Everything else goes on.")
+        return None

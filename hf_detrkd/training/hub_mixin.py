@@ -1,0 +1,178 @@
+"""Hub integration of the trainer: non-blocking pushes and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+
+from ..artifacts.hub.background_push import HubPush, PushedCommit
+from ..artifacts.hub.files import STUDENT_FILES, Part, parts_of
+from ..artifacts.hub.push_run import license_of
+from ..artifacts.model_card import write_card
+from ..artifacts.record import Record
+from ..artifacts.redaction import forget_machine
+from ..artifacts.run_folder import STATE
+
+
+logger = logging.get_logger(__name__)
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object
+
+
+class HubPushMixin(Trainer):
+    """Pushes of a `Trainer` that never interrupt or slow down its training; stands before `Trainer` among the bases.
+
+    `push_to_hub`, `hub_model_id`, `hub_strategy`, `hub_private_repo`, `hub_always_push` and `hub_revision` mean what
+    they mean in [`~transformers.TrainingArguments`], except that a repository which is made here is private unless
+    `hub_private_repo` is false. What goes to the Hub is listed in `hf_detrkd.artifacts.hub.files`: student, image
+    processor, card, recipe, results and pictures; never the teacher, a token or a path of the machine, and the
+    optimizer's state only with the strategies `checkpoint` and `all_checkpoints`.
+    """
+
+    args: Any
+    record: Record
+    push_in_progress: HubPush | None = None
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository and asks for the right to write, on the first process.
+
+        Raises:
+            ValueError: the token may not write there. In a resumed run, which has something to lose, a warning.
+        """
+        if not self.is_world_process_zero():
+            return
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        self.push_in_progress = HubPush.of(self.args, token, private)
+        try:
+            self.push_in_progress.check()
+        except ValueError as error:
+            if not self.args.resume_from_checkpoint:
+                raise
+            logger.warning(f"{error} The run is resumed nevertheless.")
+        self.hub_model_id = self.push_in_progress.repo_id
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Starts the push of a checkpoint's student; with some strategies, of all the checkpoint."""
+        push, strategy = self.push_in_progress, self.args.hub_strategy
+        if push is None or strategy == HubStrategy.END:
+            return
+        if not push.is_done() and not self.args.hub_always_push:
+            return
+        self._tell_callbacks()
+        folder, message = Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}"
+        forget_machine(folder / STATE)
+        push.push(Part(folder, STUDENT_FILES), message, quiet=True)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
+            push.push(Part(folder, ["**/*"], name), f"{message}, checkpoint", quiet=True)
+
+    def _finish_current_push(self) -> None:
+        """Nothing: the training does not wait for the Hub, [`push_to_hub`] does."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            forget_machine(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / STATE)
+
+    def save_state(self) -> None:
+        super().save_state()
+        if self.args.should_save:
+            forget_machine(Path(self.args.output_dir) / STATE)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`; with `push_to_hub` the student is pushed, too, without waiting for the Hub."""
+        super().save_model(output_dir, _internal_call=True)
+        push = self.push_in_progress
+        if push is not None and not _internal_call:
+            push.push(Part(Path(output_dir or self.args.output_dir), STUDENT_FILES), "Model save", quiet=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> PushedCommit | HubPush | None:
+        """Saves the student with its card, and uploads it with the run's results.
+
+        Args:
+            commit_message (`str`)
+            blocking (`bool`): wait for the upload, `hub_timeout` seconds at most.
+            token, revision, private (*optional*): in place of those of the arguments.
+            card: as in [`create_model_card`].
+
+        Returns:
+            [`PushedCommit`], or `None` where the Hub did not take it: then a warning says how to push
+            later. With `blocking=False` the [`HubPush`] that is under way, which has `finish()`.
+
+        Raises:
+            ValueError: the token may not write there.
+        """
+        self._tell_callbacks()
+        if self.push_in_progress is None or token is not None or private is not None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        push = self.push_in_progress
+        if push is None:  # not the first process
+            return None
+        push.revision = revision or push.revision
+        self.create_model_card(**card)
+        for part in parts_of(push.folder, push.strategy):
+            push.push(part, commit_message or "End of training")
+        return push.finish() if blocking else push
+
+    def _tell_callbacks(self) -> None:
+        """Callbacks hear of a push, and trackio's goes to the Hub itself; what fails there stops nothing."""
+        try:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        except Exception as error:  # every tracker and its network have errors of their own
+            logger.warning(f"A callback failed at the push ({error!r}). The push goes on.")
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        language: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | None = None,
+        dataset_tags: str | None = None,
+    ) -> None:
+        """Writes `README.md` into the output folder from the run's files, see [`~hf_detrkd.artifacts.model_card`].
+
+        Args:
+            license (`str`, *optional*): the student's, for example `apache-2.0`. Default: `hub_license`, or that of
+                the model which it started from, where the Hub tells.
+            language, tags (*optional*): for the card's metadata.
+            model_name (`str`, *optional*): the card's title. Default: the repository's name.
+            finetuned_from (`str`, *optional*): Hub id that the student started from.
+            dataset (`str`, *optional*): name of the data set.
+            dataset_tags (`str`, *optional*): its Hub id.
+        """
+        if not self.is_world_process_zero():
+            return
+        given = {"base_model": finetuned_from, "dataset_name": dataset, "hub_dataset": dataset_tags}
+        self.record.add_facts({name: value for name, value in given.items() if value is not None})
+        card = {
+            "license": license or self.args.hub_license or license_of(self.record.facts.get("base_model")),
+            "language": language,
+            "tags": [tags] if isinstance(tags, str) else tags or [],
+            "title": model_name,
+        }
+        self.fill_record()
+        self.record.add_facts({"card": card})
+        push = self.push_in_progress
+        write_card(self.record.write(), None if push is None else push.repo_id)
+
+    def fill_record(self) -> None:
+        """Adds to the record what the trainer knows by itself; the trainer implements it."""
+        raise NotImplementedError

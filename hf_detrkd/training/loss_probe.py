@@ -1,0 +1,207 @@
+"""What every term of a loss does to the student: measured once before training, or to choose its weight."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distillation.distiller import Distiller
+from ..structures.loss_key import LossKey
+
+
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which a forward pass runs (autocast)."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss.
+
+    Attributes:
+        name (`str`): without layer; the values are sums over layers.
+        value (`float`): unweighted.
+        weighted (`float`): as it enters the loss, before the schedule.
+        gradient (`float`): norm of the gradient of the weighted term on the student's parameters.
+    """
+
+    name: str
+    value: float
+    weighted: float
+    gradient: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The terms of one batch beside the task loss and the norm of its gradient."""
+
+    task: float
+    task_gradient: float
+    terms: tuple[Term, ...]
+
+    def table(self) -> str:
+        """The terms as text: value, weighted value and its share of the task loss, gradient norm and its ratio."""
+        width = max(len("task loss"), *(len(term.name) for term in self.terms)) + 2
+        titles = f"{'value':>12}{'weighted':>12}{'/ task':>9}{'gradient':>12}{'/ task':>9}"
+        lines = [f"{'':{width}}{titles}"]
+        task = f"{self.task:12.4g}{self.task:12.4g}{'':9}{self.task_gradient:12.4g}"
+        lines.append(f"{'task loss':{width}}{task}")
+        for term in self.terms:
+            shares = [ratio(term.weighted, self.task), ratio(term.gradient, self.task_gradient)]
+            figures = f"{term.value:12.4g}{term.weighted:12.4g}{shares[0]:9.3g}{term.gradient:12.4g}{shares[1]:9.3g}"
+            lines.append(f"{term.name:{width}}{figures}")
+        return "\n".join(lines)
+
+    def faults(self, weights: Mapping[str, float]) -> dict[str, str]:
+        """What is wrong with each term: not finite, zero, or without gradient to the student.
+
+        Args:
+            weights (`dict[str, float]`): of the terms by name; those at 0 were switched off on purpose.
+        """
+        faults = {
+            term.name: fault
+            for term in self.terms
+            if weights[term.name] and (fault := _fault(term.value, term.gradient))
+        }
+        if self.terms and not any(weights.values()):
+            faults["every term"] = "given the weight 0"
+        return faults
+
+    def refuse(self, faults: Mapping[str, str]) -> None:
+        """
+        Raises:
+            ValueError: there are faults.
+        """
+        if not faults:
+            return
+        listed = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
+        raise ValueError(
+            f"Distillation would not teach as it should: {listed}. Look at the class map (with a single class in "
+            "common --class_loss has to be bce), the teacher's preprocessing, frozen parameters and --loss_weights; a "
+            "term with the weight 0 is left out of this check, and --probe false switches it off.\n"
+            f"{self.table()}"
+        )
+
+
+def _fault(value: float, gradient: float) -> str | None:
+    if not math.isfinite(value):
+        return f"{value}"
+    if not math.isfinite(gradient):
+        return f"{value:.4g}, and its gradient {gradient}"
+    if value == 0:
+        return "zero"
+    return "without gradient to the student" if gradient == 0 else None
+
+
+def ratio(value: float, whole: float) -> float:
+    """A quotient that is NaN where there is nothing to divide by."""
+    return value / whole if whole else math.nan
+
+
+def probe(distiller: Distiller, batch: Mapping[str, Any], precision: Precision) -> Probe:
+    """Measures the terms of one batch; model, buffers and random numbers stay as they were.
+
+    Args:
+        distiller ([`Distiller`])
+        batch (`dict`): what the distiller takes, on its device.
+        precision: see [`Precision`].
+    """
+    with untouched(distiller):
+        return measure(distiller, batch, precision, lambda key: key.term)
+
+
+def measure(
+    distiller: Distiller, batch: Mapping[str, Any], precision: Precision, group: Callable[[LossKey], str]
+) -> Probe:
+    """The terms of one batch, summed over the losses that `group` gives one name; one copy from the device."""
+    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
+    with precision():
+        found = distiller.losses(batch)
+    task = torch.cat(list(found.task.values())).sum()
+    values: dict[str, list[Tensor]] = {}
+    for name, value in found.distillation.items():
+        both = torch.stack([value, distiller.weight_of(name) * value])
+        values.setdefault(group(name), []).append(both)
+    sums = {name: torch.stack(both).sum(0) for name, both in values.items()}
+    figures = [task.detach(), _gradient(task, parameters)]
+    for value, weighted in sums.values():
+        figures += [value.detach(), weighted.detach(), _gradient(weighted, parameters)]
+    task_value, task_gradient, *rest = torch.stack([figure.double() for figure in figures]).tolist()
+    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    return Probe(task_value, task_gradient, tuple(Term(n, *t) for n, t in zip(sums, triples, strict=True)))
+
+
+def _gradient(value: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
+    """Norm of the gradient of a scalar, a scalar; 0 where it has none."""
+    if not value.requires_grad:
+        return torch.zeros((), device=value.device)
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros((), device=value.device)
+
+
+@contextmanager
+def untouched(distiller: Distiller) -> Iterator[None]:
+    """Inside, the distiller trains; afterwards its weights, buffers, mode and the random state are as before."""
+    state = {name: value.detach().clone() for name, value in distiller.state_dict().items()}
+    mode = distiller.training
+    with torch.random.fork_rng():
+        try:
+            distiller.train()
+            yield
+        finally:
+            distiller.train(mode)
+            distiller.load_state_dict(state)
+            distiller.zero_grad(set_to_none=True)
+
+
+def calibrate(
+    distiller: Distiller,
+    batches: Iterable[Mapping[str, Any]],
+    count: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    precision: Precision,
+    measurements: int = 20,
+) -> dict[str, float]:
+    """How many times the task loss's gradient is as long as that of each weighted term.
+
+    The student is trained by the task loss alone for the batches, since the first step says little, and put back
+    afterwards. At evenly spaced steps the norms of all gradients are measured, on the student's parameters.
+
+    Args:
+        distiller ([`Distiller`])
+        batches: what the distiller takes, on its device, one after the other.
+        count (`int`): how many batches there are.
+        learning_rate, max_grad_norm (`float`): of the training.
+        precision: see [`Precision`].
+        measurements (`int`): how many steps are measured at most.
+
+    Returns:
+        `dict[str, float]`: the median ratio for each key of `distiller.loss_weights`, in their order; NaN for one that
+        weighs nothing, or whose terms never had a gradient.
+    """
+    every = max(1, count // measurements)
+    ratios: dict[str, list[float]] = {key: [] for key in distiller.loss_weights}
+    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
+    with untouched(distiller):
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
+        for place, batch in enumerate(batches):
+            if place % every == 0:
+                found = measure(distiller, batch, precision, distiller.weight_key)
+                for term in found.terms:
+                    if term.gradient and math.isfinite(term.gradient) and math.isfinite(found.task_gradient):
+                        ratios[term.name].append(found.task_gradient / term.gradient)
+            with precision():
+                task = torch.cat(list(distiller.losses(batch, distill=False).task.values())).sum()
+            optimizer.zero_grad()
+            task.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            optimizer.step()
+    return {name: statistics.median(found) if found else math.nan for name, found in ratios.items()}

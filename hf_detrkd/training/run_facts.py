@@ -1,0 +1,89 @@
+"""Facts and figures of a run that its trainer knows by itself, for the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Sized
+from typing import Any, cast
+
+from transformers import TrainerState
+
+from ..adapters import class_names
+from ..artifacts.hub.background_push import HubPush
+from ..data import DetectionDataset
+from ..distillation.distiller import Distiller
+from ..distillation.teacher import Teacher
+from ..evaluation.efficiency import device_name
+from ..methods import DistillationMethod
+from .config import DistillationConfig
+
+
+PACKAGES = ("hf-detrkd", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "timm")
+
+
+def facts_of(
+    args: DistillationConfig,
+    distiller: Distiller,
+    train_dataset: Any,
+    eval_dataset: Any,
+    mixed_precision: str,
+    push: HubPush | None = None,
+) -> dict[str, Any]:
+    """Facts of a run by the names of [`~hf_detrkd.artifacts.run_folder.Run`].
+
+    Args:
+        args ([`DistillationConfig`])
+        distiller ([`Distiller`])
+        train_dataset, eval_dataset: what they do not tell is missing.
+        mixed_precision (`str`): as accelerate names it.
+        push ([`HubPush`], *optional*): where the run pushes to.
+    """
+    student, methods = distiller.student, cast(Iterable[DistillationMethod], distiller.methods.values())
+    return {
+        "method": args.method,
+        "methods": list(distiller.methods),
+        "papers": [dataclasses.asdict(method.paper) for method in methods if method.paper is not None],
+        "teacher": teacher_facts(distiller.teacher),
+        "family": student.config.model_type,
+        "classes": class_names(student.config),
+        **sizes_of(train_dataset, eval_dataset),
+        "seed": args.seed,
+        "device": device_name(args.device),
+        "processes": args.world_size,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "mixed_precision": mixed_precision,
+        "hub": None if push is None else push.facts,
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in PACKAGES},
+    }
+
+
+def sizes_of(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """Numbers of images, and their height and width in pixels."""
+    sets = {"train_images": train_dataset, "eval_images": eval_dataset}
+    found: dict[str, Any] = {name: len(data) for name, data in sets.items() if isinstance(data, Sized)}
+    if isinstance(eval_dataset, DetectionDataset):
+        found["image_size"] = list(eval_dataset[0]["pixel_values"].shape[-2:])
+    return found
+
+
+def teacher_facts(teacher: Teacher | None) -> dict[str, str | None] | None:
+    """The teacher's [`~hf_detrkd.distillation.teacher.Origin`]."""
+    return None if teacher is None else dataclasses.asdict(teacher.origin)
+
+
+def student_name(config: DistillationConfig) -> str:
+    """The name of the student beside teacher and control."""
+    return "distilled" if config.methods else "student"
+
+
+def evaluation_of(state: TrainerState, load_best_model_at_end: bool) -> dict[str, Any]:
+    """The logged metrics that belong to the student's present weights: the last evaluation's, or the best
+    checkpoint's if it was loaded at the end and nothing was evaluated since."""
+    history = state.log_history
+    ended = max((place for place, row in enumerate(history) if "train_runtime" in row), default=len(history))
+    rows = [(place, row) for place, row in enumerate(history) if "eval_map" in row]
+    if load_best_model_at_end and rows and rows[-1][0] < ended:
+        rows = [(place, row) for place, row in rows if row["step"] == state.best_global_step] or rows
+    return rows[-1][1] if rows else {}

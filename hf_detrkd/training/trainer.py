@@ -1,0 +1,337 @@
+"""`DistillationTrainer`: `transformers.Trainer` for detectors, with or without a teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sized
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..adapters import class_names, spec_for
+from ..artifacts.record import Record, row_of
+from ..artifacts.redaction import shareable
+from ..artifacts.run_folder import check_output_folder
+from ..data import DetectionCollator
+from ..distillation.distiller import Distiller
+from ..distillation.freezing import apply_freezing, freeze_stages
+from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
+from ..evaluation.efficiency import peak_memory
+from ..losses.criterion import ModelCriterion
+from ..structures.outputs import Predictions
+from ..structures.targets import BatchTotals
+from .build import make_methods, make_teacher
+from .callbacks import AverageCallback, BestCheckpointCallback, DatasetEpochCallback
+from .checkpoints import load_state, load_student_weights, save_state
+from .config import DistillationConfig
+from .ema import StudentAverage
+from .finite_guard import FiniteGuard
+from .hub_mixin import HubPushMixin
+from .preflight_mixin import PreflightMixin
+from .run_facts import evaluation_of, facts_of, student_name
+
+
+logger = logging.get_logger(__name__)
+
+
+class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
+    """Trains a detector, taught by another one or alone.
+
+    A drop-in for [`~transformers.Trainer`]: callbacks, schedulers, accumulation, mixed precision, `report_to`, best
+    checkpoint and resuming work as there. The loss does not depend on how a batch is split over processes and
+    micro-batches. COCO mAP is computed in every evaluation without further code.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or `str`): the student, or its Hub id or folder.
+        args ([`DistillationConfig`])
+        teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): default:
+            `args.teacher_model_name_or_path`.
+        method_config (*optional*): options of `args.method`, an instance of its `config_class`, or a list of such for
+            several methods. Default: their defaults.
+        processing_class (image processor, *optional*): the student's; saved with it.
+        teacher_processing_class (image processor, *optional*): the teacher's, for its pixel normalisation. Default:
+            loaded with a teacher given by name; the student's for a teacher given as an object.
+        train_dataset, eval_dataset, data_collator, compute_metrics and further arguments: as in `Trainer`. Items are
+            dicts of `pixel_values`, optional `pixel_mask`, and `labels` with `class_labels`, `boxes`, and for
+            evaluation `image_id` and `orig_size`.
+
+    Raises:
+        ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve; an
+            `output_dir` that is the folder of one of the models.
+
+    Example:
+        ```python
+        >>> trainer = DistillationTrainer(
+        ...     model=student,
+        ...     teacher_model="PekingU/rtdetr_r50vd",
+        ...     args=DistillationConfig("out", method="kd_detr"),
+        ...     train_dataset=train,
+        ...     eval_dataset=val,
+        ...     processing_class=processor,
+        ... )
+        >>> trainer.train()
+        ```
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch: Trainer divides by their number
+    _tag_names = ("hf-detrkd", "knowledge-distillation", "object-detection")
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: DistillationConfig,
+        teacher_model: PreTrainedModel | str | None = None,
+        method_config: Any = None,
+        processing_class: Any = None,
+        teacher_processing_class: Any = None,
+        data_collator: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        if args.n_gpu > 1:
+            raise ValueError(f"One process found {args.n_gpu} GPUs: use `accelerate launch`, a process for each.")
+        if isinstance(model, str):
+            model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
+        apply_freezing(model, args.freeze)
+        freeze_stages(model, args.freeze_stages)
+        teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
+        sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
+        check_output_folder(args.output_dir, sources)
+        set_seed(args.seed)  # the projections' weights belong to the seed of the run
+        methods = make_methods(
+            args.methods, method_config, spec_for(model.config), None if teacher is None else teacher.spec
+        )
+        distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
+        if args.criterion == "transformers":
+            distiller.adapter.criterion = ModelCriterion()
+        else:
+            distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
+                args.auxiliary_loss
+            )
+        self.record = Record(args.output_dir)
+        args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
+        super().__init__(
+            model=distiller,
+            args=args,
+            processing_class=processing_class,
+            data_collator=data_collator or DetectionCollator(),
+            compute_metrics=compute_metrics or CocoEvaluator(dict(enumerate(class_names(model.config)))),
+            callbacks=[DatasetEpochCallback(), BestCheckpointCallback(), *(callbacks or [])],
+            **kwargs,
+        )
+        if teacher is not None:
+            teacher.to(args.device)
+        self._schedule = args.schedule()
+        self._guard = FiniteGuard()
+        self._average = None
+        if args.ema_decay is not None:
+            self._average = StudentAverage(model.to(args.device), args.ema_decay)
+            self.add_callback(AverageCallback(self._average))
+        self._parts: dict[str, Tensor] = {}
+        self._images_seen = 0
+        self._log_time = time.perf_counter()
+        self._log_step = 0
+        self._first_step: int | None = None
+        self._evaluation_seconds = 0.0
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
+        self._first_step = None
+        resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        self._guard = FiniteGuard()  # a run that broke off may have left losses in the old one
+        self._preflight(resumes)
+        # An evaluation before the training marks the student as prepared, and accelerate would then leave out DDP.
+        vars(self.distiller).pop("_is_accelerate_prepared", None)
+        self._log_time = started = time.perf_counter()
+        self._evaluation_seconds = 0.0
+        output = super().train(*args, **kwargs)
+        self._guard.settle(self.student)
+        if self._average is not None:
+            self._average.adopt()
+        seconds = time.perf_counter() - started - self._evaluation_seconds
+        steps = max(1, self.state.global_step - (self._first_step or 0))
+        return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Adds to every micro-batch what its loss divides by: counts over all processes and micro-batches."""
+        if self._first_step is None:
+            self._first_step = self._log_step = self.state.global_step
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        queries = self.distiller.adapter.spec.num_queries
+        counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
+        of = BatchTotals.of(counts, queries)
+        totals = torch.tensor([of.images, of.boxes, of.matched, float(max(1, len(batches)))])
+        if device.type == "cuda":
+            totals = totals.pin_memory()
+        totals = totals.to(device, non_blocking=True)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, "sum")
+        totals = torch.cat([totals[:3] / totals[3], totals[3:]])
+        self._images_seen += len(counts) * self.args.world_size
+        return [{**batch, "totals": totals} for batch in batches], num_items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        step = self.state.global_step
+        weight = self.args.distillation_weight * self._schedule(step, self.state.max_steps)
+        outputs = model(inputs, step=step, distillation_weight=weight)
+        if self.model.training:
+            self._guard.watch(step, outputs["terms"], inputs["labels"])
+            for name, value in outputs["parts"].items():
+                self._parts[name] = self._parts.get(name, 0) + value / self.current_gradient_accumulation_steps
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, with the backbone in groups of its own where it has its own learning rate."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.args.backbone_learning_rate is None or given:
+            return optimizer
+        backbone = {id(p) for _, p in self.distiller.adapter.backbone_parameters()}
+        for group in list(optimizer.param_groups):
+            chosen = [p for p in group["params"] if id(p) in backbone]
+            if chosen:
+                group["params"] = [p for p in group["params"] if id(p) not in backbone]
+                optimizer.add_param_group({**group, "params": chosen, "lr": self.args.backbone_learning_rate})
+        return optimizer
+
+    # --- logging -----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a training log the mean of every part of the loss, the throughput and the peak memory."""
+        steps = self.state.global_step - self._log_step
+        if "loss" in logs and steps:
+            logs |= self._mean_parts(steps)
+            logs["images_per_second"] = round(self._images_seen / (time.perf_counter() - self._log_time), 2)
+            logs["peak_memory_gb"] = round(peak_memory(self.args.device), 3)
+            self._parts, self._images_seen, self._log_step = {}, 0, self.state.global_step
+            self._log_time = time.perf_counter()
+        super().log(logs, start_time)
+
+    def _mean_parts(self, steps: int) -> dict[str, float]:
+        if not self._parts:
+            return {}
+        values = (torch.stack(list(self._parts.values())) / steps).tolist()
+        # By name: a process whose images had no box has no denoising parts.
+        everyone = gather_object([dict(zip(self._parts, values, strict=True))])
+        names = dict.fromkeys(name for parts in everyone for name in parts)
+        return {name: sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`; an evaluation that broke off leaves nothing in the next one."""
+        if isinstance(self.compute_metrics, CocoEvaluator):
+            self.compute_metrics.reset()
+        started = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        seconds = time.perf_counter() - started
+        self._evaluation_seconds += seconds
+        self._log_time += seconds
+        return metrics
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the student has its averaged weights, where there are such."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, with the student's averaged weights where there are such."""
+        with self._averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    # --- the record --------------------------------------------------------------------------------------------------
+
+    def fill_record(self) -> None:
+        """Adds to the record what the trainer knows by itself: facts of the run, metrics of teacher and student."""
+        datasets = self.train_dataset, self.eval_dataset
+        precision, push = self.accelerator.mixed_precision, self.push_in_progress
+        self.record.add_facts(facts_of(self.args, self.distiller, *datasets, precision, push))
+        teacher, whole = self.distiller.teacher, self.eval_dataset
+        if teacher is not None:
+            seen = self.args.teacher_check_samples
+            sampled = seen and isinstance(whole, Sized) and seen < len(whole)  # not the student's images
+            found = {} if sampled else self.teacher_metrics or {}
+            row = row_of(teacher.model, {n.removeprefix("teacher_"): v for n, v in found.items()})
+            self.record.add_model("teacher", row)
+        metrics = evaluation_of(self.state, self.args.load_best_model_at_end)
+        row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})
+        curves = self.compute_metrics.precision if isinstance(self.compute_metrics, CocoEvaluator) else None
+        self.record.add_model(student_name(self.args), row, curves)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Loss, the 100 best detections of every image, and the ground truth, both in pixels of the original."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            outputs = model(inputs)
+        answers = Predictions(
+            outputs["logits"], outputs["pred_boxes"], activation=self.distiller.adapter.spec.activation
+        )
+        if prediction_loss_only:
+            return outputs["loss"], None, None
+        sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])
+        detections = detections_from_predictions(answers, sizes)
+        return outputs["loss"], *gatherable(detections, references_from_labels(inputs["labels"]))
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The student as `from_pretrained` loads it; in a checkpoint also what resuming needs."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        distiller = self.distiller
+        state_dict = state_dict or distiller.state_dict()
+        student = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
+        with self._averaged():
+            distiller.student.save_pretrained(folder, state_dict=student)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(shareable(self.args), folder / TRAINING_ARGS_NAME)
+        if folder.resolve() != Path(self.args.output_dir).resolve():
+            save_state(distiller, self._average, folder)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, unless a loss or a weight is not finite: then the checkpoints stay as they are."""
+        self._guard.settle(self.student)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Student and projections; everything else of a checkpoint is loaded by `Trainer`."""
+        folder = Path(resume_from_checkpoint)
+        load_student_weights(self.student, folder)
+        load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
+
+    def load_student(self, folder: Path) -> None:
+        """Loads a finished student, from the output folder of its run; with `ema_decay` the saved weights are the
+        average, which restarts from them.
+
+        Args:
+            folder (`Path`): holds `model.safetensors`.
+        """
+        load_student_weights(self.student, folder)
+        if self._average is not None:
+            self._average.restart()
+
+    def _load_best_model(self) -> None:
+        logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one

@@ -1,0 +1,12 @@
+"""Evaluates a detector on a data set, or a file of detections, by COCO's metrics.
+
+accelerate launch scripts/evaluate_detector.py --model_name_or_path outputs/student --dataset_name path/to/folder
+"""
+
+import sys
+
+from hf_detrkd.cli.evaluate import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

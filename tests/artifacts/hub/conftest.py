@@ -1,0 +1,38 @@
+"""A Hub that processes started from a test take for theirs, an output folder, and what the package warns of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts.hub.folders import FILES
+from tests.hub_server import HubServer
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that processes started from here take for theirs."""
+    with HubServer() as hub:
+        for name, value in hub.environment(tmp_path / "home").items():
+            if name.startswith("HF_"):
+                monkeypatch.setenv(name, value)
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the package warns of."""
+    said: list[str] = []
+    monkeypatch.setattr("hf_detrkd.artifacts.hub.background_push.logger.warning", said.append)
+    return said

@@ -1,0 +1,89 @@
+"""The benchmark's two sides compute the same, on a small case; its times are for reading, not for testing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from hf_detrkd.adapters import ADAPTERS
+from hf_detrkd.cli.benchmark import methods as benchmark_methods
+from tests import ROOT
+
+
+def test_the_losses_of_every_family_are_equal_and_their_times_are_written(tmp_path: Path) -> None:
+    sizes = [
+        "--batch_size",
+        "2",
+        "--queries",
+        "12",
+        "--boxes",
+        "4",
+        "--layers",
+        "2",
+        "--classes",
+        "5",
+        "--groups",
+        "3",
+        "--denoising",
+        "8",
+        "--repeats",
+        "1",
+    ]
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "scripts/benchmark.py", "criterion", *sizes, "--output_file", str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    figures = json.loads(file.read_text())
+    assert figures.keys() == ADAPTERS.keys() - {"dino_detr", "faster_rcnn"}
+    assert all(row["equal"] and row["ours_ms"] > 0 for row in figures.values())
+    for name, row in figures.items():
+        assert (row["right_loss"] != row["transformers_loss"]) == (name in ("d_fine", "deimv2"))
+        assert f"| {name} |" in result.stdout
+
+
+def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(tmp_path: Path) -> None:
+    series = {
+        "recipe": "scripts/recipes/quickstart.yaml",
+        "arguments": {
+            "run_control": False,
+            "max_train_samples": 4,
+            "max_eval_samples": 2,
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "min_teacher_map": 0,
+        },
+        "variants": {"control": {"method": "none"}, "taught": {"method": "kd_detr,clockdistill"}},
+    }
+    (tmp_path / "series.yaml").write_text(yaml.safe_dump(series))
+    arguments = ["--variants", str(tmp_path / "series.yaml"), "--seeds", "0", "1", "--cost_steps", "3", "--jobs", "2"]
+    files = ["--output_dir", str(tmp_path / "runs"), "--output_file", str(tmp_path / "figures.json")]
+    command = [sys.executable, "scripts/benchmark.py", "methods", *arguments, *files, "--threads", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((tmp_path / "figures.json").read_text())
+    costs = found["costs"]
+    assert costs["control"]["teacher"] == costs["control"]["losses"] == 0 < costs["taught"]["teacher"]
+    assert all(costs["taught"][part] > 0 for part in ("decoder passes", "losses"))
+    assert sum(costs["taught"][part] for part in ("teacher", "decoder passes", "losses")) < costs["taught"]["step"]
+    assert found["seconds"] == 2 * max(cost["step"] for cost in costs.values())
+    assert [len(runs) for runs in found["equal steps"].values()] == [2, 2]
+    steps = max(1, round(found["seconds"] / costs["control"]["step"]))
+    state = json.loads((tmp_path / "runs" / "equal_seconds" / "control" / "1" / "trainer_state.json").read_text())
+    assert state["global_step"] == steps
+    assert f"| control | {steps} |" in result.stdout
+
+
+def test_gains_are_given_with_standard_errors() -> None:
+    runs = {"one": [0.1, 0.2, 0.3], "two": [0.4, 0.4, 0.7]}
+    results = {name: [{"eval_map": v, "eval_map_50": v} for v in values] for name, values in runs.items()}
+    lines = benchmark_methods.gain_table(results, {"one": 5, "two": 6}).splitlines()
+    # Standard deviations 10 and 17.3, errors 5.8 and 10; of the difference 11.5.
+    assert lines[2] == "| one | 5 | 20.0 ± 5.8 | 20.0 ± 5.8 |  |  |"
+    assert lines[3] == "| two | 6 | 50.0 ± 10.0 | 50.0 ± 10.0 | +30.0 ± 11.5 | 2.6 |"

@@ -1,7 +1,0 @@
-"""The conversion of DINO's checkpoints, whose scripts can be imported here."""
-
-import sys
-from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -1,0 +1,138 @@
+"""COCO figures through `Trainer`, in one process and in two.
+
+Run by torchrun this file is the worker of the test with two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_detrkd.evaluation import FIGURES, CocoEvaluator, gatherable
+from hf_detrkd.evaluation.coco_results import evaluate_coco_files, read_coco_files
+from tests import ROOT
+from tests.evaluation.boxes import ANNOTATIONS, DETECTIONS, OFFICIAL
+
+
+class FileTrainer(Trainer):
+    """Answers with the detections of a results file, through the gathering of a real training evaluation."""
+
+    def __init__(self, num_images, batch_size, output_dir, annotations, detections, **arguments):
+        id2label, self.found, self.truth = read_coco_files(annotations, detections)
+        self.evaluator, self.seen = CocoEvaluator(id2label), []
+        arguments = TrainingArguments(
+            output_dir,
+            per_device_eval_batch_size=batch_size,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **arguments,
+        )
+        super().__init__(
+            torch.nn.Linear(1, 1),
+            arguments,
+            data_collator=lambda indices: {"indices": torch.tensor(indices)},
+            eval_dataset=list(range(num_images)),
+            compute_metrics=self.compute_figures,
+        )
+
+    def compute_figures(self, evaluation, compute_result=True):
+        self.seen += evaluation.label_ids["image_id"].tolist()
+        return self.evaluator(evaluation, compute_result)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        pick = inputs["indices"].tolist()
+        kinds = defaultdict(lambda: torch.float64, image_id=torch.int64, labels=torch.int64, iscrowd=torch.int64)
+
+        def tensors(image):
+            tensors = {name: torch.tensor(value, dtype=kinds[name]) for name, value in image.items()}
+            return {**tensors, "boxes": tensors["boxes"].reshape(-1, 4)}
+
+        return torch.zeros(()), *gatherable(
+            [tensors(self.found[i]) for i in pick], [tensors(self.truth[i]) for i in pick]
+        )
+
+
+def seven_images(folder):
+    """Files of seven images with 0 to 6 boxes, found more or less, and some that are not there."""
+    generator = torch.Generator().manual_seed(0)
+    annotations, answers = [], []
+    for image_id in range(7):
+        for box in torch.rand(image_id, 4, generator=generator).add(0.2).mul(50).tolist():
+            annotations.append({"image_id": image_id, "category_id": len(annotations) % 2, "bbox": box, "iscrowd": 0})
+            moved = [value + float(torch.randn((), generator=generator)) * 3 for value in box[:2]]
+            answers.append({**annotations[-1], "bbox": [*moved, *box[2:]]})
+        answers.append({"image_id": image_id, "category_id": 1, "bbox": [70, 70, 9, 9]})
+    for answer in answers:
+        answer["score"] = float(torch.rand((), generator=generator))
+    truth = {
+        "images": [{"id": i} for i in range(7)],
+        "annotations": annotations,
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    paths = folder / "truth.json", folder / "answers.json"
+    for path, content in zip(paths, (truth, answers), strict=True):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def evaluate_twice(files, num_images, batch_size, folder, **arguments):
+    trainer = FileTrainer(num_images, batch_size, folder, *files, **arguments)
+    runs = []
+    for _ in range(2):
+        trainer.seen.clear()
+        figures = trainer.evaluate()
+        runs.append({"seen": sorted(trainer.seen), "figures": [figures[f"eval_{name}"] for name in FIGURES]})
+    return runs
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_trainer_gives_the_figures_of_the_files(tmp_path, streaming):
+    files = seven_images(tmp_path)
+    expected = evaluate_coco_files(*files)
+    assert 0.1 < expected["map"] < 0.9
+    for run in evaluate_twice(files, 7, 2, tmp_path, batch_eval_metrics=streaming):
+        assert len(run["seen"]) == len(set(run["seen"])) == 7
+        assert run["figures"] == pytest.approx([expected[name] for name in FIGURES], abs=1e-9)
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_figures_of_one_in_each(tmp_path):
+    expected = evaluate_coco_files(*seven_images(tmp_path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, tmp_path]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        runs = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        for run in runs["uneven"]:
+            assert len(run["seen"]) == len(set(run["seen"])) == 7
+            assert run["figures"] == pytest.approx([expected[name] for name in FIGURES], abs=1e-9)
+        for run in runs.get("halves", []):  # where the real data is there
+            assert len(run["seen"]) == len(set(run["seen"])) == 100
+            assert run["figures"] == pytest.approx(OFFICIAL, abs=1e-6)
+
+
+def work(folder):
+    """One of the two processes."""
+    settings = {"batch_eval_metrics": True, "ddp_backend": "gloo"}
+    uneven = folder / "truth.json", folder / "answers.json"
+    runs = {"uneven": evaluate_twice(uneven, 7, 2, folder, **settings)}
+    if ANNOTATIONS.is_file():
+        runs["halves"] = evaluate_twice((ANNOTATIONS, DETECTIONS), 100, 10, folder, **settings)
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(runs))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,162 @@
+"""A run of a few steps on a few generated images, and the same run as a process: `python -m tests.runs ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+
+from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
+from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_splits
+from hf_detrkd.distillation.student import load_image_processor
+from hf_detrkd.training.config import method_names
+from tests import ROOT, tiny
+
+
+SIZE = (64, 64)
+BATCH_NORM = r"(encoder_input_proj|decoder_input_proj)\.\d+\.1\.|norm\w*\.(weight|bias)$"
+
+
+class SequentialTrainer(DistillationTrainer):
+    """Images in order: so that runs with another split of the batch see the same images."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+def make_trainer(
+    folder: str | Path,
+    family: str = "rt_detr",
+    method: str = "none",
+    widths: tuple[int, int] = (32, 32),
+    method_config: dict[str, Any] | None = None,
+    images: int = 8,
+    empty: tuple[int, ...] = (),
+    augment: bool = False,
+    trainer_class: type[DistillationTrainer] = SequentialTrainer,
+    student: dict[str, Any] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    **arguments: Any,
+) -> DistillationTrainer:
+    """A trainer of a tiny student, with a tiny teacher where there is a method; `empty` images lose their boxes."""
+    splits = load_detection_splits("shapes", max_train_samples=images, max_eval_samples=4, shapes_size=SIZE)
+    classes = {"id2label": dict(enumerate(splits.train.classes))}
+    classes["label2id"] = {name: i for i, name in classes["id2label"].items()}
+    model = tiny.build(family, widths[0], seed=1, **classes, **(student or {}))
+    teacher = None if method == "none" else tiny.build(family, widths[1], seed=2, **classes)
+    processor = load_image_processor(model, image_size=SIZE)
+    augmentation = AugmentationConfig() if augment else AugmentationConfig.none()
+    train = splits.train.with_transform(DetectionTransform(SIZE, augmentation=augmentation), seed=3)
+    processor.do_normalize = False
+    defaults = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 2, "use_cpu": True}
+    defaults |= {
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "max_grad_norm": 1.0,
+        "min_teacher_map": 0.0,  # the tiny teachers are random
+    }
+    return trainer_class(
+        model=model,
+        args=DistillationConfig(str(folder), method=method, **defaults | arguments),
+        teacher_model=teacher,
+        method_config=[METHODS[name].config_class(**(method_config or {})) for name in method_names(method)],
+        train_dataset=WithoutBoxes(train, empty) if empty else train,
+        eval_dataset=splits.eval.with_transform(DetectionTransform(SIZE)),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+class WithoutBoxes(torch.utils.data.Dataset):
+    """A data set some of whose images have lost their boxes."""
+
+    def __init__(self, dataset: Any, empty: tuple[int, ...]):
+        self.dataset, self.empty = dataset, empty
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        if index in self.empty:
+            item["labels"] |= {name: item["labels"][name][:0] for name in ("class_labels", "boxes", "area", "iscrowd")}
+        return item
+
+
+def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
+    """Everything that was trained, by name: student and projections."""
+    return {name: value.detach().clone() for name, value in trainer.distiller.state_dict().items()}
+
+
+def run(folder: Path, processes: int = 1, **arguments: object) -> dict[str, torch.Tensor]:
+    """The weights after `tests.runs` in processes of its own."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
+    command = [*launcher, "-m", "tests.runs", str(folder), json.dumps(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def assert_same_update(
+    before: dict[str, torch.Tensor],
+    one: dict[str, torch.Tensor],
+    other: dict[str, torch.Tensor],
+    tolerance: float = 1e-5,
+) -> None:
+    """One plain gradient step each: the difference is at most so much of the step's length."""
+    floats = [name for name, value in before.items() if value.is_floating_point()]
+    step = torch.cat([(one[name] - before[name]).flatten() for name in floats])
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in floats])
+    assert step.norm() > 0
+    assert difference.norm() <= tolerance * step.norm(), (difference.norm(), step.norm())
+
+
+def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    """A parameter has moved; statistics of BatchNorm move without any training."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert any(not name.endswith(statistics) for name in moved)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("arguments", type=json.loads)
+    given = parser.parse_args()
+    options = {key: tuple(v) if key in ("empty", "widths") else v for key, v in given.arguments.items()}
+    looks_first = options.pop("looks_first", False)
+    trainer = make_trainer(given.folder, **options)
+    if looks_first:  # what is evaluated before the training must not change it
+        trainer.evaluate()
+        trainer.evaluate_teacher()
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        save_file(
+            {k: v.contiguous() for k, v in weights_of(trainer).items()}, Path(given.folder, "weights.safetensors")
+        )
+        report = {"log": trainer.state.log_history, "metrics": metrics}
+        Path(given.folder, "report.json").write_text(json.dumps(report))
+    trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes
+    sys.stdout.flush()
+    os._exit(0)  # torch's process groups abort now and then when the interpreter ends, after all work is done
