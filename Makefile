@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 install: $(BIN)/.installed  ## Make the environment in .venv
 
@@ -20,6 +20,9 @@ demo: install  ## Distil the quickstart student on generated images, about 10 mi
 test: install  ## Run the test suite
 	$(BIN)/python -m pytest
 
+test-fast: install  ## Run what needs no processes of its own and no grid of detectors, for daily work
+	$(BIN)/python -m pytest -m fast
+
 slow: install  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -27,10 +30,14 @@ quality: install  ## Check style, imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/house.py
 	$(BIN)/mypy
 
-style: install  ## Mend what ruff can mend
+docs: install  ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+style: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test slow quality style
+.PHONY: help install demo test test-fast slow quality docs style

@@ -1,10 +1,11 @@
-"""Exports every detector family to ONNX and writes what came of it as a table into a Markdown file.
+"""Exports every detector family to ONNX and writes the results as a table into a Markdown file.
 
     python scripts/export_table.py docs/sharing.md
     python scripts/export_table.py docs/sharing.md rt_detr yolos
 
-The detectors are the test suite's, tiny; each first learns eight generated images, on which its file is then compared
-with PyTorch, in batches of one and of three. About 20 minutes on two cores; named families replace their rows alone.
+The detectors are the tiny ones of the test suite; each is first trained on eight generated images, on which its file
+is then compared with PyTorch, in batches of one and three. About 20 minutes on two cores; if families are given, only
+their rows are replaced.
 """
 
 import argparse
@@ -24,26 +25,26 @@ from hf_detrkd.export.parity import FLOAT16, FLOAT32, OnnxExportError, OnnxParit
 from hf_detrkd.structures.targets import Targets
 
 
-sys.path.append(str(Path(__file__).parents[1]))  # the tiny detectors live beside the tests
+sys.path.append(str(Path(__file__).parents[1]))  # the tiny detectors are part of the tests
 from tests import overfit, tiny
 
 
 START, END = "<!-- export table: scripts/export_table.py -->", "<!-- end of export table -->"
 HEADER = "| family | opset | any batch | MB: PyTorch | ONNX | scores | boxes | 16 bits: MB | others |"
-SIZE = 128  # with less, Deformable DETR's fourth level is one pixel, which GroupNorm refuses
+SIZE = 128  # with less, Deformable DETR's fourth level is one pixel, which GroupNorm rejects
 WIDTH = 64
-ENOUGH = 0.1  # of the first loss
+ENOUGH = 0.1  # fraction of the first loss at which training stops
 NOTE = (
-    f"By `{EXPORTER}`, checked by onnxruntime in batches of one and three. Scores and boxes: the largest difference "
-    f"to PyTorch, of boxes in shares of the image; {FLOAT32.scores:g} and {FLOAT32.boxes:g} are tolerated. In 16 bits "
-    f"{FLOAT16.scores:g} and {FLOAT16.boxes:g} are, for detections of a score of {FLOAT16.least_score:g} or more, and "
-    f"{100 * FLOAT16.others:g} % of them may be others. The detectors are tiny and have learned eight images of "
-    f"{SIZE} x {SIZE} pixels."
+    f"By `{EXPORTER}`, checked with onnxruntime in batches of one and three. Scores and boxes: the largest difference "
+    f"from PyTorch, for boxes relative to the image size; tolerances are {FLOAT32.scores:g} and {FLOAT32.boxes:g}. "
+    f"In 16 bits they are {FLOAT16.scores:g} and {FLOAT16.boxes:g}, for detections with a score of at least "
+    f"{FLOAT16.least_score:g}, and {100 * FLOAT16.others:g} % of these may differ more (others). The detectors are "
+    f"tiny and trained on eight images of {SIZE} x {SIZE} pixels."
 )
 
 
 def learned(family: str) -> tuple[DetectorAdapter, dict[str, torch.Tensor]]:
-    """A detector that knows eight images, and those."""
+    """A detector trained on eight images, and these images."""
     pixels, targets, classes = overfit.images(SIZE)
     adapter = adapter_for(tiny.build(family, WIDTH, id2label=classes).requires_grad_(True))
     learn(adapter, pixels, targets, overfit.STEPS.get(family, 300))
@@ -68,7 +69,7 @@ def learn(adapter: DetectorAdapter, pixels: torch.Tensor, targets: Targets, step
 
 
 def row(family: str) -> str:
-    """One family's line: its figures, or in their place the reason why there are none."""
+    """The row of one family: its results, or the reason why the export failed."""
     adapter, images = learned(family)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -87,7 +88,7 @@ def row(family: str) -> str:
 
 
 def weights(adapter: DetectorAdapter) -> float:
-    """1e6 bytes of all parameters and buffers."""
+    """Size of all parameters and buffers, in 1e6 bytes."""
     values = [*adapter.model.parameters(), *adapter.model.buffers()]
     return sum(value.numel() * value.element_size() for value in values) / 1e6
 
@@ -97,14 +98,14 @@ def line(*cells: object) -> str:
 
 
 def rows_in(text: str) -> dict[str, str]:
-    """The table's lines by family, from a page that has one."""
+    """The table's rows by family, from a page that has one."""
     table = text.partition(START)[2].partition(END)[0]
     lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
     return {line.split("|")[1].strip(): line for line in lines}
 
 
 def with_rows(text: str, rows: dict[str, str]) -> str:
-    """The page with these lines, in the order of the families."""
+    """The page with these rows, in the order of the families."""
     kept = [rows[family] for family in tiny.DETECTORS if family in rows]
     table = [NOTE, "", HEADER, "|---" * (HEADER.count("|") - 1) + "|", *kept]
     return text.partition(START)[0] + "\n".join([START, *table, END]) + text.partition(END)[2]
@@ -112,11 +113,13 @@ def with_rows(text: str, rows: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, help="Markdown file with the table's two marks.")
-    parser.add_argument("families", nargs="*", default=tiny.DETECTORS, metavar="FAMILY", help="Default: all.")
+    parser.add_argument("page", type=Path, help="Markdown file that contains the table's two markers.")
+    parser.add_argument(
+        "families", nargs="*", default=tiny.DETECTORS, metavar="FAMILY", help="Families to export. Default: all."
+    )
     given = parser.parse_args()
     if START not in given.page.read_text() or END not in given.page.read_text():
-        raise ValueError(f"{given.page} must hold the lines {START} and {END}, between which the table is written.")
+        raise ValueError(f"{given.page} must contain the lines {START} and {END}, between which the table is written.")
     transformers.logging.set_verbosity_error()
     for family in given.families:
         torch.manual_seed(0)

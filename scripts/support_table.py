@@ -1,8 +1,8 @@
-"""Writes the README's table of what each method can do for each pair of families, from the code.
+"""Generates the README's support table of methods and pairs of families from the code.
 
     python scripts/support_table.py README.md
 
-It tries every method on every pair, as the trainer does at construction. A test keeps the README equal to it.
+It constructs every method for every pair, as the trainer does. A test checks that the README is up to date.
 """
 
 import re
@@ -38,18 +38,17 @@ PARTS = {
     "N": (TaskAdaptiveRegularization, TaskAdaptiveConfig(proposals=False)),
     "R": (TaskAdaptiveRegularization, TaskAdaptiveConfig()),
 }
-PROPOSALS = "task_adaptive_class"  # which R is about; students without proposals leave it out
+PROPOSALS = "task_adaptive_class"  # the loss of R, which students without proposals do not have
 LEGEND = (
     "Rows are students, columns teachers; before the slash both are equally wide, after it not. DETRDistill: "
     "**L** matched logits, **F** features, **A** the teacher's queries as a prior. KD-DETR: **S** specific points, "
     "**G** general points. CLoCKDistill: **M** memory, **Q** queries from the ground truth. Task-adaptive: "
-    "**N** features, **R** the student's proposals. What is not listed is "
-    "refused at construction, with the reason."
+    "**N** features, **R** the student's proposals. Unsupported combinations raise a `ValueError` at construction."
 )
 
 
 def configs(width: int) -> list[PreTrainedConfig]:
-    """Every family in every form."""
+    """A config for every family in every variant."""
     found = []
     for model_type in ADAPTERS:
         forms = [{}]
@@ -67,7 +66,7 @@ def configs(width: int) -> list[PreTrainedConfig]:
 
 
 def possible(student: DetectorSpec, teacher: DetectorSpec) -> str:
-    """The letters of the parts that this pair can do."""
+    """The letters of the parts that this pair supports."""
     letters = ""
     for letter, (method, config) in PARTS.items():
         try:
@@ -79,12 +78,12 @@ def possible(student: DetectorSpec, teacher: DetectorSpec) -> str:
 
 
 def takes(spec: DetectorSpec) -> str:
-    """The query fields that a family takes from outside."""
+    """The query fields that a family accepts as input."""
     return ", ".join(sorted(spec.query_fields)) or "none"
 
 
 def groups_of(cells: dict[tuple[str, str], str], families: list[str]) -> dict[str, list[str]]:
-    """Families that can do the same with everybody, by the first of each group."""
+    """Families with identical rows and columns, grouped by the first of each group."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name in families:
         key = tuple((cells[name, other], cells[other, name]) for other in families)
@@ -112,7 +111,7 @@ def support_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """A page with the table between its two marks."""
+    """A page with the table between its two markers."""
     pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
     return pattern.sub(lambda _: f"{START}\n{support_table()}\n{END}", text)
 

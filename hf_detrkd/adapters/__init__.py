@@ -44,7 +44,7 @@ def _adapter_class(config: PreTrainedConfig) -> type[DetectorAdapter]:
 
 
 def adapter_for(model: PreTrainedModel) -> DetectorAdapter:
-    """The adapter of a detector.
+    """Returns the adapter of a detector.
 
     Raises:
         ValueError: the model's family is not supported.
@@ -53,12 +53,12 @@ def adapter_for(model: PreTrainedModel) -> DetectorAdapter:
 
 
 def spec_for(config: PreTrainedConfig) -> DetectorSpec:
-    """What methods need to know of a detector, from its config alone."""
+    """Returns the static properties of a detector from its config."""
     return _adapter_class(config).spec_of(config)
 
 
 def class_names(config: PreTrainedConfig) -> list[str]:
-    """A detector's classes in the order of its indices."""
+    """Returns a detector's class names in index order."""
     return [config.id2label[index] for index in range(config.num_labels)]
 
 

@@ -1,7 +1,7 @@
-"""What all families share: one hooked forward pass, and the decoder asked again over the same memory.
+"""Base class of the adapters: one hooked forward pass, and further decoder passes on the same memory.
 
 Every encoder-decoder detector of transformers calls `self.decoder(**kwargs)` exactly once. The keyword arguments of
-that call hold the memory; calling the decoder again with other queries in their place is `decode`. Nothing is
+that call include the memory; `decode` calls the decoder again with the same arguments but other queries. Nothing is
 recomputed, gradients reach the backbone, and no buffer of the model changes.
 """
 
@@ -24,32 +24,32 @@ from .hooks import DecoderCall, apart, captured, straight_gradients
 
 
 class DetectorAdapter:
-    """One detector family in the two verbs of this package: encode an image, ask it any set of queries.
+    """Interface to one detector family: encode images, then decode any set of queries.
 
-    A family answers: [`spec_of`], [`criterion_of`], which modules are its neck, its own queries of a pass, how foreign
-    queries become decoder arguments, and how a decoder's output is read. Everything else is here.
+    A family implements [`spec_of`], [`criterion_of`], [`necks`], [`own_queries`], [`place`] (converts external queries
+    to decoder arguments) and [`read`] (converts a decoder's output to predictions). Everything else is shared.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): a `...ForObjectDetection` of the family.
     """
 
     uses_pixel_mask: ClassVar[bool] = True
-    """Whether the family masks padding; if not, padded images are refused."""
+    """True if the family masks padding; otherwise padded images raise an error."""
 
     decoder_options: ClassVar[dict[str, Any]] = {}
-    """Keyword arguments for the base model that make its decoder return every layer."""
+    """Keyword arguments of the base model that make its decoder return every layer."""
 
     backbone_prefix: str = "model.backbone."
-    """What the names of the backbone's parameters begin with."""
+    """Prefix of the names of the backbone's parameters."""
 
     mask_argument: ClassVar[str] = "attention_mask"
-    """Argument of the decoder's self-attention that is added to its logits."""
+    """Argument of the decoder's self-attention for the additive attention mask."""
 
     background_first: ClassVar[bool] = False
-    """Whether the rows of no-object come before those of the classes in the weights of the class head."""
+    """True if the rows of no-object come before those of the classes in the weights of the class head."""
 
     processor_type: ClassVar[str | None] = None
-    """Model type whose image processor serves this family, where transformers gives it none."""
+    """Model type whose image processor is used, if transformers has none for this family."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -60,11 +60,11 @@ class DetectorAdapter:
     def decoder(self) -> Any:
         return self.model.model.decoder
 
-    # --- what a family answers ---------------------------------------------------------------------------------------
+    # --- implemented by each family -------------------------------------------------------------------------------
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:
-        """What methods need to know before the first image."""
+        """Static properties of a detector, from its config."""
         raise NotImplementedError
 
     @staticmethod
@@ -73,30 +73,30 @@ class DetectorAdapter:
         raise NotImplementedError
 
     def necks(self) -> list[nn.Module]:
-        """Modules whose outputs, in order, are the projected maps that enter the encoder."""
+        """Modules whose outputs, in this order, are the projected maps that enter the encoder."""
         raise NotImplementedError
 
     def neck_maps(self, output: Any) -> list[Tensor]:
-        """The maps in the output of such a module."""
+        """The feature maps in the output of one of the [`necks`]."""
         return [output]
 
     def own_queries(self, call: DecoderCall) -> ObjectQueries:
-        """The queries that the model asked in this pass, without denoising rows."""
+        """The model's own queries of this pass, without denoising queries."""
         raise NotImplementedError
 
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
-        """Decoder arguments that ask these queries; merged over the captured ones."""
+        """Decoder arguments for these queries; they override the captured arguments."""
         raise NotImplementedError
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
-        """Every layer's predictions from a decoder's output, rows of denoising and of all query groups included."""
+        """Predictions of every layer from a decoder's output, including denoising queries and all query groups."""
         raise NotImplementedError
 
     def needed(self, queries: ObjectQueries, name: str) -> Tensor:
-        """A field that the family cannot be asked without; a box serves as a point.
+        """Returns a required field of the queries; for points, the centres of boxes are used if given.
 
         Raises:
-            ValueError: the queries do not have it.
+            ValueError: the queries do not have the field.
         """
         value: Tensor | None = queries.centers if name == "points" else queries.tensors.get(name)
         if value is None:
@@ -104,22 +104,22 @@ class DetectorAdapter:
         return value
 
     def denoising_groups(self, call: DecoderCall) -> tuple[int, int]:
-        """Number of denoising rows in front of the own queries, and the number of their groups."""
+        """Number of denoising queries, which come before the own queries, and the number of their groups."""
         return 0, 0
 
     def encoder_proposals(self, call: DecoderCall) -> Predictions | None:
-        """Predictions of a two-stage encoder that the detection loss supervises."""
+        """Proposals of a two-stage encoder that the detection loss supervises."""
         return None
 
     def own_mode(self) -> AbstractContextManager[Any]:
-        """In force while the model's own queries are asked."""
+        """Context in which the model's own queries are decoded."""
         return nullcontext()
 
     def foreign_mode(self) -> AbstractContextManager[Any]:
-        """In force while other queries are asked."""
+        """Context in which external queries are decoded."""
         return self.own_mode()
 
-    # --- the two verbs -----------------------------------------------------------------------------------------------
+    # --- encode and decode ----------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -128,14 +128,14 @@ class DetectorAdapter:
         targets: Targets | None = None,
         totals: BatchTotals | None = None,
     ) -> tuple[DetectorOutput, dict[str, Tensor]]:
-        """Encodes a batch, asks the model's own queries and computes their detection loss.
+        """Encodes a batch, decodes the model's own queries and computes their detection loss.
 
         Args:
             pixel_values, pixel_mask, targets: see [`encode`]. With `targets` the detection loss is computed.
-            totals ([`BatchTotals`], *optional*): divisors of the loss; default: of this batch alone.
+            totals ([`BatchTotals`], *optional*): divisors of the loss. Default: those of this batch only.
 
         Returns:
-            `tuple[DetectorOutput, dict[str, torch.Tensor]]`: the pass, and the weighted parts of its detection loss
+            `tuple[DetectorOutput, dict[str, torch.Tensor]]`: the output, and the weighted parts of its detection loss
             (empty without targets).
         """
         output, answers = self.encode(pixel_values, pixel_mask, targets)
@@ -148,21 +148,21 @@ class DetectorAdapter:
     def encode(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, targets: Targets | None = None
     ) -> tuple[DetectorOutput, Answers | None]:
-        """Encodes a batch and asks the model's own queries, without computing a loss.
+        """Encodes a batch and decodes the model's own queries, without computing a loss.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for this model.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): 1 where a pixel is real.
-            targets ([`Targets`], *optional*): families with denoising make queries from them.
+            targets ([`Targets`], *optional*): families with denoising create denoising queries from them.
 
         Returns:
-            `tuple[DetectorOutput, Answers]`: the pass, and what the detection loss takes (`None` without targets).
+            `tuple[DetectorOutput, Answers]`: the output, and the input of the detection loss (`None` without targets).
 
         Raises:
             ValueError: a `pixel_mask` for a family that cannot mask padding.
         """
         self.refuse_mask(pixel_mask)
-        seen = captured(self.model.base_model, self.decoder, self.necks(), self.neck_maps)
+        seen = captured(self.body, self.decoder, self.necks(), self.neck_maps)
         with seen as call, straight_gradients(self.model, pixel_values), self.own_mode():
             self._run(call, pixel_values, pixel_mask, targets)
         call.pixel_mask = pixel_mask
@@ -178,11 +178,11 @@ class DetectorAdapter:
     def refuse_mask(self, pixel_mask: Tensor | None) -> None:
         if pixel_mask is not None and not self.uses_pixel_mask:
             raise ValueError(
-                f"{self.spec.family} sees padding as image, but the batch is padded: resize to a fixed size instead."
+                f"{self.spec.family} cannot mask padding, but the batch is padded: resize to a fixed size instead."
             )
 
     def answers(self, layers: tuple[Predictions, ...], call: DecoderCall) -> Answers:
-        """What the detection loss takes, from the predictions of all rows."""
+        """Splits the predictions of all queries into the input of the detection loss."""
         rows, groups = self.denoising_groups(call)
         own = tuple(layer.rows(rows, None) for layer in layers)
         denoising = Denoising(tuple(layer.rows(0, rows) for layer in layers), groups) if rows else None
@@ -192,13 +192,13 @@ class DetectorAdapter:
     def _run(
         self, call: DecoderCall, pixel_values: Tensor, pixel_mask: Tensor | None, targets: Targets | None
     ) -> None:
-        """The forward pass: of the base model, or with heads and loss where transformers' own loss is wanted."""
+        """Forward pass of the base model, or with heads and loss if the model's own loss is used."""
         inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask} | self.decoder_options
         if targets is not None and isinstance(self.criterion, ModelCriterion):
             call.losses = {"transformers": self.model(**inputs, labels=targets.to_labels()).loss}
         else:
             labels = {} if targets is None else self._denoising_labels(targets)
-            self.model.base_model(**inputs, **labels)
+            self.body(**inputs, **labels)
 
     def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
         arguments = call.arguments | self.place(queries, call)
@@ -206,11 +206,11 @@ class DetectorAdapter:
             return self.read(self.decoder(**arguments), arguments)
 
     def _apart(self, groups: Tensor | None) -> AbstractContextManager[Any]:
-        """In force while queries of groups are asked, which do not see each other."""
+        """Context in which queries of different groups do not attend to each other."""
         return nullcontext() if groups is None else apart(self.decoder.layers, groups, self.mask_argument)
 
     def _denoising_labels(self, targets: Targets) -> dict[str, Any]:
-        """Labels for families that make denoising queries from them."""
+        """Labels for families that create denoising queries from them."""
         return {}
 
     def _memory(self, call: DecoderCall) -> list[Tensor]:
@@ -218,6 +218,7 @@ class DetectorAdapter:
         memory = call.arguments["encoder_hidden_states"]
         shapes = call.arguments.get("spatial_shapes_list") or [call.necks[-1].shape[-2:]]
         levels = memory.split([height * width for height, width in shapes], dim=1)
+        # one (batch_size, channels, height, width) map per level
         return [level.mT.unflatten(-1, tuple(shape)) for level, shape in zip(levels, shapes, strict=True)]
 
     def _maps(self, call: DecoderCall, values: list[Tensor]) -> tuple[FeatureMap, ...]:
@@ -225,6 +226,12 @@ class DetectorAdapter:
             return tuple(FeatureMap(value) for value in values)
         mask = call.pixel_mask[:, None].float()
         return tuple(FeatureMap(v, F.interpolate(mask, v.shape[-2:])[:, 0] < 0.5) for v in values)
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without heads and loss. transformers before 5.17 gives RT-DETR and its line no `base_model`."""
+        base = self.model.base_model
+        return self.model.model if base is self.model else base
 
     # --- parameters --------------------------------------------------------------------------------------------------
 

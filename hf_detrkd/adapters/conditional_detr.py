@@ -1,4 +1,4 @@
-"""Conditional DETR: learned embeddings that each know a reference point; sigmoid heads."""
+"""Conditional DETR: queries are learned embeddings with a reference point each; sigmoid heads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .queries import inverse_sigmoid, nearest_own
 class ConditionalDetrAdapter(DetrAdapter):
     """Adapter of `ConditionalDetrForObjectDetection` (Meng et al., https://arxiv.org/abs/2108.06152).
 
-    The decoder derives a reference point from each position embedding. A foreign point takes its place; without
-    embeddings it borrows those of the own query whose point is nearest (ours).
+    The decoder derives a reference point from each position embedding. The point of an external query replaces it;
+    missing embeddings are copied from the own query with the nearest point (ours).
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class ConditionalDetrAdapter(DetrAdapter):
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
         origin = inverse_sigmoid(output.reference_points.transpose(0, 1))
-        origin = nn.functional.pad(origin, (0, 2))
+        origin = nn.functional.pad(origin, (0, 2))  # (batch_size, num_queries, 4)
         return tuple(
             Predictions(
                 self.model.class_labels_classifier(states),
@@ -71,7 +71,7 @@ class ConditionalDetrAdapter(DetrAdapter):
 
 @contextmanager
 def _returning(module: nn.Module, value: Tensor) -> Iterator[None]:
-    """The module returns `value`, whatever it is given."""
+    """Makes the module return `value` for any input."""
     handle = module.register_forward_hook(lambda _, args, output: value.to(output.dtype))
     try:
         yield

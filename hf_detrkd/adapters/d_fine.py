@@ -1,4 +1,4 @@
-"""D-FINE and DEIMv2: RT-DETR whose boxes are distributions over bins, refined from layer to layer."""
+"""D-FINE and DEIMv2: RT-DETR with box edges as distributions over bins, refined from layer to layer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .rt_detr import RTDetrAdapter
 class DFineAdapter(RTDetrAdapter):
     """Adapter of `DFineForObjectDetection` (Peng et al., https://arxiv.org/abs/2410.13842).
 
-    Beside its layers the decoder gives a first guess, made by its own head before layer 1, and in training alone the
-    answers of all layers: the decoder module's flag is set for the pass.
+    Besides its layers the decoder returns an initial prediction of a separate head before layer 1. It returns all
+    layers only in training mode, so the decoder's `training` flag is set during a pass.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class DFineAdapter(RTDetrAdapter):
             self.decoder.training = before
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:
-        num_layers = output.intermediate_predicted_corners.shape[1]  # one less than answers: the first guess
+        num_layers = output.intermediate_predicted_corners.shape[1]  # without the initial prediction
         layers = zip(
             output.intermediate_logits[:, -num_layers:].unbind(1),
             output.intermediate_reference_points[:, -num_layers:].unbind(1),
@@ -48,8 +48,8 @@ class DFineAdapter(RTDetrAdapter):
         return tuple(Predictions(logits, boxes.float(), states) for logits, boxes, states in layers)
 
     def answers(self, layers: tuple[Predictions, ...], call: DecoderCall) -> Answers:
-        """With the first guess in front and the edges' distributions; boxes end at the image's border, as in the
-        authors' loss."""
+        """Adds the initial prediction as first layer and the edge distributions; boxes are clamped to the image, as in
+        the authors' loss."""
         output = call.output
         guess = Predictions(output.intermediate_logits[:, 0], output.intermediate_reference_points[:, 0].float())
         inside = tuple(
@@ -63,14 +63,15 @@ class DFineAdapter(RTDetrAdapter):
     def _edges(self, output: Any, start: int, stop: int | None) -> EdgeDistributions:
         config, rows = self.model.config, slice(start, stop)
         corners: Tensor = output.intermediate_predicted_corners[:, :, rows]
+        # (num_layers, batch_size, num_queries, 4, num_bins + 1)
         logits = corners.unflatten(-1, (4, config.max_num_bins + 1)).transpose(0, 1)
         first = output.initial_reference_points[:, 0, rows].detach()
         return EdgeDistributions(logits, first, config.up, config.reg_scale)
 
 
 class Deimv2Adapter(DFineAdapter):
-    """Adapter of `Deimv2ForObjectDetection` (Huang et al., https://arxiv.org/abs/2509.20787): MAL, and every query
-    that any layer matched learns a box in all layers."""
+    """Adapter of `Deimv2ForObjectDetection` (Huang et al., https://arxiv.org/abs/2509.20787): matchability-aware loss
+    (MAL), and box losses in all layers for every query that is matched in any layer."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)

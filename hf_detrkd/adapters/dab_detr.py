@@ -18,7 +18,7 @@ from .queries import inverse_sigmoid, nearest_own
 class DabDetrAdapter(DetectorAdapter):
     """Adapter of `DabDetrForObjectDetection` (Liu et al., https://arxiv.org/abs/2201.12329).
 
-    Foreign boxes without content take that of the nearest own box: zeros, or its pattern where the model has some.
+    External boxes without content get that of the nearest own box: zeros, or its pattern if the model has patterns.
     """
 
     processor_type: ClassVar[str | None] = "conditional_detr"

@@ -1,4 +1,4 @@
-"""Deformable DETR: plain and with box refinement (reference points), and two-stage (boxes)."""
+"""Deformable DETR: plain and with box refinement (queries are points), and two-stage (queries are boxes)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .queries import inverse_sigmoid, nearest_own
 class DeformableDetrAdapter(DetectorAdapter):
     """Adapter of `DeformableDetrForObjectDetection` (Zhu et al., https://arxiv.org/abs/2010.04159).
 
-    * one-stage: a query is an embedding, from which the model derives its reference point. A foreign point without
-      embeddings borrows those of the own query whose point is nearest (ours), so that both models look at one place.
+    * one-stage: a query is an embedding, from which the model derives its reference point. External points without
+      embeddings get those of the own query with the nearest point (ours), so that both models use the same point.
     * two-stage: a query is a box; position and content are derived from it.
     """
 
@@ -97,7 +97,7 @@ class DeformableDetrAdapter(DetectorAdapter):
 
     def _boxes(self, layer: int, states: Tensor, reference: Tensor) -> Tensor:
         delta, origin = self.model.bbox_embed[layer](states).float(), inverse_sigmoid(reference)
-        if origin.shape[-1] == 2:
+        if origin.shape[-1] == 2:  # points
             origin = nn.functional.pad(origin, (0, 2))
         return (delta + origin).sigmoid()
 
@@ -105,5 +105,5 @@ class DeformableDetrAdapter(DetectorAdapter):
         if not self.model.config.two_stage:
             return None
         output = call.model_output
-        # Proposals outside the image have an infinite logit; sigmoid makes it a finite box without gradient.
+        # Proposals outside the image have infinite logits; the sigmoid turns them into finite boxes without gradient.
         return Predictions(output.enc_outputs_class, output.enc_outputs_coord_logits.float().sigmoid())

@@ -1,4 +1,4 @@
-"""DETR and Table Transformer: softmax heads, and queries that are learned embeddings without a place."""
+"""DETR and Table Transformer: queries are learned embeddings without reference points; softmax heads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .hooks import DecoderCall
 class DetrAdapter(DetectorAdapter):
     """Adapter of `DetrForObjectDetection` (Carion et al., https://arxiv.org/abs/2005.12872).
 
-    A query is a learned position embedding; its content starts at zero. Only an equal model of equal width can
-    understand another's queries.
+    A query is a learned position embedding; its content starts at zero. Queries can be shared only with a model of the
+    same family and width.
     """
 
     decoder_options: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
@@ -71,7 +71,7 @@ class DetrAdapter(DetectorAdapter):
         )
 
     def _layer_states(self, output: Any) -> list[Tensor]:
-        """Normalised state of every layer. With `auxiliary_loss` in its config the decoder normalises by itself."""
+        """Normalised state of every layer. With `auxiliary_loss` in its config the decoder normalises them itself."""
         if output.intermediate_hidden_states is not None:
             return [*output.intermediate_hidden_states[:-1], output.last_hidden_state]
         norm = self.model.model.decoder.layernorm
@@ -79,6 +79,6 @@ class DetrAdapter(DetectorAdapter):
 
 
 class TableTransformerAdapter(DetrAdapter):
-    """Adapter of `TableTransformerForObjectDetection`: DETR with normalisation before its layers."""
+    """Adapter of `TableTransformerForObjectDetection`: DETR with pre-norm layers."""
 
     position_argument: ClassVar[str] = "query_position_embeddings"

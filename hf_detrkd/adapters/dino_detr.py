@@ -1,4 +1,4 @@
-"""DINO: boxes that the encoder proposes with a learned content each; heads in the decoder; denoising in training."""
+"""DINO: queries are encoder proposals with learned content; heads in the decoder; denoising in training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .rt_detr import RTDetrAdapter
 class DinoDetrAdapter(RTDetrAdapter):
     """Adapter of [`~hf_detrkd.models.DinoDetrForObjectDetection`] (Zhang et al., https://arxiv.org/abs/2203.03605).
 
-    Its outputs are laid out as RT-DETR's. Foreign queries without content borrow that of the own query whose box is
-    nearest (ours): contents are learned, and know no place.
+    Its outputs have the format of RT-DETR. External queries without content get that of the own query with the nearest
+    box (ours): contents are learned and independent of the box.
     """
 
     uses_pixel_mask = True

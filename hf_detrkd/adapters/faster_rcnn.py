@@ -1,4 +1,4 @@
-"""Faster R-CNN: its queries are boxes, which its head is asked about one by one."""
+"""Faster R-CNN: queries are boxes, which the box head predicts independently."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from .base import DetectorAdapter
 class FasterRCNNAdapter(DetectorAdapter):
     """Adapter of [`~hf_detrkd.models.FasterRCNNForObjectDetection`] (Ren et al., https://arxiv.org/abs/1506.01497).
 
-    A query is a box without gradient: the head pools the pyramid there, names a class and moves the box. Its own
-    queries are the boxes that it samples for its loss in training with targets, else its detections, filled up with
-    its best proposals. Duplicates are removed in `detections` alone. Its loss is torchvision's.
+    A query is a box without gradient: the head pools the feature pyramid there and predicts class and box. The own
+    queries are the boxes sampled for the loss in training with targets, otherwise the detections, filled up with the
+    best proposals. Duplicates are removed only in `detections`. The loss is torchvision's.
     """
 
     processor_type = "detr"
@@ -63,8 +63,8 @@ class FasterRCNNAdapter(DetectorAdapter):
     def encode(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, targets: Targets | None = None
     ) -> tuple[DetectorOutput, Answers | None]:
-        """See [`DetectorAdapter.encode`]. In eval mode the loss draws its samples without moving the run's random
-        numbers."""
+        """See [`DetectorAdapter.encode`]. In eval mode the sampling of the loss leaves the global random state
+        unchanged."""
         encoded = self.model.encode(pixel_values, pixel_mask)
         if targets is None:
             return self._detected(encoded), None
@@ -75,7 +75,7 @@ class FasterRCNNAdapter(DetectorAdapter):
         return output, Answers(output.layers, model_losses=losses)
 
     def _sampled(self, encoded: Encoded, samples: Samples) -> DetectorOutput:
-        """What the loss is computed on."""
+        """Output for the boxes that the loss is computed on."""
         boxes, matched = (
             padded([to_unit(one, size) for one, size in zip(per_image, encoded.sizes, strict=True)])
             for per_image in (samples.boxes, samples.matched)
@@ -93,7 +93,7 @@ class FasterRCNNAdapter(DetectorAdapter):
         return self._output(encoded, answers, ObjectQueries(boxes=boxes), proposals=proposals)
 
     def _detected(self, encoded: Encoded) -> DetectorOutput:
-        """What it finds, and what it answers at these boxes."""
+        """Output for the detections: the boxes after NMS, and the head's predictions at these boxes."""
         with torch.no_grad():
             proposals, _ = self.model.propose(encoded)
         logits, boxes = self.model.detect(encoded, proposals)
@@ -104,7 +104,7 @@ class FasterRCNNAdapter(DetectorAdapter):
         return self._output(encoded, self._ask(encoded, queries)[0], queries, detections=detections)
 
     def _first(self, proposals: list[Tensor], encoded: Encoded) -> Tensor:
-        """As many of the best proposals as there are detections, `(batch_size, num_detections, 4)`."""
+        """The best proposals, as many as there are detections, `(batch_size, num_detections, 4)`."""
         count = self.spec.num_queries
         rows = []
         for boxes, size in zip(proposals, encoded.sizes, strict=True):
@@ -118,7 +118,7 @@ class FasterRCNNAdapter(DetectorAdapter):
         return DetectorOutput((answers,), queries, {"neck": maps, "encoder": maps}, decode, **more)
 
     def _ask(self, encoded: Encoded, queries: ObjectQueries) -> tuple[Predictions, ...]:
-        """Answers to boxes; these get no gradient, and do not see each other."""
+        """Predictions for boxes; boxes get no gradient and do not influence each other."""
         given = self.needed(queries, "boxes").detach().float()
         boxes = [
             clip_boxes_to_image(to_pixels(one, size), size) for one, size in zip(given, encoded.sizes, strict=True)
@@ -129,7 +129,7 @@ class FasterRCNNAdapter(DetectorAdapter):
 
     @contextmanager
     def _normalized_alone(self) -> Iterator[None]:
-        """A head with BatchNorm would mix the boxes that are asked together, and follow them."""
+        """Sets the head's BatchNorm to eval mode: it would mix the boxes of a batch and update its statistics."""
         norms = [m for m in self.model.roi_heads.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
         for norm in norms:
             norm.eval()
@@ -140,7 +140,7 @@ class FasterRCNNAdapter(DetectorAdapter):
                 norm.train()
 
     def _predictions(self, answer: Answer, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Predictions:
-        """The head's answers per image, background behind the classes."""
+        """The head's predictions per image, with background as the last class."""
         counts = [len(one) for one in boxes]
         logits = padded(answer.logits.roll(-1, -1).split(counts))
         moved = self.model.boxes_of(answer, boxes, sizes)
@@ -150,7 +150,7 @@ class FasterRCNNAdapter(DetectorAdapter):
         return replace(answers, boxes=answers.boxes_of(logits[..., :-1].argmax(-1)))
 
     def _pyramid(self, encoded: Encoded) -> tuple[FeatureMap, ...]:
-        """The levels that boxes are pooled from."""
+        """The pyramid levels that boxes are pooled from."""
         names = self.model.roi_heads.box_roi_pool.featmap_names
         values = [encoded.pyramid[name] for name in names if name in encoded.pyramid]
         height, width = encoded.images.tensors.shape[-2:]
@@ -163,5 +163,5 @@ class FasterRCNNAdapter(DetectorAdapter):
 
 
 def padded(rows: Any, value: float = 0.0) -> Tensor:
-    """Tensors of several images in one, filled up to the longest."""
+    """Stacks tensors of several images, padded to the longest."""
     return pad_sequence(list(rows), batch_first=True, padding_value=value)

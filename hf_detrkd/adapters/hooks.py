@@ -1,4 +1,4 @@
-"""What is hooked into a model for one pass, and taken out again: to see what passes by, and to change it."""
+"""Temporary forward hooks that capture or modify one forward pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 @dataclass
 class DecoderCall:
-    """What one forward pass left behind: the base model's output, the decoder's keyword arguments and output, the
-    projected maps that enter the encoder, the pixel mask, and transformers' own loss where it was asked for."""
+    """Values captured in one forward pass.
+
+    Attributes:
+        arguments, output: keyword arguments and output of the decoder.
+        necks: projected maps that enter the encoder.
+        model_output: output of the base model.
+        pixel_mask: mask of the images, if given.
+        losses: the model's own loss, if requested.
+    """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     output: Any = None
@@ -29,10 +36,10 @@ class DecoderCall:
 def captured(
     model: nn.Module, decoder: nn.Module, necks: Iterable[nn.Module], maps_of: Callable[[Any], list[Tensor]]
 ) -> Iterator[DecoderCall]:
-    """Fills a [`DecoderCall`] with the forward pass that runs inside.
+    """Fills a [`DecoderCall`] with the forward pass that runs inside the context.
 
     Args:
-        model, decoder (`torch.nn.Module`): the base model, and its decoder.
+        model, decoder (`torch.nn.Module`): the base model and its decoder.
         necks (`Iterable[torch.nn.Module]`): see [`DetectorAdapter.necks`].
         maps_of (`Callable`): see [`DetectorAdapter.neck_maps`].
     """
@@ -63,15 +70,16 @@ def captured(
 
 @contextmanager
 def apart(layers: Iterable[Any], groups: Tensor, mask_argument: str) -> Iterator[None]:
-    """Queries of different groups do not see each other in the self-attention of a decoder's layers.
+    """Masks the self-attention of a decoder's layers between queries of different groups.
 
-    The layers keep their activations meanwhile: recomputed in the backward pass, they would see no mask.
+    Gradient checkpointing is disabled inside the context: layers recomputed in the backward pass would lack the mask.
 
     Args:
-        layers (`Iterable[torch.nn.Module]`): of the decoder.
+        layers (`Iterable[torch.nn.Module]`): the decoder's layers.
         groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): see [`ObjectQueries`].
-        mask_argument (`str`): of the self-attention, what is added to its logits.
+        mask_argument (`str`): argument of the self-attention for the additive attention mask.
     """
+    # strangers: (batch_size, 1, num_queries, num_queries), true for pairs of different groups
     layers, strangers = list(layers), (groups[:, :, None] != groups[:, None])[:, None]
 
     def add_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -94,8 +102,8 @@ def apart(layers: Iterable[Any], groups: Tensor, mask_argument: str) -> Iterator
 
 @contextmanager
 def straight_gradients(model: nn.Module, pixel_values: Tensor) -> Iterator[None]:
-    """Guards the gradients of a single image on CPU: there torch's BatchNorm (2.15) misreads a gradient that arrives
-    transposed, as it does from every flattened map, and sends a wrong one on."""
+    """Works around wrong gradients for a single image on CPU: there torch's BatchNorm (2.15) misreads a transposed
+    gradient, which every flattened map produces, and propagates a wrong one."""
 
     def straighten(module: nn.Module, args: tuple, output: Tensor) -> None:
         if output.requires_grad:

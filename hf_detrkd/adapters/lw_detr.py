@@ -1,4 +1,4 @@
-"""LW-DETR and RF-DETR: a ViT, no encoder, plain boxes as queries, and in training many groups of them."""
+"""LW-DETR and RF-DETR: a ViT backbone without encoder; queries are boxes, in several groups during training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .queries import nearest_own
 class LwDetrAdapter(DetectorAdapter):
     """Adapter of `LwDetrForObjectDetection` (Chen et al., https://arxiv.org/abs/2406.03459).
 
-    Own queries and predictions are those of the first group, which is all that remains in evaluation; the detection
-    loss takes every group. Foreign queries are one group, and their boxes borrow the content of the nearest own box
-    (ours: contents are learned and belong to no place).
+    Own queries and predictions are those of the first group, the only one in evaluation; the detection loss uses every
+    group. External queries form one group, and their boxes get the content of the nearest own box (ours: contents are
+    learned and independent of the box).
     """
 
     backbone_prefix: str = "model.backbone.backbone."
@@ -65,7 +65,7 @@ class LwDetrAdapter(DetectorAdapter):
 
     @contextmanager
     def foreign_mode(self) -> Iterator[None]:
-        """Self-attention modules split queries into groups while they train."""
+        """Sets the self-attention to eval mode: in training mode it splits queries into groups."""
         modules = [layer.self_attn for layer in self.decoder.layers]
         before = [module.training for module in modules]
         try:
@@ -78,9 +78,9 @@ class LwDetrAdapter(DetectorAdapter):
 
     @contextmanager
     def _apart(self, groups: Tensor | None) -> Iterator[None]:
-        """The self-attention knows no mask, but hands arguments on to an attention that does."""
+        """The self-attention has no mask argument, but passes its keyword arguments to an attention that has one."""
         config = self.model.config
-        before = config._attn_implementation_internal  # of the decoder alone: the public name sets the backbone's too
+        before = config._attn_implementation_internal  # only the decoder's: the public name sets the backbone's too
         try:
             if groups is not None:
                 config._attn_implementation_internal = "group_mask"
@@ -98,9 +98,9 @@ class LwDetrAdapter(DetectorAdapter):
 
     def encoder_proposals(self, call: DecoderCall) -> Predictions | None:
         output, heads = call.model_output, self.model.model.enc_out_class_embed
-        groups = output.enc_outputs_class.split(self.spec.num_queries, dim=1)  # states in spite of their name
+        groups = output.enc_outputs_class.split(self.spec.num_queries, dim=1)  # hidden states, despite the name
         logits = torch.cat([head(states) for head, states in zip(heads, groups, strict=False)], dim=1)
-        return Predictions(logits, output.enc_outputs_coord_logits.float())  # boxes in spite of their name
+        return Predictions(logits, output.enc_outputs_coord_logits.float())  # boxes, despite the name
 
 
 def attention_with_group_mask(
@@ -112,7 +112,7 @@ def attention_with_group_mask(
     group_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of transformers, with a mask that modules hand on without knowing it."""
+    """Attention of transformers with a mask that is passed through `**kwargs`."""
     return sdpa_attention_forward(module, query, key, value, group_mask, **kwargs)
 
 
@@ -144,6 +144,6 @@ def _spec(config: PreTrainedConfig, levels: tuple[int, ...]) -> DetectorSpec:
 
 
 def refined(boxes: Tensor, delta: Tensor) -> Tensor:
-    """Boxes moved by a part of their size and scaled by an exponential: no sigmoid, so they may leave the image."""
+    """Applies box deltas: shift in units of the box size, exponential scale. No sigmoid: boxes may leave the image."""
     boxes, delta = boxes.float(), delta.float()
     return torch.cat([delta[..., :2] * boxes[..., 2:] + boxes[..., :2], delta[..., 2:].exp() * boxes[..., 2:]], dim=-1)

@@ -1,4 +1,4 @@
-"""Foreign queries, on their way to what a decoder is called with."""
+"""Helpers that convert external queries into decoder arguments."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..structures.outputs import ObjectQueries
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logits of numbers in [0, 1], in float32: 16-bit arithmetic turns 1 into infinity."""
+    """Logits of numbers in [0, 1], in float32: in 16 bits the logit of 1 is infinite."""
     return torch.logit(values.float(), eps)
 
 
 def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
-    """Tokens `(batch_size, num_tokens, width)` at `rows` `(batch_size, num_rows)`."""
+    """Selects tokens `(batch_size, num_tokens, width)` at `rows` `(batch_size, num_rows)`."""
     return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def nearest_own(queries: ObjectQueries, own: ObjectQueries, names: tuple[str, ...]) -> ObjectQueries:
-    """Queries whose missing fields are those of the own query nearest in place (ours).
+    """Fills missing fields of queries from the nearest own query by box or point (ours).
 
     Args:
         queries ([`ObjectQueries`]): with `boxes` or `points`.
-        own ([`ObjectQueries`]): with the same, and all of `names`; no gradient goes to them.
+        own ([`ObjectQueries`]): with the same, and all of `names`; detached.
         names (`tuple[str]`): fields to fill.
     """
     missing = [name for name in names if name not in queries.fields]

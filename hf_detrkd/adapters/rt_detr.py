@@ -1,4 +1,4 @@
-"""RT-DETR: queries are boxes that the encoder proposes; heads live inside the decoder; denoising in training."""
+"""RT-DETR: queries are encoder proposals; heads inside the decoder; denoising in training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RTDetrAdapter(DetectorAdapter):
     """Adapter of `RTDetrForObjectDetection` (Zhao et al., https://arxiv.org/abs/2304.08069) and
     `RTDetrV2ForObjectDetection` (Lv et al., https://arxiv.org/abs/2407.17140).
 
-    Foreign queries without content start from the model's own encoder tokens: those at `rows`, where teacher and
-    student share the grid, or the token of the cell and level that fit a box (ours).
+    External queries without content start from the model's own encoder tokens: those at `rows` if teacher and student
+    share the grid, otherwise the token of the level and cell that fit the box (ours).
     """
 
     uses_pixel_mask: ClassVar[bool] = False
@@ -78,12 +78,12 @@ class RTDetrAdapter(DetectorAdapter):
         return {
             "inputs_embeds": content,
             "reference_points": inverse_sigmoid(boxes).to(content.dtype),
-            "encoder_attention_mask": None,  # the self-attention mask of denoising rows, whatever its name
+            "encoder_attention_mask": None,  # despite the name, the self-attention mask of denoising queries
         }
 
     @torch.no_grad()
     def _own_content(self, queries: ObjectQueries, call: DecoderCall) -> Tensor:
-        """Encoder tokens as the model itself would take them, without gradient as in the model."""
+        """Encoder tokens as the model itself selects them, without gradient as in the model."""
         assert queries.boxes is not None
         base, memory = self.model.model, call.arguments["encoder_hidden_states"]
         rows = queries.rows
@@ -112,20 +112,20 @@ class RTDetrAdapter(DetectorAdapter):
 
 
 def rows_at(boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-    """Encoder tokens that fit boxes: the level whose anchor (0.05, 0.1, 0.2, ... of the image) is nearest in size, the
-    cell that holds the centre.
+    """Encoder token for each box: the level whose anchor (0.05, 0.1, 0.2, ... of the image) is nearest in size, and
+    its cell that contains the centre.
 
     Args:
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): cxcywh in [0, 1].
         shapes (`list[tuple[int, int]]`): height and width of each level.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, num_queries)`.
+        `torch.LongTensor` of shape `(batch_size, num_queries)`: indices into the flattened levels.
     """
     size = (boxes[..., 2] * boxes[..., 3]).clamp(min=1e-8).sqrt()
     level = (size / 0.05).log2().round().clamp(0, len(shapes) - 1).long()
     grid = torch.tensor(shapes).to(boxes.device, non_blocking=True)
-    start = grid.prod(-1).cumsum(0) - grid.prod(-1)
+    start = grid.prod(-1).cumsum(0) - grid.prod(-1)  # index of the first token of each level
     height, width = grid[level].unbind(-1)
     x = (boxes[..., 0] * width).long().clamp(min=0).minimum(width - 1)
     y = (boxes[..., 1] * height).long().clamp(min=0).minimum(height - 1)

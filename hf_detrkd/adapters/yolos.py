@@ -1,4 +1,4 @@
-"""YOLOS: a plain ViT whose last tokens are the detections. It has no decoder that could be asked again."""
+"""YOLOS: a plain ViT whose last tokens are the detections. It has no decoder for external queries."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .detr import DetrAdapter
 class YolosAdapter(DetectorAdapter):
     """Adapter of `YolosForObjectDetection` (Fang et al., https://arxiv.org/abs/2106.00666).
 
-    It gives its own predictions, of the last layer (the only one that its heads were made for), and its patch tokens
-    as features. Other queries are refused: they would need the whole ViT again.
+    It returns the predictions of the last layer (the only one that its heads are trained for) and its patch tokens as
+    feature maps. External queries raise an error: they would need another pass through the whole ViT.
     """
 
     uses_pixel_mask: ClassVar[bool] = False
@@ -67,7 +67,7 @@ class YolosAdapter(DetectorAdapter):
             states,
             "softmax",
         )
-        memory = tokens[0][:, 1:-split].mT.unflatten(-1, tuple(shape))
+        memory = tokens[0][:, 1:-split].mT.unflatten(-1, tuple(shape))  # (batch_size, hidden_size, height, width)
         output = DetectorOutput(
             layers=(layer,),
             queries=ObjectQueries(),
@@ -77,4 +77,4 @@ class YolosAdapter(DetectorAdapter):
         return output, None if targets is None else Answers((layer,), model_losses=losses)
 
     def _refuse(self, queries: ObjectQueries) -> Any:
-        raise ValueError("yolos cannot be asked other queries: it has no decoder apart from its backbone.")
+        raise ValueError("yolos cannot decode external queries: it has no decoder besides its backbone.")

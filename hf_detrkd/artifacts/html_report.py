@@ -1,4 +1,4 @@
-"""One page on a run for a browser: figures, classes, pictures, and what repeats the run."""
+"""Writes the HTML report of a run: metrics, classes, plots, and the arguments to repeat the run."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from .run_folder import Run
 REPORT = "report.html"
 NO_OBJECTS = "no objects"
 ALTERNATIVES = {
-    "predictions.png": "Images of the evaluation set: the truth beside what each model finds, boxes with class and "
-    "score.",
+    "predictions.png": "Images of the evaluation set: the ground truth next to each model's predictions, boxes with "
+    "class and score.",
     "curves.png": "Charts over the training steps: task loss, mAP and mAP50 of each model, and every distillation "
     "term; the teacher's mAP is a dashed level.",
-    "per_class.png": "Bars of each model's AP for every class; the table by class holds the same figures.",
+    "per_class.png": "Bars of each model's AP for every class; the table by class holds the same values.",
     "pr_curves.png": "Precision over recall: each model's mean over the classes, and the student's classes.",
 }
 
 
 def write_report(run: Run) -> Path:
-    """Writes `report.html` into a run's folder: one file with its pictures inside, which loads nothing from elsewhere
-    and runs no script.
+    """Writes `report.html` into a run's folder: one self-contained file with its images, without external
+    resources or scripts.
 
     Args:
-        run ([`~hf_detrkd.artifacts.run_folder.Run`]): pictures are those that its folder holds.
+        run ([`~hf_detrkd.artifacts.run_folder.Run`]): includes the images in its folder.
 
     Returns:
-        `Path`: the page. Of absolute paths it shows the last part alone, of tokens nothing.
+        `Path`: the page. It shows only the last part of absolute paths, and no tokens.
     """
     environment = Environment(loader=PackageLoader("hf_detrkd.artifacts"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template(REPORT).render(
@@ -78,7 +78,7 @@ def title_of(run: Run) -> str:
 
 
 def gain_of(run: Run) -> str:
-    """What the run was for, in a sentence; empty where the student was not evaluated."""
+    """The student's mAP and gain in a sentence; empty if it was not evaluated."""
     value = (run.models.get(run.student) or {}).get("map")
     if value is None or value < 0:
         return ""
@@ -92,10 +92,10 @@ def gain_of(run: Run) -> str:
 
 
 def measures_of(run: Run) -> list[tuple[str, list[str]]]:
-    """The rows of the main table: a name, and a cell for each model."""
+    """Rows of the main table: a name, and a cell for each model."""
     rows = [row or {} for row in run.models.values()]
     batches = sorted({"1", *itertools.chain.from_iterable(row.get("latency") or {} for row in rows)}, key=int)
-    forms = {"parameters": ("Parameters", ",.0f"), "gflops": ("GFLOPs an image", ".2f")}
+    forms = {"parameters": ("Parameters", ",.0f"), "gflops": ("GFLOPs / image", ".2f")}
     return [
         *((f"{label}, %", [percent(row.get(key)) for row in rows]) for key, label in METRICS.items()),
         *((label, [figure(row.get(key), form) for row in rows]) for key, (label, form) in forms.items()),
@@ -106,7 +106,7 @@ def measures_of(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def classes_of(run: Run) -> list[tuple[str, list[str]]]:
-    """The rows of the table by class, in the data set's order."""
+    """Rows of the table by class, in the data set's order."""
     found = [(row or {}).get("classes") or {} for row in run.models.values()]
     names = dict.fromkeys(itertools.chain.from_iterable(found))
     return [(name, [class_cell(classes, name) for classes in found]) for name in names]
@@ -117,7 +117,7 @@ def class_cell(classes: dict[str, float | None], name: str) -> str:
 
 
 def pictures_of(run: Run) -> list[dict[str, str]]:
-    """The pictures that are there, each with its bytes as text."""
+    """The images in the run's folder, base64-encoded."""
     return [
         {
             "title": PICTURES[name],
@@ -130,7 +130,7 @@ def pictures_of(run: Run) -> list[dict[str, str]]:
 
 
 def dataset_of(facts: dict[str, Any]) -> dict[str, str]:
-    """What is known of the data set."""
+    """Known facts of the data set."""
     names = facts.get("classes")
     return {
         "Data set": shown(facts.get("dataset_name") or UNMEASURED),
@@ -159,6 +159,6 @@ def setting_of(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def shown(value: Any) -> str:
-    """An argument or a fact as text that may leave the machine: see [`write_report`]."""
+    """An argument or fact as redacted text: see [`write_report`]."""
     value = portable(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

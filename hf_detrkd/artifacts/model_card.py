@@ -1,4 +1,4 @@
-"""The card of a student: what it was distilled from, what it gained, what it costs. All figures are the run's own."""
+"""Writes the model card of a student: its teacher, gain and cost, all as measured in its own run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CARD = "README.md"
 UNMEASURED = "not measured"
 METRICS = {"map": "mAP", "map_50": "mAP50", "map_75": "mAP75"}
 PICTURES = {
-    "predictions.png": f"Predictions: the first images, and those of the first {SEEN} in which the student errs most",
+    "predictions.png": f"Predictions: the first images, and of the first {SEEN} those with most student errors",
     "curves.png": "Loss and mAP over the training",
     "per_class.png": "AP by class",
     "pr_curves.png": "Precision and recall",
@@ -30,7 +30,7 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
 
     Args:
         run ([`~hf_detrkd.artifacts.run_folder.Run`])
-        repo_id (`str`, *optional*): where the student will be on the Hub; default: nowhere.
+        repo_id (`str`, *optional*): repository of the student on the Hub; default: none.
     """
     facts, row = run.facts, run.models.get(run.student, {})
     methods = facts["methods"]
@@ -66,7 +66,7 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
 
 
 def title_of(run: Run, repo_id: str | None) -> str:
-    """The title that was given, or the last part of the repository's or folder's name."""
+    """The given title, or the last part of the repository's or folder's name."""
     return (run.facts.get("card") or {}).get("title") or (repo_id or run.folder.resolve().name).split("/")[-1]
 
 
@@ -110,7 +110,7 @@ def card_data(run: Run, repo_id: str | None) -> ModelCardData:
 
 
 def summary(run: Run, methods: Sequence[str]) -> str:
-    """What the student is, in a sentence or two, with its gain."""
+    """The student and its gain in one or two sentences."""
     row, teacher = run.models.get(run.student, {}), run.facts.get("teacher")
     size = "" if row.get("parameters") is None else f" of {row['parameters'] / 1e6:.2f} M parameters"
     kind = run.facts.get("family", "detector")
@@ -121,14 +121,14 @@ def summary(run: Run, methods: Sequence[str]) -> str:
     text += f" It reaches {percent(row['map'])} mAP"
     control = run.models.get("control", {}).get("map")
     if control is not None:
-        text += f", where the same student without a teacher reaches {percent(control)}"
+        text += f"; the same student trained without a teacher reaches {percent(control)}"
     return text + "."
 
 
 def models_table(models: dict[str, dict[str, Any]]) -> str:
     """One row for each model of the run."""
     batches = sorted({"1", *itertools.chain(*((row.get("latency") or {}) for row in models.values()))}, key=int)
-    header = ["", *METRICS.values(), "parameters", "GFLOPs", "ms an image", f"images / s, batch {batches[-1]}"]
+    header = ["", *METRICS.values(), "parameters", "GFLOPs", "ms / image", f"images / s, batch {batches[-1]}"]
     rows = [
         [
             name,
@@ -145,7 +145,7 @@ def models_table(models: dict[str, dict[str, Any]]) -> str:
 
 
 def measured_text(models: dict[str, dict[str, Any]], device: str) -> str:
-    """How operations and latency were measured; empty where they were not."""
+    """Conditions of the GFLOPs and latency measurements; empty if there are none."""
     ways = {
         name: f"{size_text(row.get('image_size'))} pixels, {row.get('precision', 'precision unknown')}"
         for name, row in models.items()
@@ -155,7 +155,7 @@ def measured_text(models: dict[str, dict[str, Any]], device: str) -> str:
         return ""
     same = len(set(ways.values())) == 1
     how = next(iter(ways.values())) if same else "; ".join(f"{name}: {way}" for name, way in ways.items())
-    return f"GFLOPs of one image, and forward passes on {device}, median and the middle half ({how})."
+    return f"GFLOPs are for one image; latency is that of forward passes on {device}, median and quartiles ({how})."
 
 
 def classes_table(models: dict[str, dict[str, Any]]) -> str:
@@ -168,7 +168,7 @@ def classes_table(models: dict[str, dict[str, Any]]) -> str:
 
 
 def method_text(methods: Sequence[str], teacher: dict[str, Any] | None) -> str:
-    """How the student was trained."""
+    """The method and teacher of the student in a sentence."""
     if not methods:
         return "Trained without a teacher."
     named = " and ".join(f"`{name}`" for name in methods)
@@ -178,8 +178,8 @@ def method_text(methods: Sequence[str], teacher: dict[str, Any] | None) -> str:
 
 
 def teacher_text(teacher: dict[str, Any]) -> str:
-    """Name and commit of a teacher from the Hub; of another one where it was."""
-    where = {"folder": " (a folder of the machine that trained it)", "memory": " (given in memory)"}
+    """Name of a teacher, with its commit on the Hub or its other source."""
+    where = {"folder": " (a local folder)", "memory": " (passed as an object)"}
     revision = "" if teacher.get("revision") is None else f" (revision `{teacher['revision']}`)"
     return f"`{teacher['name']}`{where.get(str(teacher.get('source')), revision)}"
 
@@ -198,13 +198,13 @@ def arguments_table(arguments: dict[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
+    """A Markdown table; vertical bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def known(facts: dict[str, Any], name: str) -> Any:
-    """A fact, or the words that it is unknown."""
+    """A fact, or `not measured` if it is unknown."""
     return UNMEASURED if facts.get(name) is None else facts[name]
 
 
@@ -221,11 +221,11 @@ def size_text(size: Sequence[int] | None) -> str:
 
 
 def latency_text(row: dict[str, Any], batch: str) -> str:
-    """Median and spread of the passes of a batch."""
+    """Median and quartiles of the latency of a batch."""
     one = (row.get("latency") or {}).get(batch)
     return UNMEASURED if one is None else f"{one['median_ms']:.1f} ({one['low_ms']:.1f} to {one['high_ms']:.1f})"
 
 
 def throughput_text(row: dict[str, Any], batch: str) -> str:
-    """Images a second of a batch, at the median."""
+    """Images per second of a batch, at the median."""
     return figure(((row.get("latency") or {}).get(batch) or {}).get("images_per_second"), ".1f")

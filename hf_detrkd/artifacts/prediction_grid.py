@@ -1,4 +1,4 @@
-"""A picture of several detectors on the same images, beside the ground truth and with the worst failures."""
+"""Draws the predictions of several detectors next to the ground truth, with the student's worst failures."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .run_folder import SEEN
 SHOWN = 3  # images from the beginning of the set, and as many failures
 Detections = dict[str, Tensor]
 Predict = Callable[[Sequence[int]], list[Detections]]
-"""Detections in the images at some positions of the evaluation set."""
+"""Positions in the evaluation set to the detections in these images."""
 
 
 def draw_predictions(
     predictors: Mapping[str, Predict], eval_set: DetectionDataset, file: Path, seen: int = SEEN
 ) -> None:
-    """Draws the ground truth beside every model's detections: the first images, then those with most errors of the
-    last model.
+    """Draws the ground truth next to every model's detections: the first images, then those with the most errors of
+    the last model.
 
     Args:
         predictors (`dict[str, Callable]`): functions from positions of images to detections (`boxes` as x_min, y_min,
-            x_max, y_max in pixels, `labels`, `scores`), by the models' headings, the student last.
+            x_max, y_max in pixels, `labels`, `scores`), by model name, the student last.
         eval_set ([`DetectionDataset`])
-        file (`Path`): the picture.
-        seen (`int`): number of images among which failures are looked for.
+        file (`Path`): the image file to write.
+        seen (`int`): number of images that are searched for failures.
     """
     places = list(range(min(seen, len(eval_set))))
     student = list(predictors)[-1]
@@ -50,11 +50,11 @@ def draw_predictions(
         pictures = [draw_detections(image, truth[place]["boxes"], labels, color=colors)]
         pictures += [_picture(image, found[row], names, colors) for found in columns.values()]
         rows.append(pictures)
-    comparison_grid(rows, ["Truth", *columns]).save(file)
+    comparison_grid(rows, ["Ground truth", *columns]).save(file)
 
 
 def count_errors(found: Detections, truth: Detections) -> int:
-    """Missed objects plus false detections: at IoU 0.5, with the same class."""
+    """Missed objects plus false detections, at IoU 0.5 and with the same class."""
     if not len(found["boxes"]) or not len(truth["boxes"]):
         return len(found["boxes"]) + len(truth["boxes"])
     same = found["labels"][:, None] == truth["labels"]

@@ -1,4 +1,5 @@
-"""The record of a run: facts, metrics and precision curves, and the only writer of the files that hold them."""
+"""The record of a run (facts, metrics and precision curves), and the only writer of `run.json`, `summary.json` and
+`precision.json`."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ UNKNOWN: tuple[Any, ...] = (None, {})
 class Record:
     """Everything that a run publishes about itself: `run.json`, `summary.json` and `precision.json`.
 
-    Each run has one record, filled through its methods by whatever measures something; see [`Run`] for the names.
-    Only [`write`] touches files, and only if something changed since the last time.
+    Each run has one record, to which everything that measures something adds; see [`Run`] for the names. Only
+    [`write`] touches files, and only those whose content changed since the last time.
 
     Args:
         folder (`str` or `Path`): the run's output folder.
@@ -39,12 +40,12 @@ class Record:
         self.facts |= portable(dict(facts))
 
     def add_model(self, name: str, row: Mapping[str, Any], precision: Mapping[str, Any] | None = None) -> None:
-        """Adds figures of a model to its row of the summary; `None` does not replace a known figure.
+        """Adds metrics of a model to its row of the summary; `None` does not replace a known value.
 
         Args:
             name (`str`): `teacher`, `control`, `distilled` or `student`; a new one becomes the last row.
             row (`dict[str, Any]`): see [`row_of`].
-            precision (`dict`, *optional*): precision over recall, as [`CocoBoxMetric`] keeps it.
+            precision (`dict`, *optional*): precision over recall, as in [`CocoBoxMetric`].
         """
         known = self.models.get(name, {})
         self.models[name] = known | {
@@ -72,8 +73,8 @@ def row_of(
 
     Args:
         model ([`~transformers.PreTrainedModel`])
-        metrics (`dict[str, float]`): as [`CocoBoxMetric`] names them; a missing one was not measured.
-        seconds_per_step (`float`, *optional*): of its training.
+        metrics (`dict[str, float]`): as in [`CocoBoxMetric`]; missing ones were not measured.
+        seconds_per_step (`float`, *optional*): duration of a training step.
     """
     classes = {model.config.id2label[number]: key for number, key in class_figures(model.config.id2label).items()}
     found = {name: metrics[key] for name, key in classes.items() if key in metrics}

@@ -1,4 +1,4 @@
-"""What of arguments and files may leave the machine: no secret, and no path of it."""
+"""Redacts secrets and local paths from everything that is published."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SECRET = r"[\w-]*(?:token|secret|password|passwd|api[_-]?key)"
 SECRETS = (
     (re.compile(rf"(?i)({SECRET}[\"']?(?:\s*[=:]\s*|\s+))[^\s,}}]+"), r"\1(hidden)"),
     (re.compile(r"\b(?:hf_|api_org_|gh[a-z]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA)[\w-]{12,}"), "(hidden)"),
-    (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password of an address
+    (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password in a URL
 )
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
-LEAST = 8  # characters of a secret: shorter ones are placeholders, and stand in ordinary words
-# From the root, a home folder or a drive; an address of the web and a relative path are none.
+LEAST = 8  # characters of a secret: shorter ones are placeholders, and occur in ordinary words
+# From the root, a home folder or a drive; URLs and relative paths do not match.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.~/\\])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?(?:(?:/|\\{1,2})[^\s/\\'\",:;=<>|]+)+[/\\]*"
 )
 
 
 def is_secret(name: str) -> bool:
-    """Whether an argument of this name holds a secret, such as `--hub-token`."""
+    """True if an argument of this name holds a secret, such as `--hub-token`."""
     return re.fullmatch(rf"(?i)-*{SECRET}", name) is not None
 
 
 def hidden(text: str) -> str:
-    """A text without secrets: what follows a secret's name, what looks like a token, and those of the environment."""
+    """Hides secrets in a text: values after a secret's name, strings like tokens, and tokens of the environment."""
     for value in (os.environ.get(name, "") for name in VARIABLES):
         if len(value) >= LEAST:
             text = text.replace(value, "(hidden)")
@@ -43,22 +43,22 @@ def hidden(text: str) -> str:
 
 
 def portable(value: Any) -> Any:
-    """Arguments or facts as they may leave the machine: without secrets, and of absolute paths the last part alone.
+    """Arguments or facts for publication: without secrets, and with only the last part of absolute paths.
 
     Args:
-        value: text, number or `None`, or a dict or list of such; a dict loses what its names say is secret.
+        value: text, number or `None`, or a dict or list of them; dict entries with a secret's name are removed.
     """
     return _changed(value, lambda text: _last_part(hidden(text)))
 
 
 def under_home(value: Any) -> Any:
-    """Arguments as they may stay on the machine: without secrets, and with `~` for the home folder."""
+    """Arguments for local files: without secrets, and with `~` for the home folder."""
     home = f"{Path.home()}/"
     return _changed(value, lambda text: f"~/{t[len(home) :]}" if (t := hidden(text)).startswith(home) else t)
 
 
 def portable_command(arguments: list[str]) -> str:
-    """A command line as it may leave the machine, quoted for a shell."""
+    """A command line for publication, quoted for a shell."""
     kept: list[str] = []
     for place, argument in enumerate(arguments):
         name, sign, value = argument.partition("=")
@@ -69,17 +69,17 @@ def portable_command(arguments: list[str]) -> str:
 
 
 def for_shell(path: str) -> str:
-    """A path as a word of a command, with `~` for the home folder."""
+    """A path quoted for a shell, with `~` for the home folder."""
     short = under_home(path)
     return f"~/{shlex.quote(short[2:])}" if short.startswith("~/") else shlex.quote(short)
 
 
 def forget_machine(state: Path) -> None:
-    """Takes the best checkpoint's path out of a saved `trainer_state.json` where it is absolute: `best_global_step`
-    says which one it is, in whatever folder the run lies."""
+    """Removes the absolute best-checkpoint path from a saved `trainer_state.json`; `best_global_step` still identifies
+    the checkpoint, wherever the run's folder is."""
     content = json.loads(state.read_text()) if state.is_file() else {}
     if Path(content.get("best_model_checkpoint") or "").is_absolute():
-        whole = state.with_suffix(".new")  # a run that is killed now leaves a state that can be read
+        whole = state.with_suffix(".new")  # a run that is killed now leaves a readable state
         whole.write_text(json.dumps(content | {"best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
         whole.replace(state)
 
@@ -100,7 +100,7 @@ def _last_part(text: str) -> str:
 
 
 def shareable(args: Any) -> Any:
-    """Training arguments as they are saved beside a student: without tokens, and the home folder as `~`."""
+    """Training arguments to save with a student: without tokens, and with `~` for the home folder."""
     copied = copy.copy(args)
     for field in dataclasses.fields(copied):
         value = getattr(copied, field.name)

@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder, as its readers see it: the card, the report and the push."""
+"""The files of a run's output folder and a reader for them, used by the card, the report and the push."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SUMMARY = "summary.json"  # one row for each model
 PRECISION = "precision.json"  # precision over recall, by model and class
 RESULTS = "all_results.json"
 STATE = "trainer_state.json"
-SEEN = 60  # images among which the failures to draw are looked for
-CONTROL = "control"  # folder of the run without teacher, inside the other's
+SEEN = 60  # images that are searched for failures to draw
+CONTROL = "control"  # subfolder of the run without a teacher
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Run:
             `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `methods` (a
             list of their names), `papers` (of the methods: `title`, `arxiv`, `citation`), `teacher`
             (`name`, `source`: `hub`, `folder` or `memory`, `revision`; or `None`), `base_model` (Hub id or `None`),
-            `command`, `arguments` (all, by name), `device` (the machine in words), `processes`, `batch_size` (of all
+            `command`, `arguments` (all, by name), `device` (its name), `processes`, `batch_size` (of all
             of them), `mixed_precision`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id
             or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card` (`license`, `language`,
             `tags`, `title`).
         models (`dict[str, dict]`): rows of the table in its order, of `teacher`, `control`, and `distilled` (`student`
             for a run without a method). Each holds `map`, `map_50`, `map_75` in [0, 1], `parameters`,
-            `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` where there is nothing there), `latency`
+            `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` for a class without objects), `latency`
             (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`), `image_size` and
-            `precision` of these; unmeasured ones are `None` or missing.
+            `precision` of these measurements; unmeasured ones are `None` or missing.
         recipe (`dict`): the run's arguments.
         results (`dict[str, float]`): metrics of the last evaluation and of the training.
-        histories (`dict[str, list[dict]]`): what `Trainer` logged, by model (`control`, `distilled` or `student`).
+        histories (`dict[str, list[dict]]`): log history of `Trainer`, by model (`control`, `distilled` or `student`).
         precision (`dict[str, dict[str, dict[str, list[float]]]]`): by model, then `50` or `75` (IoU in percent), then
             class: precision at the recalls 0, 0.01, ..., 1.
     """
@@ -61,7 +61,7 @@ class Run:
     def read(cls, folder: str | Path) -> Run:
         """
         Raises:
-            ValueError: the folder is none of a finished run.
+            ValueError: the folder is not that of a finished run.
         """
         folder = Path(folder)
         if not (folder / SUMMARY).is_file():
@@ -88,11 +88,11 @@ class Run:
 
 
 def check_output_folder(folder: str | Path, models: Mapping[str, str | None]) -> None:
-    """Refuses an output folder that is the source folder of a model, which the run would overwrite.
+    """Rejects an output folder that is the source folder of a model, which the run would overwrite.
 
     Args:
         folder (`str` or `Path`): the run's output folder.
-        models (`dict[str, str | None]`): Hub ids and folders that the run loads, by what they are to it.
+        models (`dict[str, str | None]`): Hub ids and folders that the run loads, by role.
 
     Raises:
         ValueError: one of them is the output folder.
@@ -113,7 +113,7 @@ def with_methods(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file."""
+    """The JSON object in a file; empty if the file does not exist."""
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
@@ -124,7 +124,7 @@ def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
 
 
 def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:
-    """Sets arguments in the recipe of an output folder, which is made where there is none."""
+    """Sets arguments in the recipe of an output folder, which is created if it does not exist."""
     file = folder / RECIPE
     recipe = (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
     write_recipe(folder, recipe | arguments)

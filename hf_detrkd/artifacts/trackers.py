@@ -1,4 +1,4 @@
-"""The pictures of a finished run for the trackers of `report_to`: tensorboard, trackio and wandb."""
+"""Logs the plots of a finished run to the trackers of `report_to`: tensorboard, trackio and wandb."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ Functions = Mapping[type[TrainerCallback], Callable[..., None]]
 
 
 def track_pictures(trainer: Trainer, files: Sequence[Path]) -> None:
-    """Logs pictures with every tracker of a trainer, at its last step. A tracker that fails is a warning.
+    """Logs images to every tracker of a trainer, at its last step. A failing tracker is only a warning.
 
     Args:
         trainer ([`~transformers.Trainer`]): after its training.
-        files (`list[Path]`): pictures, known to the tracker by their names without ending.
+        files (`list[Path]`): image files, logged under their names without suffix.
     """
     pictures = {f"pictures/{file.stem}": file for file in files if file.is_file()}
     _each_tracker(trainer, SENDERS, lambda send, callback: send(callback, trainer, pictures))
 
 
 def close_trackers(trainer: Trainer) -> None:
-    """Ends the trackers' runs, so that another training of this process has runs of its own."""
+    """Ends the trackers' runs, so that the next training in this process gets new ones."""
     _each_tracker(trainer, CLOSERS, lambda close, callback: close(callback))
+
+
+def reopen_trackers(trainer: Trainer) -> None:
+    """Lets later logs start trackio again: transformers before 5.17 takes its finished run for an open one."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TrackioCallback):
+            callback._initialized = False
 
 
 def _each_tracker(
@@ -47,7 +54,7 @@ def _each_tracker(
                 try:
                     use(function, callback)
                 except Exception as error:  # every tracker and its network have errors of their own
-                    logger.warning(f"{kind.__name__} did not take the run's pictures or end: {error!r}. They stay.")
+                    logger.warning(f"{kind.__name__} failed to log plots or to close: {error!r}. The files are kept.")
 
 
 def _to_tensorboard(callback: Any, trainer: Trainer, pictures: Mapping[str, Path]) -> None:
@@ -60,7 +67,7 @@ def _to_tensorboard(callback: Any, trainer: Trainer, pictures: Mapping[str, Path
 
 
 def _to_client(client: str, callback: Any, trainer: Trainer, pictures: Mapping[str, Path]) -> None:
-    """trackio and wandb, whose clients are alike."""
+    """For trackio and wandb, which have the same API."""
     if not callback._initialized:
         callback.setup(trainer.args, trainer.state, trainer.model)
     module = getattr(callback, client)
@@ -80,7 +87,7 @@ def _close_client(client: str, callback: Any) -> None:
         callback._initialized = False
 
 
-CLIENTS = {TrackioCallback: "_trackio", WandbCallback: "_wandb"}  # where each callback keeps its module
+CLIENTS = {TrackioCallback: "_trackio", WandbCallback: "_wandb"}  # attribute of each callback that holds its module
 SENDERS: Functions = {
     TensorBoardCallback: _to_tensorboard,
     **{kind: partial(_to_client, it) for kind, it in CLIENTS.items()},

@@ -1,4 +1,4 @@
-"""The arguments of a run: from a recipe and the command line."""
+"""Parses the arguments of a run from a recipe and the command line."""
 
 import argparse
 import dataclasses
@@ -19,58 +19,72 @@ from ..training.config import DistillationConfig, method_names
 from .shipped import shipped
 
 
-PLAIN = (str, int, float, bool, list, dict, type(None))  # what a recipe can hold
+PLAIN = (str, int, float, bool, list, dict, type(None))  # types that a recipe can contain
 
 
 @dataclass
 class ScriptArguments:
-    """What to train, and on what."""
+    """The data set, the student, and options of the script."""
 
     dataset_name: str = field(
         default="shapes",
         metadata={
-            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated). "
+            "Default: shapes."
         },
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on. Default: train."})
     dataset_eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images at most."})
-    skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Drop images that cannot be read, and count them, instead of stopping."}
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of images to train on. Default: all."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Student: Hub id or folder."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the student on the Hub."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of images to evaluate on. Default: all."}
+    )
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the student."})
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the student on the Hub. Default: main."}
+    )
     config_name: str | None = field(
-        default=None, metadata={"help": "Student from scratch: a model config, Hub id, folder or JSON file."}
+        default=None, metadata={"help": "Config of a student to train from scratch: Hub id, folder or JSON file."}
     )
     backbone_weights: str | None = field(
-        default=None, metadata={"help": "Safetensors file of a classifier for the backbone of --config_name."}
+        default=None,
+        metadata={"help": "Safetensors file of a classifier, with weights for the backbone of --config_name."},
     )
     init_from_teacher: bool = field(
         default=False,
         metadata={
-            "help": "Start the student of --config_name from what fits of the teacher; the control does so too."
+            "help": "Initialise the student of --config_name (and of the control) from the teacher's matching "
+            "weights. Default: false."
         },
     )
     image_size: str | None = field(
         default=None,
-        metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the student's image processor."},
+        metadata={"help": "Image size, a number or HEIGHTxWIDTH in pixels. Default: the image processor's."},
     )
     keep_aspect_ratio: bool = field(
-        default=False, metadata={"help": "Fit images into the size and pad batches, instead of stretching them."}
+        default=False,
+        metadata={"help": "Fit images into the size and pad batches instead of stretching. Default: false."},
     )
     measure_efficiency: bool = field(
-        default=True, metadata={"help": "At the end, measure operations and latency of teacher and student."}
+        default=True,
+        metadata={"help": "Measure operations and latency of teacher and student at the end. Default: true."},
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Print the resolved recipe, every argument with its value, and stop."}
+        default=False, metadata={"help": "Print all arguments with their resolved values, and exit. Default: false."}
     )
     run_control: bool = field(
         default=False,
-        metadata={"help": "First train the same student without teacher, in OUTPUT_DIR/control, and compare."},
+        metadata={
+            "help": "First train the same student without a teacher, in OUTPUT_DIR/control, for comparison. "
+            "Default: false."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -81,14 +95,16 @@ class ScriptArguments:
                 f"{self.model_name_or_path!r} and {self.config_name!r}."
             )
         if self.backbone_weights is not None and self.config_name is None:
-            raise ValueError("--backbone_weights needs --config_name: a trained student has a trained backbone.")
+            raise ValueError(
+                "--backbone_weights needs --config_name: a trained student already has a trained backbone."
+            )
         if self.init_from_teacher and self.config_name is None:
-            raise ValueError("--init_from_teacher needs --config_name: a trained student has weights of its own.")
+            raise ValueError("--init_from_teacher needs --config_name: a trained student already has weights.")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """All arguments of a run; `methods` are the methods' own, `recipe` those that differ from their defaults."""
+    """All arguments of a run; `methods` are the methods' configs, `recipe` the arguments that differ from defaults."""
 
     script: ScriptArguments
     augmentation: AugmentationConfig
@@ -107,7 +123,7 @@ class Arguments:
 
 
 def parse(argv: list[str], description: str | None = None) -> Arguments:
-    """Arguments from the recipe and the command line; the latter wins. `description` heads the help."""
+    """Arguments from the recipe and the command line, which overrides it. `description` is for the help."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     first.add_argument("--method")
@@ -116,21 +132,21 @@ def parse(argv: list[str], description: str | None = None) -> Arguments:
     method = str(early.method or recipe.get("method", "none"))
     groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
     methods = [METHODS[name].config_class for name in method_names(method) if name in METHODS]
-    # An option that several methods have is one option of all of them.
+    # An option of several methods is one option for all of them.
     parser = HfArgumentParser(
         [*groups, *methods],
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",
-        allow_abbrev=False,  # a secret is known by its whole name
+        allow_abbrev=False,  # secrets are recognised by their full names
     )
-    parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line wins.")
+    parser.add_argument("--config", help="YAML file that sets any of these arguments; the command line overrides it.")
     known = {action.dest for action in parser._actions}
     others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
-    recipe = {key: value for key, value in recipe.items() if key not in others}  # --method chose another one
+    recipe = {key: value for key, value in recipe.items() if key not in others}  # of methods that were not chosen
     for key in recipe.keys() - known:
         near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it is no argument of --method {method}."
+        hint = f"did you mean {near[0]}?" if near else f"it is not an argument of --method {method}."
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
     parser.set_defaults(**recipe)
@@ -138,7 +154,7 @@ def parse(argv: list[str], description: str | None = None) -> Arguments:
 
 
 def read_recipe(path: str | None) -> dict[str, object]:
-    """The arguments that a YAML file sets."""
+    """The arguments from a YAML file."""
     if path is None:
         return {}
     path = str(in_full(path))
@@ -146,7 +162,7 @@ def read_recipe(path: str | None) -> dict[str, object]:
         raise ValueError(f"--config must be a YAML file, but {path} does not exist.")
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold `argument: value` lines, got a {type(recipe).__name__}.")
+        raise ValueError(f"{path} must contain `argument: value` lines, got a {type(recipe).__name__}.")
     # YAML reads a bare `no` as false.
     return {
         name: "no" if value is False and name.endswith("_strategy") else in_full(value)
@@ -155,7 +171,7 @@ def read_recipe(path: str | None) -> dict[str, object]:
 
 
 def in_full(value: object) -> object:
-    """A path below `~/` in full, and one below `scripts/`, from another folder, as it is here."""
+    """Expands a path in `~/`, and one in `scripts/` to the installed file if it does not exist."""
     if not isinstance(value, str):
         return value
     if value.startswith("scripts/") and not Path(value).exists() and (file := shipped(value)) is not None:
@@ -164,10 +180,10 @@ def in_full(value: object) -> object:
 
 
 def resolved(arguments: Arguments) -> dict[str, Any]:
-    """Every argument with the value that the run uses, as a recipe; without secrets."""
+    """Every argument with its resolved value, as a recipe without secrets."""
     found = {}
     for name, given in arguments.values.items():
-        value = getattr(arguments.config, name, given)  # the config completes some of its own
+        value = getattr(arguments.config, name, given)  # the config resolves some of its values
         value = value.value if isinstance(value, Enum) else value
         found[name] = value if isinstance(value, PLAIN) else given
     return {name: value for name, value in found.items() if name not in ("config", "dry_run") and not is_secret(name)}

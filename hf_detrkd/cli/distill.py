@@ -11,7 +11,7 @@ Your own images, in COCO layout, from the Hub's weights:
         --num_train_epochs 50 --learning_rate 1e-4 --eval_strategy epoch --save_strategy epoch --bf16
 
 `--method detrdistill --help` shows all arguments, with the method's own at the end; `--method kd_detr,clockdistill`
-runs both in one step. A recipe sets any argument; the command line wins.
+runs both in one step. A recipe can set any argument; the command line overrides it.
 """
 
 import sys
@@ -39,7 +39,7 @@ from .run_setup import build_trainer, control_of, load_splits, models_of
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
-    """Trains, evaluates and saves; returns the final metrics. A run that has ended already is evaluated alone."""
+    """Trains, evaluates and saves; returns the final metrics. A finished run is only evaluated."""
     config = trainer.args
     checkpoint = config.resume_from_checkpoint
     if checkpoint in ("true", "True", True):
@@ -47,7 +47,7 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     ended = ended_run(config, checkpoint)
     if ended is None:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        trainer.save_model(_internal_call=True)  # the push waits for the card
+        trainer.save_model(_internal_call=True)  # pushed later, with the card
         trainer.save_state()
     else:
         trainer.load_student(Path(config.output_dir))
@@ -59,7 +59,7 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
 
 
 def ended_run(config: DistillationConfig, checkpoint: str | None) -> dict[str, float] | None:
-    """The results in the output folder, where the run to resume had ended and no further steps are asked for."""
+    """The results in the output folder, if the run to resume is finished and no further steps are requested."""
     folder = Path(config.output_dir)
     state, results = read_json(folder / STATE), read_json(folder / RESULTS)
     if checkpoint is None or not results or not (folder / "config.json").is_file():
@@ -70,7 +70,7 @@ def ended_run(config: DistillationConfig, checkpoint: str | None) -> dict[str, f
 
 
 def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
-    """The teacher's figures on the whole evaluation set, after the check that it can teach at all."""
+    """The teacher's metrics on the whole evaluation set, after the check of its minimum mAP."""
     if not trainer.args.resume_from_checkpoint:
         trainer.check_teacher()
     seen = trainer.args.teacher_check_samples or len(trainer.eval_dataset)
@@ -81,7 +81,7 @@ def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
 
 
 def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, Any]:
-    """One line of the summary."""
+    """One row of the summary."""
     figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
     return row_of(model, figures, metrics.get("train_seconds_per_step"))
 
@@ -98,7 +98,7 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 
 
 def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
-    """What the run's card says of its data and its command."""
+    """Facts about data and command for the run's card."""
     script = arguments.script
     on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
     base = script.model_name_or_path
@@ -114,10 +114,12 @@ def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: Distillatio
 
 
 def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
-    """What repeats the run elsewhere, with what it took from accelerate's configuration."""
+    """Command that repeats the run elsewhere, including the settings from accelerate's configuration."""
     config, precision = trainer.args, trainer.accelerator.mixed_precision
     launch = ["--num_processes", str(config.world_size)] if config.world_size > 1 else []
-    launch = ["--multi_gpu", *launch] if launch and config.use_cpu else launch  # or accelerate starts one process
+    launch = (
+        ["--multi_gpu", *launch] if launch and config.use_cpu else launch
+    )  # otherwise accelerate starts one process
     if precision != "no" and not (config.bf16 or config.fp16):
         launch += ["--mixed_precision", precision]
     words = iter(argv)
@@ -154,11 +156,13 @@ def main(argv: list[str]) -> None:
     pushed = finish_run(trainer, models, arguments.script.measure_efficiency)
     if trainer.is_world_process_zero():
         print(table(record.models))
-        print(f"The student is in {under_home(config.output_dir)}, with its card, report.html and pictures.")
+        print(f"The student is in {under_home(config.output_dir)}, with its card, report.html and plots.")
         if config.push_to_hub:
             push: Any = trainer.push_in_progress
             print(
-                f"It is at {pushed.commit_url}." if isinstance(pushed, PushedCommit) else f"Not pushed: {push.command}"
+                f"Pushed to {pushed.commit_url}."
+                if isinstance(pushed, PushedCommit)
+                else f"Not pushed: {push.command}"
             )
     trainer.accelerator.end_training()
 

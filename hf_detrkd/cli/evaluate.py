@@ -1,10 +1,10 @@
-"""COCO figures of a detector on a data set, or of a file of detections.
+"""Computes the COCO metrics of a detector on a data set, or of a file of detections.
 
-    accelerate launch scripts/evaluate.py --model_name_or_path outputs/student --dataset_name path/to/coco_folder
+    accelerate launch scripts/evaluate_detector.py --model_name_or_path outputs/student --dataset_name path/to/folder
 
-    python scripts/evaluate.py --annotations instances_val.json --detections detections.json --output_file figures.json
+    python scripts/evaluate_detector.py --annotations instances_val.json --detections found.json --output_file map.json
 
-The model is any that `AutoModelForObjectDetection` loads. Its classes and the data set's are matched by name.
+Any model that `AutoModelForObjectDetection` loads can be used. Its classes are matched with the data set's by name.
 """
 
 import json
@@ -45,14 +45,17 @@ MOST_CLASSES_SHOWN = 30
 
 @dataclass
 class EvaluateArguments:
-    """Either a model and a data set, or annotations and detections."""
+    """Either a model and a data set, or files of annotations and detections."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Detector: Hub id or folder."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the detector."})
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub. Default: main."}
+    )
     dataset_name: str = field(
         default="shapes",
         metadata={
-            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated)."
+            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated). "
+            "Default: shapes."
         },
     )
     dataset_eval_split: str | None = field(
@@ -60,21 +63,25 @@ class EvaluateArguments:
     )
     image_size: str | None = field(
         default=None,
-        metadata={"help": "A number or HEIGHTxWIDTH in pixels. Default: that of the model's image processor."},
+        metadata={"help": "Image size, a number or HEIGHTxWIDTH in pixels. Default: the image processor's."},
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images at most."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of images to evaluate on. Default: all."}
+    )
     skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Drop images that cannot be read, and count them, instead of stopping."}
+        default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
     )
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images per process and batch."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, per process."})
-    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
-    annotations: str | None = field(default=None, metadata={"help": "COCO ground truth, a JSON file."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images per process and batch. Default: 8."})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Data loading processes per process. Default: 0."}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use a GPU. Default: false."})
+    annotations: str | None = field(default=None, metadata={"help": "JSON file of COCO ground truth."})
     detections: str | None = field(
         default=None,
-        metadata={"help": "COCO results for --annotations: a list of image_id, category_id, bbox, score."},
+        metadata={"help": "JSON file of COCO results: a list of image_id, category_id, bbox, score."},
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file that gets all figures."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for all metrics. Default: none."})
 
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
@@ -89,7 +96,7 @@ class EvaluateArguments:
 
 
 def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Tensor:
-    """The data set's number of each of the model's classes; classes that the data set lacks count as no detection.
+    """The data set's number of each of the model's classes; detections of other classes are ignored.
 
     Args:
         id2label (`dict[int, str]`): the model's classes.
@@ -106,14 +113,14 @@ def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Ten
     if missing:
         raise ValueError(
             f"The model must know all {len(classes)} classes of the data set by name, but lacks {missing[:10]}; its "
-            f"own are {sorted(known)[:10]}: rename them in its config's id2label, or choose another data set."
+            f"own are {sorted(known)[:10]}: rename them in id2label of its config, or choose another data set."
         )
     numbers = {name: number for number, name in enumerate(classes)}
     return torch.tensor([numbers.get(id2label[i], PADDING) for i in range(len(id2label))])
 
 
 def load_data(arguments: EvaluateArguments) -> DetectionDataset:
-    """The data set as the model's image processor wants it."""
+    """The data set with the preprocessing of the model's image processor."""
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
     dataset = load_detection_split(
         arguments.dataset_name,
@@ -126,7 +133,7 @@ def load_data(arguments: EvaluateArguments) -> DetectionDataset:
 
 
 def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> dict[str, float]:
-    """The figures of a model, the same in every process."""
+    """The metrics of a model, the same in every process."""
     name, revision = str(arguments.model_name_or_path), arguments.model_revision
     model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
     model = model.to(accelerator.device).eval()
@@ -157,7 +164,7 @@ def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> di
 
 
 def table(figures: Mapping[str, float]) -> str:
-    """The figures as text, in percent; a dash where there is nothing to find."""
+    """The metrics as text, in percent; a dash if there is no ground truth."""
 
     def percent(name: str) -> str:
         return "-" if figures[name] < 0 else f"{100 * figures[name]:.1f}"

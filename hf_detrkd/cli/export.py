@@ -1,12 +1,11 @@
-"""Exports a detector to ONNX for onnxruntime, and checks that it answers as PyTorch does.
+"""Exports a detector to ONNX for onnxruntime, and checks that its outputs match PyTorch.
 
     python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --input photos
 
     python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --fp16
 
-Writes `model.onnx` (and `model_fp16.onnx`), the image processor and config that go with it, and `export.json`: sizes,
-latencies, and how far the answers lie apart. A file that answers otherwise is kept as `model.failed.onnx`, and the
-command fails.
+Writes `model.onnx` (and `model_fp16.onnx`), its image processor and config, and `export.json` with sizes, latencies
+and deviations from PyTorch. A file beyond the tolerance is kept as `model.failed.onnx`, and the command fails.
 """
 
 import json
@@ -35,36 +34,44 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass
 class ExportArguments:
-    """What to export, and how it is checked."""
+    """The model to export, and options of the export and its check."""
 
-    model_name_or_path: str = field(metadata={"help": "Detector: Hub id or folder."})
-    output_dir: str = field(metadata={"help": "Folder for model.onnx and what goes with it."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the detector."})
+    output_dir: str = field(metadata={"help": "Folder for model.onnx, processor, config and report."})
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub. Default: main."}
+    )
     image_size: str | None = field(
         default=None,
         metadata={
-            "help": "Pixels, 640 or 480x640 (height x width). Default: the image processor's. A processor that "
-            "keeps the aspect ratio has none: images are then stretched to this size, and never padded."
+            "help": "Size of the images in pixels, 640 or 480x640 (height x width), to which they are stretched "
+            "without padding. Default: the image processor's; required if that keeps the aspect ratio."
         },
     )
     opset: int | None = field(
-        default=None, metadata={"help": "ONNX's operator set. Default: that of torch's exporter."}
+        default=None,
+        metadata={"help": "Version of the ONNX operator set, 18 or more. Default: that of torch's exporter."},
     )
     fp16: bool = field(
-        default=False, metadata={"help": "Also write model_fp16.onnx, in 16 bits but for images and answers."}
+        default=False,
+        metadata={"help": "Also write model_fp16.onnx, in 16 bits except inputs and outputs. Default: false."},
     )
     input: str | None = field(
-        default=None, metadata={"help": "Image or folder to compare on. Default: generated images."}
+        default=None, metadata={"help": "Image file or folder for the comparison. Default: generated images."}
     )
-    num_images: int = field(default=8, metadata={"help": "At most so many images are compared. Default: 8."})
-    batch_size: int = field(default=8, metadata={"help": "Of the second latency; the first is of 1. Default: 8."})
-    runs: int = field(default=20, metadata={"help": "Timed passes of each; 0 measures no latency. Default: 20."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of both. Default: PyTorch's choice."})
+    num_images: int = field(default=8, metadata={"help": "Maximum number of images to compare. Default: 8."})
+    batch_size: int = field(
+        default=8, metadata={"help": "Batch size of the second latency; the first is 1. Default: 8."}
+    )
+    runs: int = field(default=20, metadata={"help": "Timed passes of each file; 0 disables timing. Default: 20."})
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of PyTorch and onnxruntime. Default: PyTorch's."}
+    )
 
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
         if self.opset is not None and self.opset < 18:
-            raise ValueError(f"--opset must be 18 or more, which torch's exporter writes, got {self.opset}.")
+            raise ValueError(f"--opset must be 18 or more, as torch's exporter requires, got {self.opset}.")
         for name in ("num_images", "batch_size", "threads"):
             if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"--{name} must be 1 or more, got {vars(self)[name]}.")
@@ -72,12 +79,12 @@ class ExportArguments:
             raise ValueError(f"--runs must be 2 or more, or 0 for no latency, got {self.runs}.")
         if Path(self.output_dir).resolve() == Path(self.model_name_or_path).resolve():
             raise ValueError(
-                f"--output_dir must not be the model's folder, whose processor it may change, got {self.output_dir}."
+                f"--output_dir must not be the model's folder, whose processor may change, got {self.output_dir}."
             )
 
 
 def load_images(source: str | None, count: int, image_size: tuple[int, int]) -> dict[str, Image.Image]:
-    """The images to compare on, by name: given ones, or else generated ones of the size of the file."""
+    """The images for the comparison, by name: the given ones, or generated ones of the exported size."""
     if source is not None:
         return {file.name: read_image(file, str(file)) for file in find_images(Path(source))[:count]}
     records = load_detection_split("shapes", max_samples=count, shapes_size=image_size).records
@@ -101,22 +108,22 @@ def latencies(model: PreTrainedModel, folder: Path, report: dict[str, Any], give
 
 
 def summary(report: dict[str, Any]) -> str:
-    """What was measured, in lines."""
+    """Sizes, latencies and deviations as text."""
     lines = [f"PyTorch: {report['pytorch']['megabytes']:.1f} MB{_speed(report['pytorch']['latency'])}"]
     for name, file in report["files"].items():
         parity = file["parity"]
         lines.append(f"{name}: {file['megabytes']:.1f} MB{_speed(file['latency'])}")
         lines.append(
-            f"  answers as PyTorch does on {parity['images']} images in batches of "
+            f"  matches PyTorch on {parity['images']} images in batches of "
             f"{' and '.join(map(str, parity['batch_sizes']))}: scores within {parity['scores']:.1e}, boxes within "
             f"{parity['boxes']:.1e} of the image"
-            + (f"; {parity['beyond']} of {parity['compared']} lie further apart" if parity["beyond"] else "")
+            + (f"; {parity['beyond']} of {parity['compared']} differ more" if parity["beyond"] else "")
         )
     return "\n".join(lines)
 
 
 def _speed(latency: dict[str, dict[str, float]]) -> str:
-    """Medians and quartiles of each batch size."""
+    """Median and quartiles for each batch size."""
     return "".join(
         f"; batch {size}: {x['median_ms']:.1f} ms ({x['low_ms']:.1f} to {x['high_ms']:.1f})"
         for size, x in latency.items()

@@ -1,4 +1,4 @@
-"""Finds objects in an image, or in all images of a folder, with a detector.
+"""Detects objects in an image or in all images of a folder.
 
     python scripts/predict.py --model_name_or_path outputs/student --input photo.jpg
 
@@ -33,17 +33,21 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 @dataclass
 class PredictArguments:
-    """What to look at, with which model."""
+    """The model, its input images and the output."""
 
-    model_name_or_path: str = field(metadata={"help": "Detector: Hub id or folder."})
-    input: str = field(metadata={"help": "An image, or a folder; folders inside it are not searched."})
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the detector."})
+    input: str = field(metadata={"help": "Image file, or folder of images (not searched recursively)."})
     output_dir: str = field(
-        default="predictions", metadata={"help": "Folder for pictures and predictions.json. Default: predictions."}
+        default="predictions", metadata={"help": "Folder for images and predictions.json. Default: predictions."}
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    threshold: float = field(default=0.5, metadata={"help": "Least score of a detection. Default: 0.5."})
-    batch_size: int = field(default=8, metadata={"help": "Images at a time. Default: 8."})
-    device: str | None = field(default=None, metadata={"help": "For example cuda:1 or cpu. Default: a GPU, if any."})
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub. Default: main."}
+    )
+    threshold: float = field(default=0.5, metadata={"help": "Minimum score of a detection. Default: 0.5."})
+    batch_size: int = field(default=8, metadata={"help": "Images per batch. Default: 8."})
+    device: str | None = field(
+        default=None, metadata={"help": "Device, such as cuda:1 or cpu. Default: a GPU, if any."}
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -52,7 +56,9 @@ class PredictArguments:
             raise ValueError(f"--batch_size must be 1 or more, got {self.batch_size}.")
         folder = Path(self.input) if Path(self.input).is_dir() else Path(self.input).parent
         if Path(self.output_dir).resolve() == folder.resolve():
-            raise ValueError(f"--output_dir must not be the folder of the images, whose names it takes, got {folder}.")
+            raise ValueError(
+                f"--output_dir must not be the folder of the images, which it would overwrite, got {folder}."
+            )
 
 
 def find_images(source: Path) -> list[Path]:
@@ -72,7 +78,7 @@ def find_images(source: Path) -> list[Path]:
 
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Image.Image]]]:
-    """Images in batches; those that cannot be read are named and left out.
+    """Images in batches; unreadable ones are reported and skipped.
 
     Raises:
         ValueError: none can be read.
@@ -85,7 +91,7 @@ def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path
             image = read_image(file, str(file))
         except UnreadableImageError as error:
             unreadable += 1
-            tqdm.write(f"Left out {file}: {error.__cause__}", sys.stderr)
+            tqdm.write(f"Skipped {file}: {error.__cause__}", sys.stderr)
             continue
         names, images = [*names, file], [*images, image]
         if len(images) == batch_size:
@@ -98,7 +104,7 @@ def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path
 
 
 def detect(model: PreTrainedModel, processor: Any, images: list[Image.Image]) -> list[dict[str, Tensor]]:
-    """The 100 best detections of every image, in its pixels, on the CPU."""
+    """The 100 best detections of every image, in pixels, on the CPU."""
     inputs = processor(images=images, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         outputs = model(**inputs)
@@ -108,7 +114,7 @@ def detect(model: PreTrainedModel, processor: Any, images: list[Image.Image]) ->
 
 
 def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """One image's detections in COCO's words."""
+    """One image's detections as COCO annotations."""
     rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), labels, strict=True)
     return [
         {
@@ -140,7 +146,7 @@ def main(argv: list[str]) -> None:
     annotations: list[dict[str, Any]] = []
     for paths, pictures in read_batches(files, arguments.batch_size):
         for path, picture, found in zip(paths, pictures, detect(model, processor, pictures), strict=True):
-            sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 fills up after NMS
+            sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 is padding after NMS
             kept = {key: value[sure] for key, value in found.items()}
             labels = [id2label[number] for number in kept["labels"].tolist()]
             draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / path.name)
@@ -150,4 +156,4 @@ def main(argv: list[str]) -> None:
     categories = [{"id": number, "name": label} for number, label in id2label.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(f"Found {len(annotations)} objects in {len(images)} images; pictures and predictions.json are in {folder}.")
+    print(f"Found {len(annotations)} objects in {len(images)} images; drawings and predictions.json are in {folder}.")

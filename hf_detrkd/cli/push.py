@@ -1,8 +1,8 @@
-"""Pushes the output folder of a run to the Hub: the student with its card, recipe, results and pictures.
+"""Pushes the output folder of a run to the Hub: the student with its card, recipe, results and plots.
 
     python scripts/push.py outputs/student --hub_model_id user/student
 
-What the Hub has already is not sent again, so that a push which broke off is completed by the same command.
+Files that the Hub already has are not sent again, so the same command completes an interrupted push.
 """
 
 import sys
@@ -18,18 +18,20 @@ from ..artifacts.redaction import under_home
 
 @dataclass
 class PushArguments:
-    """What to push, and where."""
+    """Destination and options of the push."""
 
     hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository. Default: the one that the run was given, or the folder's name."}
+        default=None, metadata={"help": "Id of the repository. Default: the run's hub_model_id, or the folder's name."}
     )
     hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Whether a repository that is made now is private. Default: it is."}
+        default=None, metadata={"help": "Make a newly created repository private. Default: true."}
     )
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch; made where it is missing."})
-    hub_token: str | None = field(default=None, metadata={"help": "Default: that of `hf auth login` or HF_TOKEN."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch; created if missing. Default: main."})
+    hub_token: str | None = field(
+        default=None, metadata={"help": "Access token. Default: `hf auth login` or HF_TOKEN."}
+    )
     hub_timeout: float | None = field(
-        default=None, metadata={"help": "Seconds to wait for the Hub. Default: as long as it takes."}
+        default=None, metadata={"help": "Maximum seconds to wait for the upload. Default: no limit."}
     )
 
 
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
         "private": given.hub_private_repo,
         "revision": given.hub_revision,
         "token": given.hub_token,
-        "patience": given.hub_timeout,
+        "timeout": given.hub_timeout,
     }
     folder = Path(given.output_dir)
     commit = push_run(folder, **{name: value for name, value in options.items() if value is not None})

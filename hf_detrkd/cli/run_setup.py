@@ -43,7 +43,7 @@ def make_student(
 
 
 def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
-    """Starts a student from the run's teacher; returns what was copied and what was not."""
+    """Initialises a student from the run's teacher; returns a summary of the copied and other weights."""
     name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
     if name is None:
         raise ValueError("--init_from_teacher needs --teacher_model_name_or_path.")
@@ -54,7 +54,7 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
 def with_transforms(
     splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and evaluation set as the student's image processor and the teacher want them."""
+    """Training and evaluation set with the preprocessing for student and teacher."""
     seen = parse_image_size(config.teacher_image_size) if config.needs_teacher else None
     transforms = (
         DetectionTransform.for_processor(processor, kind, teacher_size=seen) for kind in (augmentation, None)
@@ -63,7 +63,7 @@ def with_transforms(
 
 
 def load_splits(arguments: Arguments) -> DetectionSplits:
-    """The run's data set, read by one process at a time."""
+    """The run's data set, loaded by the main process first."""
     script = arguments.script
     with arguments.config.main_process_first(desc="reading the data set"):
         return load_detection_splits(
@@ -83,8 +83,8 @@ def build_trainer(
 
     Args:
         arguments ([`Arguments`])
-        splits (*optional*): the data set, where it is loaded already.
-        config (*optional*): in place of that of the arguments: the control's.
+        splits (*optional*): the data set, if it is already loaded.
+        config (*optional*): overrides that of the arguments, for the control.
     """
     config, splits = config or arguments.config, splits or load_splits(arguments)
     model, processor = make_student(arguments.script, splits.train.classes, config)
@@ -100,9 +100,9 @@ def build_trainer(
 
 
 def control_of(config: DistillationConfig) -> DistillationConfig:
-    """The same run without a teacher, in a folder of its own."""
+    """The config of the same run without a teacher, in its own folder."""
     folder = str(Path(config.output_dir) / "control")
-    resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is of the other run
+    resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is from the other run
     return dataclasses.replace(
         cast(Any, config),
         method="none",
@@ -115,7 +115,7 @@ def control_of(config: DistillationConfig) -> DistillationConfig:
 
 
 def models_of(arguments: Arguments) -> dict[str, str | None]:
-    """Hub ids and folders that a run loads, by what they are to it."""
+    """Hub ids and folders that a run loads, by role."""
     script = arguments.script
     named = {"student": script.model_name_or_path, "student's config": script.config_name}
     return named | {"teacher": arguments.config.teacher_model_name_or_path}

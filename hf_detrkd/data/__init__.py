@@ -1,4 +1,4 @@
-"""Data sets, transforms and batches."""
+"""Data sets, transforms and collation."""
 
 from .augmentation import AugmentationConfig
 from .collator import DetectionCollator

@@ -1,7 +1,7 @@
-"""How training images are varied: which transforms, how often, and from which seed.
+"""Training augmentation with per-image seeds.
 
-Built on `torchvision.transforms.v2`. Randomness comes from one seed per image and epoch, so an image of an epoch is
-the same in every process and after a resume.
+Built on `torchvision.transforms.v2`. Each image and epoch has its own seed, so the augmented image is the same
+in every process and after a resume.
 """
 
 from __future__ import annotations
@@ -22,50 +22,58 @@ SMALLEST_CROP = 16  # pixels
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How training images are varied. Each probability at 0 switches its part off.
+    """Augmentation of training images. A probability of 0 disables its transform.
 
     Example:
         ```python
-        >>> AugmentationConfig(iou_crop=0.0)  # everything but crops
+        >>> AugmentationConfig(iou_crop=0.0)  # everything except crops
         >>> AugmentationConfig.flip_only()
         ```
     """
 
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of mirroring left and right."})
-    scale_jitter: float = field(default=0.5, metadata={"help": "Probability of zooming by a random factor."})
-    min_scale: float = field(default=0.6, metadata={"help": "Smallest zoom; below 1 the image shrinks on black."})
-    max_scale: float = field(default=1.6, metadata={"help": "Largest zoom; above 1 a part of the image fills it."})
-    iou_crop: float = field(default=0.3, metadata={"help": "Probability of SSD's crop that keeps a box in view."})
-    photometric: float = field(default=0.5, metadata={"help": "Probability of SSD's colour distortions."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip. Default: 0.5."})
+    scale_jitter: float = field(
+        default=0.5, metadata={"help": "Probability of zooming by a random factor. Default: 0.5."}
+    )
+    min_scale: float = field(
+        default=0.6, metadata={"help": "Smallest zoom; below 1 the image shrinks on black. Default: 0.6."}
+    )
+    max_scale: float = field(
+        default=1.6, metadata={"help": "Largest zoom; above 1 the image is cropped. Default: 1.6."}
+    )
+    iou_crop: float = field(default=0.3, metadata={"help": "Probability of SSD's random IoU crop. Default: 0.3."})
+    photometric: float = field(
+        default=0.5, metadata={"help": "Probability of SSD's colour distortions. Default: 0.5."}
+    )
     min_visible: float = field(
-        default=0.25, metadata={"help": "Share of a box that a crop has to leave, or the box is removed."}
+        default=0.25,
+        metadata={"help": "A box of which a crop leaves less than this fraction is removed. Default: 0.25."},
     )
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "min_visible"):
             if not 0 <= vars(self)[name] <= 1:
-                raise ValueError(f"`{name}` has to lie in [0, 1], but is {vars(self)[name]}.")
+                raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]}.")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(
-                f"`min_scale` and `max_scale` have to be positive and ordered, but are {self.min_scale} and "
-                f"{self.max_scale}."
+                f"`min_scale` and `max_scale` must be positive and ordered, got {self.min_scale} and {self.max_scale}."
             )
 
     @classmethod
     def flip_only(cls) -> AugmentationConfig:
-        """Mirrored or not, and nothing else: two views of an image, which a teacher can answer once and for all."""
+        """Only horizontal flips: two views of each image, for which teacher predictions could be cached."""
         return cls(scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
 
     @classmethod
     def none(cls) -> AugmentationConfig:
-        """Training on the images as they are."""
+        """No augmentation."""
         return cls(horizontal_flip=0.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
 
 
 class RandomZoom(v2.Transform):
-    """Cuts a window of 1 / scale times the image's sides at a random place; what lies outside the image is black.
+    """Cuts a window of 1 / scale times the image's sides at a random place; outside the image it is black.
 
-    A following resize to a fixed size makes this the usual scale jitter, with the image's aspect ratio kept.
+    Followed by a resize to a fixed size, this is the usual scale jitter at a constant aspect ratio.
     """
 
     def __init__(self, min_scale: float, max_scale: float) -> None:
@@ -86,7 +94,7 @@ class RandomZoom(v2.Transform):
 
 
 class RandomBoxCrop(v2.RandomIoUCrop):
-    """SSD's crop, which leaves images without boxes and images of a few pixels as they are."""
+    """SSD's crop, except for images without boxes or of a few pixels, which are left unchanged."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         boxes = v2.get_bounding_boxes(flat_inputs)
@@ -96,7 +104,7 @@ class RandomBoxCrop(v2.RandomIoUCrop):
 
 
 def applied(transforms: list[tuple[float, v2.Transform]], *inputs: Any) -> Any:
-    """Each transform with its probability; one draw each, whether it is applied or not."""
+    """Applies each transform with its probability; always one random draw per transform."""
     for probability, transform in transforms:
         if float(torch.rand(())) < probability:
             inputs = transform(*inputs)
@@ -110,9 +118,9 @@ def item_seed(seed: int, epoch: int, index: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws from torch's CPU generator inside come from `seed`, and its state is as before afterwards.
+    """Seeds torch's CPU generator, and restores its state on exit.
 
-    `torch.manual_seed` would seed the accelerators too, whose state could only be put back by a synchronisation.
+    `torch.manual_seed` would also seed the accelerators, whose state can only be restored with a synchronisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

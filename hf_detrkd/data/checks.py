@@ -1,8 +1,8 @@
-"""What is wrong with a data set, said once and before training.
+"""Validates annotations before training and reports all problems at once.
 
-Two kinds of bad input. What no one can repair by guessing (an unknown category, a box with three numbers, a missing
-file) is collected into one [`DatasetError`]. What every labelling tool produces now and then (a box without extent, or
-one that reaches out of its image) is dropped or clipped, and counted in one warning per split.
+Problems that cannot be repaired without guessing (an unknown category, a box with three numbers, a missing file) are
+collected into one [`DatasetError`]. Common labelling errors (a box without extent, or one that extends beyond its
+image) are dropped or clipped, and counted in one warning per split.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _THIN = 1e-3
 
 
 class Problems:
-    """Collects what is wrong with one split; only the first ten are written out.
+    """Collects the problems of one split, and describes the first ten.
 
     Args:
-        source (`str`): what the messages call the split, such as the path of its JSON.
+        source (`str`): name of the split in messages, such as the path of its JSON.
     """
 
     def __init__(self, source: str) -> None:
@@ -41,7 +41,7 @@ class Problems:
         self.named: list[str] = []
 
     def add(self, offenders: Iterable[int], describe: Callable[[int], str]) -> None:
-        """Adds one problem for each offender; only those that will be shown are described."""
+        """Adds one problem for each offender; only those to be printed are described."""
         for offender in offenders:
             self.count += 1
             if len(self.named) < _NAMED:
@@ -50,7 +50,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """
         Raises:
-            `DatasetError`: naming the first ten problems and how many there are.
+            `DatasetError`: with the number of problems and the first ten.
         """
         if self.count == 0:
             return
@@ -62,13 +62,13 @@ class Problems:
 
 @dataclass
 class RawAnnotations:
-    """Annotations as they were read, one entry of each list per annotation; nothing is known of their types.
+    """Unchecked annotations, with one entry of each list per annotation and values of any type.
 
     Attributes:
-        image_index (`list[int]`): position of the image, the only column that is already checked.
+        image_index (`list[int]`): position of the image; the only checked column.
         boxes, categories: `bbox` and the source's category id.
-        areas, crowds: `None` where the source has none.
-        describe (`Callable[[int], str]`): what a message calls an annotation, such as `"annotation 17"`.
+        areas, crowds: `None` if the source has none.
+        describe (`Callable[[int], str]`): name of an annotation in messages, such as `"annotation 17"`.
     """
 
     image_index: list[int]
@@ -87,8 +87,8 @@ def check_annotations(
     Args:
         raw ([`RawAnnotations`])
         sizes (`numpy.ndarray` of shape `(num_images, 2)`): (width, height) in pixels; 0 where unknown, not clipped.
-        class_of (`Mapping[int, int]`): category id of the source to class index.
-        problems ([`Problems`]): what was found before; what is found here is added.
+        class_of (`Mapping[int, int]`): class index by category id of the source.
+        problems ([`Problems`]): earlier problems, to which those of the annotations are added.
 
     Raises:
         `DatasetError`: if there is any problem.
@@ -128,8 +128,8 @@ def check_annotations(
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, RepairedBoxes]:
-    """Boxes `(num_boxes, 4)` inside their images, which of them are kept, and counts. Warns once if that changed
-    anything."""
+    """Boxes `(num_boxes, 4)` clipped to their images, a mask of the kept ones, and counts. Logs one warning if
+    anything changed."""
     limit = np.where(sizes > 0, sizes, np.inf)
     low = np.where(sizes > 0, 0, -np.inf)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -147,10 +147,10 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray
 
 
 def find_readable_images(records: Records | Sequence[ImageRecord], source: str) -> np.ndarray:
-    """Reads every image once and returns the positions of those that can be decoded, the same in all processes.
+    """Reads every image once; returns the positions of those that can be decoded, the same in all processes.
 
     Raises:
-        `DatasetError`: if no image can be read, or if one has another size than annotated.
+        `DatasetError`: if no image can be read, or if the size of one is not the annotated one.
     """
 
     def is_readable(record: ImageRecord) -> bool:
@@ -173,7 +173,7 @@ def find_readable_images(records: Records | Sequence[ImageRecord], source: str) 
 
 
 def repeated(values: list[Any]) -> list[int]:
-    """Positions of values that stood in the list before."""
+    """Positions of values that occur earlier in the list."""
     first = {value: i for i, value in reversed(list(enumerate(values)))}
     return [i for i, value in enumerate(values) if first[value] != i]
 

@@ -35,9 +35,9 @@ def load_coco(folder: Path, split: str) -> DetectionDataset:
         `DatasetError`: if the JSON is not COCO, or for everything that cannot be repaired, at once.
     """
     path = folder / "annotations" / f"instances_{split}.json"
-    content = _read_json(path)
+    content = read_coco(path)
     problems = Problems(str(path))
-    category_ids, classes = _categories(content["categories"], path)
+    category_ids, classes = read_categories(content["categories"], path)
     images = _images(content["images"], path)
     files = _files([image["file_name"] for image in images], folder / split, problems)
     image_ids = [image["id"] for image in images]
@@ -50,11 +50,25 @@ def load_coco(folder: Path, split: str) -> DetectionDataset:
     return DetectionDataset(records, classes, category_ids, table.repaired)
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        `DatasetError`: the file is not JSON.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not JSON ({error}).") from error
+
+
+def read_coco(path: Path) -> dict[str, list[Any]]:
+    """The lists `images`, `annotations` and `categories` of a COCO file; their entries are not checked yet.
+
+    Raises:
+        `DatasetError`: the file is not JSON, or holds something else.
+    """
+    content = read_json(path)
     wanted = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in wanted):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
@@ -64,7 +78,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _require(entries: list[Any], kind: str, types: dict[str, type], path: Path) -> None:
+def require_keys(entries: list[Any], kind: str, types: dict[str, type], path: Path) -> None:
     """Raises if an entry is no object with these keys and types; `bool` is no `int`."""
     problems = Problems(f"{path} is not COCO: `{kind}`")
     for key, wanted in types.items():
@@ -74,9 +88,9 @@ def _require(entries: list[Any], kind: str, types: dict[str, type], path: Path) 
     problems.raise_if_any()
 
 
-def _categories(entries: list[Any], path: Path) -> tuple[list[int], list[str]]:
+def read_categories(entries: list[Any], path: Path) -> tuple[list[int], list[str]]:
     """Ids in ascending order and their names."""
-    _require(entries, "categories", {"id": int, "name": str}, path)
+    require_keys(entries, "categories", {"id": int, "name": str}, path)
     pairs = sorted((entry["id"], entry["name"]) for entry in entries)
     ids, names = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     problems = Problems(f"{path}: `categories`")
@@ -89,7 +103,7 @@ def _categories(entries: list[Any], path: Path) -> tuple[list[int], list[str]]:
 
 
 def _images(entries: list[Any], path: Path) -> list[dict[str, Any]]:
-    _require(entries, "images", {"id": int, "file_name": str}, path)
+    require_keys(entries, "images", {"id": int, "file_name": str}, path)
     problems = Problems(f"{path} is not COCO: `images`")
     bad = [i for i, entry in enumerate(entries) if not _is_size(entry.get("width"), entry.get("height"))]
     problems.add(bad, lambda i: f"{entries[i]['file_name']} has no positive whole `width` and `height`")
@@ -124,7 +138,7 @@ def _size(image: dict[str, Any], file: str) -> tuple[int, int]:
 
 def _annotations(entries: list[Any], image_ids: list[int], path: Path, problems: Problems) -> RawAnnotations:
     """The columns of all annotations of known images; one of an unknown image is a problem."""
-    _require(entries, "annotations", {"image_id": int}, path)
+    require_keys(entries, "annotations", {"image_id": int}, path)
     needed = ("bbox", "category_id")
     bad = [i for i, entry in enumerate(entries) if not all(key in entry for key in needed)]
     structure = Problems(f"{path} is not COCO: `annotations`")

@@ -1,4 +1,4 @@
-"""Batches of images of one size, or of several with padding."""
+"""Collates images into batches, with padding if they differ in size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class DetectionCollator:
-    """Makes a batch of the items of a [`DetectionDataset`].
+    """Collates items of a [`DetectionDataset`] into a batch.
 
-    Items with a `pixel_mask` are padded with zeros at the right and at the bottom up to the largest of the batch;
-    boxes stay relative to the image. Items without one have to be of one size.
+    Items with a `pixel_mask` are padded with zeros at the right and bottom to the largest of the batch; boxes stay
+    relative to the image. Items without one must have the same size.
 
     Returns:
         `dict`: `pixel_values` (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`), `pixel_mask`
         (`torch.LongTensor` of shape `(batch_size, height, width)`, 1 on the image and 0 on padding) if the items have
-        one, the same with `teacher_` in front where the teacher sees another size, and `labels`
+        one, the same with the prefix `teacher_` if the teacher's image size differs, and `labels`
         (`list[dict[str, torch.Tensor]]`).
 
     Raises:
@@ -36,15 +36,15 @@ def _images(items: Sequence[dict[str, Any]], view: str) -> dict[str, Any]:
         sizes = sorted({tuple(image.shape[-2:]) for image in images})
         if len(sizes) > 1:
             raise ValueError(
-                f"Images without a `pixel_mask` have to be of one size, but this batch has {sizes}: resize to a fixed "
-                "height and width, or by the shortest edge, which adds the mask."
+                f"Images without a `pixel_mask` must have the same size, but this batch has {sizes}: resize to a "
+                "fixed height and width, or by the shortest edge, which adds the mask."
             )
         return {f"{view}pixel_values": torch.stack(images)}
     return {f"{view}pixel_values": _stack_padded(images), mask: _stack_padded([item[mask] for item in items])}
 
 
 def _stack_padded(tensors: list[Tensor]) -> Tensor:
-    """Stacks `(..., height, width)` tensors on the smallest canvas of zeros that holds them all."""
+    """Stacks `(..., height, width)` tensors, zero-padded to the largest height and width."""
     height = max(tensor.shape[-2] for tensor in tensors)
     width = max(tensor.shape[-1] for tensor in tensors)
     batch = tensors[0].new_zeros(len(tensors), *tensors[0].shape[:-2], height, width)

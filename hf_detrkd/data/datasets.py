@@ -1,4 +1,4 @@
-"""`dataset_name`: one argument for every source of images with boxes."""
+"""Loads a detection data set from any source: `dataset_name` is one argument for all of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DetectionSplits:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where splits come from: their names, and how one is loaded, at most so many images of it."""
+    """A source of splits: their names, and a function that loads at most a given number of images of one."""
 
     name: str
     splits: list[str]
@@ -62,24 +62,24 @@ def load_detection_splits(
 
     Args:
         dataset_name (`str`, `Path`, `datasets.Dataset` or `dict[str, datasets.Dataset]`):
-            - `"shapes"`: the generated set, 2000 images to train on and 300 each in `validation` and `test`;
+            - `"shapes"`: the generated set, with 2000 images in `train` and 300 each in `validation` and `test`;
             - a folder in COCO layout (`annotations/instances_<split>.json`, `<split>/` images);
             - a folder in KITTI layout (`image_2/`, `label_2/` text files), or one with such a folder `training`. The
-              classes are Car, Pedestrian and Cyclist, regions of other types are not judged. `train` and `val` are
-              those of `ImageSets/<split>.txt`, or else drawn 8 : 2;
-            - a folder written by `save_to_disk`, or any other that `datasets.load_dataset` reads;
+              classes are Car, Pedestrian and Cyclist, regions of other types are ignored. `train` and `val` are
+              those of `ImageSets/<split>.txt`, or else a random 8 : 2 split;
+            - a folder written by `save_to_disk`, or any other that `datasets.load_dataset` can read;
             - the id of a data set on the Hub;
             - a `datasets.DatasetDict` or `datasets.Dataset`; the latter is one split, `train` if it has no name.
         train_split (`str`, *optional*, defaults to `"train"`)
         eval_split (`str`, *optional*): by default the first of validation, val and test that exists.
-        max_train_samples (`int`, *optional*): the first so many images. `shapes` generates exactly so many, also more
-            than its default.
+        max_train_samples (`int`, *optional*): number of images, from the first one. `shapes` generates exactly
+            this many, even more than its default.
         max_eval_samples (`int`, *optional*): likewise.
-        seed (`int`, *optional*, defaults to 0): of the generated set and of KITTI's drawn splits, and of nothing
-            else: runs with several training seeds see the same images. The augmentation has its own in
+        seed (`int`, *optional*, defaults to 0): of the generated set and of KITTI's random splits only: runs with
+            different training seeds use the same images. The augmentation has its own in
             [`DetectionDataset.with_transform`].
         skip_unreadable_images (`bool`, *optional*, defaults to `False`): decode every image once now, and drop and
-            count those that cannot be. Every process does so on its own and comes to the same images.
+            count those that fail. Every process does this by itself, with the same result.
         shapes_size (`tuple[int, int]`, *optional*, defaults to (128, 128)): (height, width) of the generated images.
 
     Returns:
@@ -104,7 +104,7 @@ def load_detection_splits(
     if (train.classes, train.category_ids) != (evaluation.classes, evaluation.category_ids):
         pairs = [set(zip(split.category_ids, split.classes, strict=True)) for split in (train, evaluation)]
         raise DatasetError(
-            f"The splits {train_split} and {eval_split} of {source.name} have to have the same categories in the same "
+            f"The splits {train_split} and {eval_split} of {source.name} must have the same categories in the same "
             f"order, but differ in {sorted(pairs[0] ^ pairs[1])[:10] or 'their order'}: give both the same list."
         )
     return DetectionSplits(train, evaluation, train_split, eval_split)
@@ -132,7 +132,7 @@ def _load(source: _Source, split: str, max_samples: int | None, skip_unreadable_
     if split not in source.splits:
         raise DatasetError(f"{source.name} has no split {split!r}: choose one of {', '.join(source.splits)}.")
     if max_samples is not None and max_samples < 1:
-        raise DatasetError(f"The number of images of the split {split!r} has to be positive, but is {max_samples}.")
+        raise DatasetError(f"The number of images of the split {split!r} must be positive, got {max_samples}.")
     dataset = source.load(split, max_samples)
     if len(dataset) == 0:
         raise DatasetError(f"The split {split!r} of {source.name} has no images.")
@@ -146,20 +146,20 @@ def _default_eval_split(source: _Source) -> str:
         if name in source.splits:
             return name
     raise DatasetError(
-        f"{source.name} has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} to evaluate on: name "
+        f"{source.name} has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} to evaluate on: choose "
         f"one of {', '.join(source.splits)}."
     )
 
 
 def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int]) -> _Source:
-    """Finds out what kind of source a name is, without reading annotations."""
+    """The source for a name, determined without reading annotations."""
     if isinstance(dataset_name, hf_datasets.Dataset):
         return _rows({str(dataset_name.split or "train"): dataset_name}, "the given data set")
     if isinstance(dataset_name, Mapping):
         return _rows(dataset_name, "the given data set")
     if not isinstance(dataset_name, str | Path):
         raise DatasetError(
-            "A data set is given by its name, folder, or as a `datasets.Dataset` or `DatasetDict`, but this is "
+            "A data set must be a name, a folder, a `datasets.Dataset` or a `DatasetDict`, got "
             f"{type(dataset_name).__name__}: streamed data sets cannot be indexed."
         )
     if dataset_name == "shapes":
@@ -183,7 +183,9 @@ def _shapes(seed: int, image_size: tuple[int, int]) -> _Source:
 def _coco(folder: Path) -> _Source:
     splits = coco_splits(folder)
     if not splits:
-        raise DatasetError(f"The folder {folder / 'annotations'} has to hold instances_<split>.json, but holds none.")
+        raise DatasetError(
+            f"The folder {folder / 'annotations'} must contain instances_<split>.json files, but has none."
+        )
 
     def load(split: str, max_samples: int | None) -> DetectionDataset:
         dataset = load_coco(folder, split)
@@ -203,8 +205,8 @@ def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str) -> _Source:
     for split, rows in splits.items():
         if not isinstance(rows, hf_datasets.Dataset):
             raise DatasetError(
-                f"The split {split} of {name} has to be a `datasets.Dataset`, but is {type(rows).__name__}: streamed "
-                "data sets cannot be indexed."
+                f"The split {split} of {name} must be a `datasets.Dataset`, got {type(rows).__name__}: streamed data "
+                "sets cannot be indexed."
             )
 
     def load(split: str, max_samples: int | None) -> DetectionDataset:
@@ -225,7 +227,7 @@ def _load_rows(name: str) -> Mapping[str, hf_datasets.Dataset]:
             loaded = hf_datasets.load_dataset(name)
         except (FileNotFoundError, ConnectionError) as error:
             raise DatasetError(
-                f"There is no data set {name!r} here or within reach ({error}): give `shapes`, a folder in COCO "
+                f"No data set {name!r} was found locally or on the Hub ({error}): give `shapes`, a folder in COCO "
                 "layout (annotations/instances_<split>.json) or KITTI layout (image_2, label_2), a folder written by "
                 "`save_to_disk`, or a Hub id."
             ) from error

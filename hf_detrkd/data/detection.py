@@ -1,4 +1,4 @@
-"""The map-style data set that every source becomes."""
+"""The map-style detection data set for every source."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .transforms import DetectionTransform
 
 
 class DetectionDataset(Dataset):
-    """Images with boxes, read when they are asked for.
+    """Images with boxes, read on access.
 
     Args:
         records (`Records` or `Sequence[ImageRecord]`): checked records.
         classes (`Sequence[str]`): class names, in the order of the indices that the records use.
-        category_ids (`Sequence[int]`, *optional*): the source's own id of each class; 0, 1, ... where it has none.
+        category_ids (`Sequence[int]`, *optional*): the source's own id of each class; 0, 1, ... if it has none.
         repaired ([`RepairedBoxes`], *optional*): counts of boxes that were dropped or clipped.
 
     Attributes:
         records, classes, category_ids, repaired: as above, classes and ids as lists.
         transform ([`DetectionTransform`], *optional*): set by [`~DetectionDataset.with_transform`].
-        seed (`int`): of the augmentation.
+        seed (`int`): seed of the augmentation.
 
     Example:
         ```python
@@ -58,7 +58,7 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The tensors of one image, see [`DetectionTransform`]; a function of (seed, epoch, index) alone.
+        """The tensors of one image, see [`DetectionTransform`]; they depend only on (seed, epoch, index).
 
         Raises:
             `ValueError`: before `with_transform`.
@@ -74,11 +74,11 @@ class DetectionDataset(Dataset):
         return self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index))
 
     def with_transform(self, transform: DetectionTransform, seed: int = 0) -> DetectionDataset:
-        """The same records, seen through a transform.
+        """A copy with the same records and the given transform.
 
         Args:
             transform ([`DetectionTransform`])
-            seed (`int`, *optional*, defaults to 0): of the augmentation, 0 or more.
+            seed (`int`, *optional*, defaults to 0): seed of the augmentation, 0 or more.
         """
         dataset = copy.copy(self)
         dataset.transform, dataset.seed, dataset._epoch = transform, seed, _shared_zero()
@@ -91,14 +91,14 @@ class DetectionDataset(Dataset):
         return dataset
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's augmentation items show from now on, also in `DataLoader` workers that are already running."""
+        """Sets the epoch of the augmentation, also in `DataLoader` workers that are already running."""
         self._epoch.fill_(epoch)
 
     def coco_ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """All annotations as a COCO dict (`images`, `annotations`, `categories`) with the source's own category ids.
 
-        Boxes are those that were checked (clipped, none degenerate), in pixels of the original images; crowd boxes are
-        included. An image whose size is not known yet is read.
+        Boxes are the checked ones (clipped, none degenerate), in pixels of the original images; crowd boxes are
+        included. Images of unknown size are read.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -134,5 +134,5 @@ class DetectionDataset(Dataset):
 
 
 def _shared_zero() -> torch.Tensor:
-    """A number in memory that forked and spawned workers share with this process."""
+    """A zero in memory shared with forked and spawned workers."""
     return torch.zeros((), dtype=torch.int64).share_memory_()

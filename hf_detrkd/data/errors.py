@@ -1,4 +1,4 @@
-"""What a data set that cannot be used raises."""
+"""Errors of data sets and images that cannot be used."""
 
 
 class DatasetError(ValueError):

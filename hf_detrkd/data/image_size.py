@@ -1,4 +1,4 @@
-"""The size that images get: of an image processor, or of a command line."""
+"""Target size of images, from an image processor or the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImageSize:
-    """A fixed `height` and `width`, or the `shortest_edge` (and the most that the `longest_edge` may have), pixels."""
+    """A fixed `height` and `width`, or the `shortest_edge` (and the maximum of the `longest_edge`), in pixels."""
 
     height: int = 0
     width: int = 0
@@ -20,7 +20,7 @@ class ImageSize:
         """From (height, width), or from an image processor's `size`.
 
         Raises:
-            `ValueError`: if it is neither of the two, or not positive.
+            `ValueError`: if it is neither of these, or not positive.
         """
         if not isinstance(size, Mapping):
             size = dict(zip(("height", "width"), size, strict=True))
@@ -29,12 +29,12 @@ class ImageSize:
         if set(size) in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}) and min(size.values()) > 0:
             return cls(shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"))
         raise ValueError(
-            f"`size` has to be (height, width), or have the keys height and width, or shortest_edge and optionally "
-            f"longest_edge, all positive, but is {dict(size)}."
+            f"`size` must be (height, width), or have the keys height and width, or shortest_edge and optionally "
+            f"longest_edge, all positive, got {dict(size)}."
         )
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of a given size gets."""
+        """Target (height, width) of an image of a given size."""
         if self.shortest_edge is None:
             return self.height, self.width
         scale = self.shortest_edge / min(height, width)

@@ -1,4 +1,4 @@
-"""Reading image files: always RGB, always upright, and errors that name the file."""
+"""Reads image files: always RGB, always upright, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SIDEWAYS = (5, 6, 7, 8)
 def read_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
     """Decodes an image as 8-bit RGB.
 
-    The image is turned as its EXIF orientation says, as viewers and labelling tools show it; boxes are read in that
-    frame. Of 16-bit images the upper 8 bits are taken. Transparency is left out.
+    The image is rotated by its EXIF orientation, as in viewers and labelling tools; boxes refer to the rotated image.
+    Only the upper 8 bits of 16-bit images are used. Transparency is dropped.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): path or content of the file.
-        name (`str`): what errors call it.
+        name (`str`): its name in error messages.
 
     Raises:
         `UnreadableImageError`: if it cannot be decoded, or has pixels of no known range.
@@ -35,15 +35,15 @@ def read_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
             return _to_rgb(upright)
     except _DECODING_ERRORS as error:
         raise UnreadableImageError(
-            f"The image {name} cannot be read ({error}): repair or remove it, or pass `skip_unreadable_images`."
+            f"The image {name} cannot be read ({error}): repair or remove it, or set `skip_unreadable_images`."
         ) from error
 
 
 def read_size(source: str | PathLike[str] | bytes) -> tuple[int, int]:
-    """(width, height) of the upright image from the header of its file, (0, 0) if that cannot be read."""
+    """(width, height) of the upright image from its file header, (0, 0) if that cannot be read."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            # The base class's method: that of PNG decodes the image to find a block behind the pixels.
+            # The base class's method: PNG's own decodes the image to find a chunk after the pixels.
             sideways = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
             return (image.height, image.width) if sideways else image.size
     except _DECODING_ERRORS:

@@ -1,10 +1,10 @@
-"""A folder in KITTI's 2D object layout: images `image_2/000000.png` (or .jpg) beside text files `label_2/000000.txt`.
+"""Reads KITTI's 2D object layout: images `image_2/000000.png` (or .jpg) and text files `label_2/000000.txt`.
 
 A line of a label file is one object in 15 fields, 16 with the score of a result file: type, truncated, occluded,
 alpha, left, top, right, bottom (pixels), and seven that only 3D detection needs (Geiger et al., CVPR 2012, and the
-readme of the object development kit). Cars, pedestrians and cyclists are the classes. A region of any other type,
-`DontCare` too, is not to be judged: it becomes one crowd box of each class, which training leaves out and in which the
-evaluator counts no detection as wrong.
+readme of the object development kit). The classes are cars, pedestrians and cyclists. A region of any other type,
+including `DontCare`, is ignored: it becomes one crowd box of each class, which is not used in training and in which
+the evaluator counts no detection as false.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ _VAL_SHARE = 0.2
 
 
 def kitti_splits(folder: Path) -> list[str]:
-    """Names of the splits, none if it is no KITTI folder: those of train and val that `ImageSets` lists, else both."""
+    """Names of the splits: those of train and val that `ImageSets` lists, else both; empty for other layouts."""
     if not _has_layout(_root(folder)):
         return []
     return [split for split in _SPLITS if _list(folder, split).is_file()] or list(_SPLITS)
 
 
 def load_kitti(folder: Path, split: str, max_samples: int | None = None, seed: int = 0) -> DetectionDataset:
-    """One split of a KITTI folder, checked.
+    """Loads and checks one split of a KITTI folder.
 
     `ImageSets/<split>.txt` in the folder lists the names of its images. Without such lists, a fifth of all images,
     drawn with a seed, is `val` and the rest `train`; both stay in the order of the names. `image_id` is the number
-    that is the image's name if all images of the folder have one, its position among all images otherwise. Blank
-    lines of label files are left out.
+    in the image's name if all names in the folder are numbers, else its position among all images. Blank lines of
+    label files are ignored.
 
     Args:
         folder (`Path`): holds `image_2` and `label_2`, or a folder `training` that does.
         split (`str`): `"train"` or `"val"`.
-        max_samples (`int`, *optional*): the first so many images; no others are checked.
-        seed (`int`, *optional*, defaults to 0): of the division into `train` and `val`.
+        max_samples (`int`, *optional*): number of images, from the first one; only these are checked.
+        seed (`int`, *optional*, defaults to 0): seed of the random split into `train` and `val`.
 
     Raises:
         `DatasetError`: for every malformed line and missing file, at once.
@@ -73,7 +73,7 @@ def load_kitti(folder: Path, split: str, max_samples: int | None = None, seed: i
 
 
 def _root(folder: Path) -> Path:
-    """Where the layout begins: KITTI's archives unpack into `training`."""
+    """The root of the layout: KITTI's archives unpack into `training`."""
     return folder if _has_layout(folder) else folder / "training"
 
 
@@ -89,7 +89,7 @@ def _by_name(folder: Path, suffixes: Sequence[str], problems: Problems) -> dict[
     """The files of a folder by their names without suffix; two of one name are a problem."""
     files = sorted(path for path in folder.glob("*") if path.suffix in suffixes)
     names = [path.stem for path in files]
-    problems.add(repeated(names), lambda i: f"{folder.name} holds {files[i].name} beside {files[i - 1].name}")
+    problems.add(repeated(names), lambda i: f"{folder.name} contains both {files[i].name} and {files[i - 1].name}")
     return dict(zip(names, files, strict=True))
 
 
@@ -105,7 +105,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _drawn(names: list[str], split: str, seed: int) -> list[str]:
-    """The images of one side of the division, a function of the names and the seed alone."""
+    """The images of one side of the random split, which depends only on the names and the seed."""
     order = np.random.default_rng(seed).permutation(len(names))
     num_val = round(_VAL_SHARE * len(names))
     chosen = order[:num_val] if split == "val" else order[num_val:]
@@ -148,7 +148,7 @@ def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """What messages call a line, and the line, of all that are not blank."""
+    """All lines that are not blank, each after its name in messages."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if line.strip():
             yield f"{file.parent.name}/{file.name}, line {number}", line
@@ -157,9 +157,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _parse(fields: list[str]) -> tuple[str, list[float]]:
     """Type and box (x, y, width, height) of a line; a `ValueError` says what is wrong with it."""
     if len(fields) not in (15, 16):
-        raise ValueError(f"an object has 15 fields, or 16 with a score, but this has {len(fields)}")
+        raise ValueError(f"an object must have 15 fields, or 16 with a score, got {len(fields)}")
     if fields[0] not in KITTI_CLASSES + _IGNORED:
-        raise ValueError(f"the type {fields[0]!r} is none of {', '.join(KITTI_CLASSES + _IGNORED)}")
+        raise ValueError(f"the type {fields[0]!r} is not one of {', '.join(KITTI_CLASSES + _IGNORED)}")
     left, top, right, bottom = map(_coordinate, fields[4:8])
     return fields[0], [left, top, right - left, bottom - top]
 
@@ -170,7 +170,7 @@ def _coordinate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"the box coordinate {text!r} is no finite number")
+        raise ValueError(f"the box coordinate {text!r} is not a finite number")
     return value
 
 

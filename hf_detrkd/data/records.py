@@ -1,4 +1,4 @@
-"""One image and what is annotated on it, before any transform; and lists of those that stay small in memory."""
+"""Images with annotations before any transform, and lazy lists of them that use little memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .errors import DatasetError
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image that is read when it is asked for, and its checked annotations.
+    """A lazily read image and its checked annotations.
 
     Attributes:
         image_id (`int`): unique in its split.
         name (`str`): file name or description, for error messages.
-        load (`Callable[[], PIL.Image.Image]`): reads the image as RGB, turned as its EXIF orientation says.
+        load (`Callable[[], PIL.Image.Image]`): reads the image as RGB, rotated by its EXIF orientation.
         boxes (`numpy.ndarray` of shape `(num_boxes, 4)`): float64, COCO `(x, y, width, height)` in pixels of the
-            turned image, inside it and never empty.
+            rotated image, inside it and never empty.
         categories (`numpy.ndarray` of shape `(num_boxes,)`): int64 index into the classes of the data set.
-        area (`numpy.ndarray` of shape `(num_boxes,)`): float64, pixels of the original image; the evaluator's size.
+        area (`numpy.ndarray` of shape `(num_boxes,)`): float64, in pixels of the original image, for the evaluator.
         iscrowd (`numpy.ndarray` of shape `(num_boxes,)`): bool, true for a box around a group of objects.
         width (`int`, *optional*): pixels, where known without decoding the image.
         height (`int`, *optional*): pixels.
@@ -42,7 +42,7 @@ class ImageRecord:
 
 
 class Records(ABC):
-    """A list of records that are made when they are asked for."""
+    """A list of records that are created on access."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -59,10 +59,10 @@ class RepairedBoxes:
     """Boxes of a split that were dropped or clipped when it was read.
 
     Attributes:
-        source (`str`): the split in messages, such as the path of its JSON.
+        source (`str`): name of the split in messages, such as the path of its JSON.
         boxes (`int`): annotated boxes.
-        dropped (`int`): of them without area inside their image.
-        clipped (`int`): of them clipped to their image.
+        dropped (`int`): those without area inside their image.
+        clipped (`int`): those clipped to their image.
     """
 
     source: str
@@ -77,7 +77,7 @@ class RepairedBoxes:
 @dataclass(frozen=True)
 class AnnotationTable:
     """The annotations of a split, sorted by image: those of image `i` are rows `offsets[i]` to `offsets[i + 1]` of the
-    columns, which are those of [`ImageRecord`]. A few arrays, which forked workers share; and what was repaired."""
+    columns, which are those of [`ImageRecord`]. Also the counts of repaired boxes. Forked workers share the arrays."""
 
     offsets: np.ndarray
     boxes: np.ndarray
@@ -92,7 +92,7 @@ class TableRecords(Records):
 
     Args:
         image_ids (`numpy.ndarray` of shape `(num_images,)`)
-        name (`Callable[[int], str]`): what errors call the image at a position.
+        name (`Callable[[int], str]`): name of the image at a position in error messages.
         sizes (`numpy.ndarray` of shape `(num_images, 2)`): annotated (width, height) in pixels, 0 where unknown.
         read (`Callable[[int], PIL.Image.Image]`): reads the image at a position.
         table ([`AnnotationTable`])
@@ -132,7 +132,7 @@ class TableRecords(Records):
         """
         Raises:
             `UnreadableImageError`: if the image cannot be decoded.
-            `DatasetError`: if it has another size than annotated, which would put its boxes on wrong places.
+            `DatasetError`: if its size is not the annotated one, which would misplace its boxes.
         """
         image = self.read(index)
         annotated = tuple(self.sizes[index].tolist())

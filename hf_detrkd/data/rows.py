@@ -1,7 +1,7 @@
-"""Rows of the `datasets` library in the ecosystem's detection schema.
+"""Reads rows of the `datasets` library in its usual detection schema.
 
 `image` (an `Image` feature) and `objects` with `bbox` (COCO x, y, width, height in pixels), `category` (a
-`ClassLabel`), and optionally `area` and `iscrowd`; beside them optionally `image_id`, `width` and `height`. `objects`
+`ClassLabel`), and optionally `area` and `iscrowd`; and optionally `image_id`, `width` and `height`. `objects`
 may be a dict of lists or a list of dicts.
 """
 
@@ -26,17 +26,17 @@ _SCHEMA = "`image` and `objects` with `bbox` and `category`"
 
 
 def load_rows(rows: datasets.Dataset, source: str) -> DetectionDataset:
-    """A `datasets.Dataset` as a detection data set, checked without decoding an image.
+    """Loads and checks a `datasets.Dataset` without decoding images.
 
-    Class names and their order are those of the `ClassLabel`. `image_id` is the column of that name if it holds whole
-    numbers, the position of the row otherwise.
+    Class names and their order are those of the `ClassLabel`. `image_id` is the column of that name if it is an
+    integer column, else the position of the row.
 
     Args:
         rows (`datasets.Dataset`)
-        source (`str`): what errors call it.
+        source (`str`): its name in error messages.
 
     Raises:
-        `DatasetError`: if the columns are not those of the schema, or for everything that cannot be repaired, at once.
+        `DatasetError`: if the columns do not match the schema, or for all problems that cannot be repaired, at once.
     """
     classes = _class_names(rows, source)
     rows = rows.with_format(None).cast_column("image", datasets.Image(decode=False))
@@ -52,33 +52,33 @@ def load_rows(rows: datasets.Dataset, source: str) -> DetectionDataset:
 
 
 def _class_names(rows: datasets.Dataset, source: str) -> list[str]:
-    """Checks the columns of the schema on the way."""
+    """The class names; also checks the columns of the schema."""
     features = rows.features
     objects = _element(features.get("objects"))
     if not isinstance(objects, dict) or not {"bbox", "category"} <= set(objects) or "image" not in features:
-        inside = f", `objects` holds {sorted(objects)}" if isinstance(objects, dict) else ""
-        raise DatasetError(f"{source} has to have the columns {_SCHEMA}, but has {sorted(features)}{inside}.")
+        inside = f", `objects` has {sorted(objects)}" if isinstance(objects, dict) else ""
+        raise DatasetError(f"{source} must have the columns {_SCHEMA}, but has {sorted(features)}{inside}.")
     if not isinstance(features["image"], datasets.Image):
         raise DatasetError(
-            f"The column `image` of {source} has to be an `Image` feature, but is {features['image']}: use "
+            f"The column `image` of {source} must be an `Image` feature, but is {features['image']}: use "
             "`cast_column('image', datasets.Image())`."
         )
     category = _element(objects["category"])
     if not isinstance(category, datasets.ClassLabel):
         raise DatasetError(
-            f"The field `category` of {source} has to be a `ClassLabel`, which names the classes, but is {category}: "
-            "cast the features with the names."
+            f"The field `category` of {source} must be a `ClassLabel`, which names the classes, but is {category}: "
+            "cast it to a `ClassLabel` with the class names."
         )
     return list(category.names)
 
 
 def _element(feature: Any) -> Any:
-    """What a list holds, or the feature itself."""
+    """The element type of a list feature, or the feature itself."""
     return feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
 
 
 def _sizes(rows: datasets.Dataset, problems: Problems) -> np.ndarray:
-    """(width, height) of all images from the columns, else from the files' headers; missing files are problems."""
+    """(width, height) of all images from the columns or else the file headers; missing files are problems."""
     columns = [rows.features.get(name) for name in ("width", "height")]
     known = all(_is_integer(column) for column in columns)
     sizes: list[tuple[int, int]] = []

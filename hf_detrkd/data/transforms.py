@@ -1,4 +1,4 @@
-"""From an image and its boxes to the tensors that a detector takes: augmentation, resizing, normalisation."""
+"""Converts an image and its boxes to the detector's input tensors: augmentation, resizing, normalisation."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .records import ImageRecord
 class DetectionTransform:
     """Makes the tensors of one image. Pass it to [`DetectionDataset.with_transform`].
 
-    Boxes are always normalised by the image as it is resized, never by a padded canvas: the frame in which original
-    DETR checkpoints answer and in which `post_process_object_detection` reads their answers.
+    Boxes are always normalised by the resized image, never by a padded canvas: original DETR checkpoints predict in
+    this frame and `post_process_object_detection` expects it.
 
     Args:
         size (`tuple[int, int]` or `dict[str, int]`): (height, width) in pixels, or an image processor's `size`. A
             fixed `height` and `width` changes the aspect ratio and needs no padding. `shortest_edge`, optionally with
-            `longest_edge`, keeps it; then items carry a `pixel_mask` and [`DetectionCollator`] pads them.
-        image_mean (`Sequence[float]`, *optional*): of the channels in [0, 1]; `None` for no normalisation.
-        image_std (`Sequence[float]`, *optional*): of the channels in [0, 1].
-        augmentation ([`AugmentationConfig`], *optional*): how training images vary. `None` makes this an evaluation
-            transform: nothing is random, and labels also hold the crowd boxes.
-        teacher_size (*optional*): like `size`. Where the teacher sees another size, items hold the same augmented
-            image once more, as `teacher_pixel_values` (and `teacher_pixel_mask`), normalised for the student.
+            `longest_edge`, keeps it; items then have a `pixel_mask` and [`DetectionCollator`] pads them.
+        image_mean (`Sequence[float]`, *optional*): per channel, in [0, 1]; `None` for no normalisation.
+        image_std (`Sequence[float]`, *optional*): per channel, in [0, 1].
+        augmentation ([`AugmentationConfig`], *optional*): augmentation of training images. `None` makes this an
+            evaluation transform: nothing is random, and labels also contain the crowd boxes.
+        teacher_size (*optional*): like `size`. If it differs from `size`, items also contain the same augmented
+            image at this size, as `teacher_pixel_values` (and `teacher_pixel_mask`), normalised for the student.
 
     Raises:
-        `ValueError`: if `size` is neither of the two forms, or only one of mean and standard deviation is given.
+        `ValueError`: if `size` has neither of the two forms, or only one of mean and standard deviation is given.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class DetectionTransform:
         size: tuple[int, int] | None = None,
         teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
     ) -> DetectionTransform:
-        """The transform that makes what an image processor of transformers makes.
+        """The transform equivalent to an image processor of transformers.
 
         Args:
             processor: image processor with `size`, `do_normalize`, `image_mean` and `image_std`.
             augmentation ([`AugmentationConfig`], *optional*): `None` for evaluation.
-            size (`tuple[int, int]`, *optional*): (height, width) in place of the processor's.
+            size (`tuple[int, int]`, *optional*): (height, width); default: the processor's.
             teacher_size (*optional*): see the class.
         """
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
@@ -87,7 +87,7 @@ class DetectionTransform:
 
     @property
     def pads(self) -> bool:
-        """Whether images keep their aspect ratio, so that a batch has to be padded."""
+        """True if images keep their aspect ratio, so that batches must be padded."""
         return self.size.shortest_edge is not None
 
     def __call__(self, image: Image.Image, record: ImageRecord, seed: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class DetectionTransform:
         Args:
             image (`PIL.Image.Image`): RGB.
             record ([`ImageRecord`]): its annotations.
-            seed (`int`): of everything random in this call; the global generators are left untouched.
+            seed (`int`): seed of all randomness in this call; the global generators are left unchanged.
 
         Returns:
             `dict`: `pixel_values` (`torch.FloatTensor` of shape `(3, height, width)`), `pixel_mask`
@@ -137,7 +137,7 @@ class DetectionTransform:
         return item
 
     def _for_teacher(self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, size: ImageSize) -> dict[str, Any]:
-        """The same image as the teacher sees it: what is drawn next will be drawn for the student again."""
+        """The same image at the teacher's size: the random draws are repeated for the student."""
         state = torch.get_rng_state()
         varied, _ = applied(self._on_resized, *self._resize(pixels, boxes, size))
         torch.set_rng_state(state)
@@ -147,7 +147,7 @@ class DetectionTransform:
         return item
 
     def _in_view(self, before: Tensor, after: Tensor) -> Tensor:
-        """Which boxes crops left over, bool `(num_boxes,)`. Crops do not scale, so areas compare."""
+        """Boxes that the crops kept, bool `(num_boxes,)`. Crops do not scale, so areas are comparable."""
         least = 0.0 if self.augmentation is None else self.augmentation.min_visible
         area = after[:, 2] * after[:, 3]
         return (area > 0) & (area >= least * before[:, 2] * before[:, 3])

@@ -1,4 +1,4 @@
-"""Which of a teacher's classes is which of the student's, by the names of their labels."""
+"""Maps the teacher's classes to the student's classes by label name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import yaml
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The teacher's class for each of the student's.
+    """Mapping from the student's classes to the teacher's.
 
     Attributes:
-        student (`tuple[str]`): the student's classes in its order.
-        teacher (`tuple[str]`): the teacher's in its own.
-        columns (`tuple[int | None]`): for each of the student's classes the teacher's index; `None` where it has none.
+        student (`tuple[str]`): student classes in index order.
+        teacher (`tuple[str]`): teacher classes in index order.
+        columns (`tuple[int | None]`): teacher index of each student class; `None` if the teacher lacks the class.
     """
 
     student: tuple[str, ...]
@@ -29,15 +29,15 @@ class ClassMap:
     def match(
         cls, student: Sequence[str], teacher: Sequence[str], chosen: Mapping[str, str | None] | None = None
     ) -> ClassMap:
-        """Pairs classes whose names are equal but for case and separators.
+        """Pairs classes whose names are equal up to case and separators.
 
         Args:
             student, teacher (`Sequence[str]`): class names.
-            chosen (`dict[str, str | None]`, *optional*): pairs that win over the names: a class of the student and the
-                teacher's for it, or `None` for none.
+            chosen (`dict[str, str | None]`, *optional*): explicit pairs that override the names: student class to
+                teacher class, or to `None` for no partner.
 
         Raises:
-            ValueError: `chosen` names a class that is none; a name fits several classes; no class has a partner.
+            ValueError: `chosen` contains an unknown class; a name fits several classes; no class has a partner.
         """
         chosen = chosen or {}
         for side, names, known in (("student", chosen, student), ("teacher", chosen.values(), teacher)):
@@ -45,9 +45,9 @@ class ClassMap:
                 if name is not None and name not in known:
                     near = difflib.get_close_matches(str(name), known, 1) or list(known)[:5]
                     raise ValueError(
-                        f"The class map names the {side}'s class {name!r}, which has none: did you mean {near[0]!r}?"
+                        f"The class map has an unknown {side} class {name!r}: did you mean {near[0]!r}?"
                         if len(near) == 1
-                        else f"The class map names the {side}'s class {name!r}, but its classes are {near} ..."
+                        else f"The class map has an unknown {side} class {name!r}: the classes are {near} ..."
                     )
         columns = tuple(_column(student, place, teacher, chosen) for place in range(len(student)))
         found = cls(tuple(student), tuple(teacher), columns)
@@ -56,7 +56,7 @@ class ClassMap:
             if used.count(column) > 1:
                 takers = [name for name, c in zip(student, found.columns, strict=True) if c == column]
                 raise ValueError(
-                    f"The teacher's class {teacher[column]!r} would answer for several classes of the student, "
+                    f"The teacher class {teacher[column]!r} is mapped to several student classes, "
                     f"{takers}: choose one with --class_map and map the others to null."
                 )
         if not used:
@@ -68,25 +68,25 @@ class ClassMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the teacher has the student's classes in the student's order."""
+        """True if the teacher has the student's classes in the student's order."""
         return self.columns == tuple(range(len(self.teacher)))
 
     @property
     def is_complete(self) -> bool:
-        """Whether every class of the student has a partner."""
+        """True if every student class has a partner."""
         return None not in self.columns
 
     def table(self) -> str:
-        """The map as text, with the classes of either side that have no partner."""
+        """The map as a text table, with the classes of either side that have no partner."""
         width = max(len("student"), *map(len, self.student)) + 2
         lines = [f"{'student':{width}}teacher"]
         for name, column in zip(self.student, self.columns, strict=True):
-            partner = "- (left out of class terms)" if column is None else self.teacher[column]
+            partner = "- (ignored in class losses)" if column is None else self.teacher[column]
             lines.append(f"{name:{width}}{partner}")
         alone = [name for i, name in enumerate(self.teacher) if i not in self.columns]
         if alone:
             more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-            lines.append(f"The teacher's classes without a partner: {', '.join(alone[:10])}{more}.")
+            lines.append(f"Teacher classes without a partner: {', '.join(alone[:10])}{more}.")
         return "\n".join(lines)
 
 
@@ -98,21 +98,21 @@ def _column(
         partner = chosen[name]
         return None if partner is None else list(teacher).index(partner)
     if name in teacher:
-        # COCO's "N/A" stands for many classes: the first is the first.
+        # Repeated names, such as COCO's "N/A", are paired in order.
         equal = [i for i, other in enumerate(teacher) if other == name]
         before = list(student[:place]).count(name)
         return equal[before] if before < len(equal) else None
     alike = [i for i, other in enumerate(teacher) if folded(other) == folded(name)]
     if len(alike) > 1:
         raise ValueError(
-            f"The student's class {name!r} fits several of the teacher's, {[teacher[i] for i in alike]}: choose one "
+            f"The student class {name!r} fits several teacher classes, {[teacher[i] for i in alike]}: choose one "
             "with --class_map."
         )
     return alike[0] if alike else None
 
 
 def folded(name: str) -> str:
-    """A name without case, spaces, hyphens, underscores and other separators."""
+    """Normalises a name: lower case, without spaces, hyphens, underscores and other separators."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
@@ -120,7 +120,7 @@ def read_class_map(path: str | Path) -> dict[str, str | None]:
     """Reads `student class: teacher class` lines (null for none) from a YAML or JSON file.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file does not exist or has another content.
     """
     file = Path(path)
     if not file.is_file():

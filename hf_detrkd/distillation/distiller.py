@@ -1,4 +1,4 @@
-"""The module that `Trainer` trains: the student and the methods' projections, with the teacher beside them."""
+"""Module trained by `Trainer`: student and method projections, with the teacher outside the module tree."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch, with their graph.
+    """The losses of one batch, with their autograd graph.
 
     Attributes:
-        detections ([`Predictions`]): what the student says is there.
+        detections ([`Predictions`]): the student's detections.
         task (`dict[str, torch.Tensor]`): weighted parts of the detection loss, each `(num_layers,)`; empty without
             labels.
         distillation (`dict[LossKey, torch.Tensor]`): unweighted scalars.
-        metrics (`dict[LossKey, torch.Tensor]`): what the methods only report.
+        metrics (`dict[LossKey, torch.Tensor]`): values that the methods only report, detached.
     """
 
     detections: Predictions
@@ -40,22 +40,22 @@ class Losses:
 
 
 class Distiller(nn.Module):
-    """Student and methods in one module, so that DDP, mixed precision and the optimizer see both.
+    """Student and methods in one module, so that DDP, mixed precision and the optimizer handle both.
 
-    In training mode `forward` computes `task loss + weight * sum(weights[k] * losses[k])`. In eval mode it is the
-    student: the same answers, no teacher.
+    In training mode `forward` computes `task loss + weight * sum(weights[k] * losses[k])`. In eval mode it returns the
+    student's predictions and does not run the teacher.
 
     Args:
         student ([`~transformers.PreTrainedModel`])
         teacher ([`Teacher`], *optional*): kept outside the module tree.
-        methods (`Sequence[DistillationMethod]`): all of them take part in every step, with one pass of the teacher.
-        loss_weights (`dict[str, float]`, *optional*): weights that replace the methods' own; a key weighs every loss
-            whose name begins with it, the longest one wins.
-        seed (`int`): of the methods' random points.
+        methods (`Sequence[DistillationMethod]`): all are computed in every step, with one forward pass of the teacher.
+        loss_weights (`dict[str, float]`, *optional*): weights that replace the methods' defaults; a key applies to
+            every loss whose name starts with it, and the longest matching key wins.
+        seed (`int`): seed of the methods' random points.
 
     Raises:
         ValueError: a teacher without a method, or a method without the teacher that it needs; a key of `loss_weights`
-            that no part of the methods begins with.
+            that no loss name starts with.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         if (teacher is None) == any(method.needs_teacher for method in methods):
-            raise ValueError("A method needs a teacher and a teacher a method: give both, or none for plain training.")
+            raise ValueError("Distillation needs a teacher and a method: give both, or neither for plain training.")
         self.student = student
         self.methods = nn.ModuleDict({method.name: method for method in methods})
         self.teacher = teacher
@@ -81,7 +81,7 @@ class Distiller(nn.Module):
         return self.student.config
 
     def train(self, mode: bool = True) -> Distiller:
-        """As in `torch.nn.Module`, but BatchNorm layers whose weights are frozen keep their statistics too."""
+        """As in `torch.nn.Module`, but BatchNorm layers with frozen weights stay in eval mode and keep statistics."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -89,29 +89,29 @@ class Distiller(nn.Module):
         return self
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """What `Trainer` calls for `--gradient_checkpointing`: the student's."""
+        """Enables it in the student; called by `Trainer` for `--gradient_checkpointing`."""
         self.student.gradient_checkpointing_enable(*args, **kwargs)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """The same under its name in later transformers."""
+        """The same under the name of later transformers versions."""
         self.student.activation_checkpointing_enable(*args, **kwargs)
 
     def forward(self, batch: Mapping[str, Any], step: int = 0, distillation_weight: float = 1.0) -> dict[str, Any]:
-        """One pass.
+        """Computes the loss and the predictions of one batch.
 
         Args:
-            batch (`dict`): what the data collator makes:
+            batch (`dict`): output of the data collator:
 
                 - `pixel_values` (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the
                   student.
                 - `pixel_mask` (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
                 - `labels` (`list[dict[str, torch.Tensor]]`, *optional*): `class_labels` and `boxes` of each image.
                 - `totals` (`torch.Tensor` of shape `(4,)`, *optional*): the fields of [`BatchTotals`].
-                - `teacher_pixel_values`, `teacher_pixel_mask` (*optional*): the same images in the teacher's size,
+                - `teacher_pixel_values`, `teacher_pixel_mask` (*optional*): the same images at the teacher's size,
                   normalised for the student. Default: the student's images.
-            step (`int`): the optimizer step; random points follow it.
-            distillation_weight (`float`): of the methods' weighted sum, from its schedule; at 0 neither teacher nor
-                methods run.
+            step (`int`): the optimizer step; seeds the random points together with `seed`.
+            distillation_weight (`float`): factor of the methods' weighted sum, from the distillation schedule; at 0
+                neither teacher nor methods run.
 
         Returns:
             `dict`: `loss`, `parts` (detached scalars by name, for the log), `terms` (detached losses by name, scalars
@@ -136,7 +136,7 @@ class Distiller(nn.Module):
         return outputs | {"loss": loss, "parts": parts, "terms": terms}
 
     def losses(self, batch: Mapping[str, Any], step: int = 0, distill: bool = True) -> Losses:
-        """All losses of a batch separately, see [`forward`]; without `distill` and in eval mode only the task loss."""
+        """All losses of a batch, see [`forward`]; in eval mode or without `distill` only the task loss."""
         labels, totals = batch.get("labels"), batch.get("totals")
         targets = None if labels is None else Targets.from_labels(labels)
         output, answers = self.adapter.encode(batch["pixel_values"], batch.get("pixel_mask"), targets)
@@ -171,8 +171,8 @@ class Distiller(nn.Module):
         targets: Targets,
         step: int,
     ) -> list[DecodedQueries]:
-        """Predictions for the extra queries of all methods, with one decoder pass of each model."""
-        seed = _mix(self.seed, step)  # each method draws the points that it would draw alone
+        """Predictions for the extra queries of all methods, with one decoder pass per model."""
+        seed = _mix(self.seed, step)  # the same for every method, so its points do not depend on the other methods
         requests = [
             m.query_requests(student, cast(Any, teacher), targets, torch.Generator().manual_seed(seed))
             for m in methods
@@ -188,32 +188,32 @@ class Distiller(nn.Module):
         return self.loss_weights[self.weight_key(key)]
 
     def weights_of(self, term: LossKey) -> list[float]:
-        """All weights that apply to a term: its own, and those of layers that have one of their own."""
+        """All weights that apply to a term: the term's weight, and the weights set for single layers."""
         layers = [weight for name, weight in self.loss_weights.items() if is_layer_of(name, term)]
         return [self.weight_of(term), *layers]
 
     def weight_key(self, key: LossKey) -> str:
-        """The entry of `loss_weights` that weighs a loss: its full name, or the longest beginning of its term."""
+        """The key of `loss_weights` that applies to a loss: its full name, or the longest prefix of its term."""
         return max((name for name in self.loss_weights if name == key or key.term.startswith(name)), key=len)
 
 
 def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Pixels and mask that the teacher sees: its own if the batch has them, otherwise the student's."""
+    """Input of the teacher: `teacher_pixel_values` and their mask if in the batch, otherwise the student's images."""
     view = "teacher_" if batch.get("teacher_pixel_values") is not None else ""
     return batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")
 
 
 def is_layer_of(name: str, term: str) -> bool:
-    """Whether a name is that of a term in one layer."""
+    """True if `name` is `term` followed by a layer number."""
     start, _, layer = name.rpartition("_")
     return start == term and layer.isdigit()
 
 
 def check_weights(methods: Sequence[DistillationMethod], chosen: Mapping[str, float]) -> dict[str, float]:
-    """The methods' weights with the chosen ones over them: a key stands for every part or loss that it begins.
+    """The methods' default weights, overridden by the chosen ones: a key applies to every loss that starts with it.
 
     Raises:
-        ValueError: a chosen key begins no loss of the methods.
+        ValueError: no loss of the methods starts with a chosen key.
     """
     defaults: dict[str, float] = {}
     names: list[str] = []
@@ -223,7 +223,7 @@ def check_weights(methods: Sequence[DistillationMethod], chosen: Mapping[str, fl
     for key in chosen:
         if not any(name.startswith(key) or is_layer_of(key, name) for name in names):
             known = ", ".join(names) or "none, since there is no method"
-            raise ValueError(f"loss_weights names {key!r}, which begins no loss of this run: they are {known}.")
+            raise ValueError(f"No loss of this run starts with the key {key!r} of loss_weights: they are {known}.")
     shorter = sorted(chosen, key=len)
     parts = {part: chosen[key] for key in shorter for part in defaults if part.startswith(key)}
     return defaults | parts | {key: weight for key, weight in chosen.items() if key not in defaults}
@@ -238,5 +238,5 @@ def sum_over_layers(losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:
 
 
 def _mix(seed: int, step: int) -> int:
-    """One seed from two, such that neighbours in either give unrelated streams."""
+    """Mixes seed and step into one seed, so that neighbouring values give unrelated random streams."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63

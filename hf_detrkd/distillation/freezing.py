@@ -21,11 +21,11 @@ STAGE = ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number}|s{n
 def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
     """Makes the whole backbone trainable, then freezes every parameter whose name matches a pattern.
 
-    transformers freezes some backbones entirely and others not at all; this is the only place that decides. What it
-    keeps from training elsewhere are constants, such as D-FINE's bins, and stays.
+    transformers freezes some backbones entirely and others not at all, so its choice is reset here. Parameters that
+    it freezes outside the backbone are constants, such as D-FINE's bins, and stay frozen.
 
     Raises:
-        ValueError: a pattern that matches no parameter.
+        ValueError: a pattern matches no parameter.
     """
     for _, parameter in adapter_for(model).backbone_parameters():
         parameter.requires_grad_(True)
@@ -40,18 +40,18 @@ def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
 
 
 def freeze_stages(model: PreTrainedModel, number: int) -> list[str]:
-    """Freezes the stem and the first stages of a backbone, whichever library it is from.
+    """Freezes the stem and the first stages of a backbone (transformers, timm or torchvision).
 
     Args:
         model ([`~transformers.PreTrainedModel`]): a detector.
-        number (`int`): 0 freezes nothing, 1 the stem, 2 the stem and the first stage (DETR and its line, with trained
-            backbones), and so on.
+        number (`int`): 0 freezes nothing, 1 the stem, 2 the stem and the first stage (usual in the DETR families with
+            pretrained backbones), and so on.
 
     Returns:
         `list[str]`: names of the frozen parameters.
 
     Raises:
-        ValueError: a backbone without such stages.
+        ValueError: the backbone has no parameters with the usual names of such stages.
     """
     adapter = adapter_for(model)
     parameters = [(n.removeprefix(adapter.backbone_prefix), n, p) for n, p in adapter.backbone_parameters()]

@@ -1,4 +1,4 @@
-"""What a student starts from besides its own weights, and which of its layers stay as they are."""
+"""Initialises a student with the matching weights of its teacher."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from .student import with_classes
 LAYER = re.compile(
     r"^(?P<before>.*?\b(?:layers|vit\.encoder\.layer|class_embed|bbox_embed|lqe_layers)\.)(?P<index>\d+)(?P<behind>\..*)$"
 )
-CONSTANTS = ("decoder.up", "decoder.reg_scale")  # D-FINE's bins, which belong to the config
+CONSTANTS = ("decoder.up", "decoder.reg_scale")  # D-FINE's bins, which the config defines
 
 
 @dataclass(frozen=True)
 class Inherited:
-    """What [`init_from_teacher`] did.
+    """Result of [`init_from_teacher`].
 
     Attributes:
-        copied (`dict[str, str]`): the student's tensors and the teacher's that they were copied from.
-        left (`dict[str, str]`): tensors that start anew, and why.
+        copied (`dict[str, str]`): student tensor to the teacher tensor that it was copied from.
+        left (`dict[str, str]`): student tensor that was not copied, to the reason.
     """
 
     copied: dict[str, str]
     left: dict[str, str]
 
     def summary(self) -> str:
-        """One paragraph: how many tensors, and the parts that start anew with the reason."""
+        """One paragraph: the number of copied tensors, and the parts that were not copied with the reason."""
         parts: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             parts.setdefault(reason, []).append(re.sub(r"\.\d+\..*|\.(weight|bias).*", "", name))
         why = "; ".join(f"{reason}: {', '.join(sorted(set(names)))}" for reason, names in parts.items())
-        return f"{len(self.copied)} of {len(self.copied) + len(self.left)} tensors are the teacher's" + (
-            f". New are, {why}." if why else "."
+        return f"{len(self.copied)} of {len(self.copied) + len(self.left)} tensors were copied from the teacher" + (
+            f". Not copied: {why}." if why else "."
         )
 
 
 @torch.no_grad()
 def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> Inherited:
-    """Copies into a student what fits of its teacher, by name and shape: backbone, encoder, decoder, heads.
+    """Copies the teacher's tensors that match in name and shape into a student: backbone, encoder, decoder, heads.
 
-    Where the student has fewer layers, it takes evenly spaced ones, the last one always (student layer s of L takes
-    teacher layer ceil(s * L_T / L)). A backbone is copied whole or not at all. Rows of classes follow the classes'
-    names; classes that the teacher does not know start anew.
+    If the layer counts differ, evenly spaced layers are copied, always including the last one (student layer s of L
+    takes teacher layer ceil(s * L_T / L)). A backbone is copied whole or not at all. Class rows are matched by class
+    name; those of classes that the teacher does not know stay newly initialised.
 
     Args:
         student ([`~transformers.PreTrainedModel`]): changed in place.
         teacher ([`~transformers.PreTrainedModel`])
 
     Returns:
-        [`Inherited`]: what was copied, and what was not and why.
+        [`Inherited`]: the copied tensors, and the others with the reason.
 
     Raises:
-        ValueError: nothing fits.
+        ValueError: no tensor matches.
     """
     own = student.state_dict()
     theirs = with_classes(teacher, class_names(student.config)).state_dict()
     prefix = adapter_for(student).backbone_prefix
-    # Where the backbone is the whole model (YOLOS), its layers are like an encoder's.
+    # If the backbone is the whole model (YOLOS), its layers are matched like those of an encoder.
     backbone = {n: n for n in own if n.startswith(prefix)} if prefix != f"{student.base_model_prefix}." else {}
     sources = {name: _matching_layer(name, own, theirs) for name in own} | backbone
     left = {name: reason for name, source in sources.items() if (reason := _misfit(source, own[name], theirs))}
     deeper = backbone and backbone.keys() != {name for name in theirs if name.startswith(prefix)}
     if deeper or any(name in left for name in backbone):
-        left |= dict.fromkeys(backbone, "the backbone is another")
+        left |= dict.fromkeys(backbone, "the backbone differs")
     copied = {name: source for name, source in sources.items() if name not in left}
     if all(own[name].ndim < 2 for name in copied):
         raise ValueError(
-            f"Nothing of the {teacher.config.model_type} teacher fits the {student.config.model_type} student: leave "
-            "init_from_teacher out, or choose a student of the same family and width."
+            f"No tensor of the {teacher.config.model_type} teacher fits the {student.config.model_type} student: "
+            "disable init_from_teacher, or choose a student of the same family and width."
         )
     for name, source in copied.items():
         own[name].copy_(theirs[source])
@@ -82,23 +82,23 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> Inh
 
 
 def _misfit(source: str, value: Tensor, theirs: dict[str, Tensor]) -> str | None:
-    """Why a tensor cannot be copied from this one of the teacher's."""
+    """Reason why a tensor cannot be copied from the teacher's tensor `source`, or `None`."""
     if source not in theirs:
-        return "the teacher has none"
+        return "missing in the teacher"
     if source.endswith(CONSTANTS):
         return "a constant of its config"
-    return None if theirs[source].shape == value.shape else "of another shape"
+    return None if theirs[source].shape == value.shape else "the shape differs"
 
 
 def _matching_layer(name: str, own: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
-    """The teacher's name of a student's tensor: the same, but for the number of its layer."""
+    """Name of the teacher tensor for a student tensor: the same name with the layer number mapped."""
     found = LAYER.match(name)
     if found is None:
         return name
     counts = [_count(found["before"], tensors) for tensors in (own, theirs)]
     if 0 in counts:
         return name
-    index = -(-(int(found["index"]) + 1) * counts[1] // counts[0]) - 1
+    index = -(-(int(found["index"]) + 1) * counts[1] // counts[0]) - 1  # ceil((s + 1) * L_T / L) - 1
     return f"{found['before']}{index}{found['behind']}"
 
 

@@ -1,4 +1,4 @@
-"""Predictions of teacher and student on a data set: the teacher's metrics, and detections of single images."""
+"""Teacher evaluation on a data set, and detections of teacher or student for single images."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .distiller import teacher_view
 from .teacher import Teacher
 
 
-CONFIDENT = 0.4  # lowest score of a detection that is drawn, and counts as one
+CONFIDENT = 0.4  # score threshold of detections that are drawn and counted
 Detections = dict[str, Tensor]
 
 
 def evaluate_teacher(
     teacher: Teacher, batches: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
-    """COCO metrics of a teacher over the batches of all processes, on the images that it will teach from.
+    """COCO metrics of a teacher over the batches of all processes, with the images that it gets during distillation.
 
-    A loop of its own: `Trainer`'s would mark the student as prepared, which then trains without DDP.
+    It does not use `Trainer`'s evaluation loop, which would mark the student as prepared: it would train without DDP.
 
     Args:
         teacher ([`Teacher`])
-        batches (`Iterable[dict]`): of this process, on the teacher's device.
+        batches (`Iterable[dict]`): batches of this process, on the teacher's device.
         id2label (`dict[int, str]`): the student's classes.
 
     Returns:
-        The metrics as [`CocoBoxMetric`] names them, with `teacher_` in front, equal on all processes; and precision
-        over recall, on the first process only.
+        The metrics of [`CocoBoxMetric`] with the prefix `teacher_`, equal on all processes; and precision over recall,
+        on the first process only.
     """
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for batch in batches:
@@ -60,7 +60,7 @@ def evaluate_teacher(
 def detections_and_truth(teacher: Teacher, batch: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Detections and ground truth of each image of a batch, on the host."""
     answers = teacher(*teacher_view(batch)).found
-    # NaN predictions detect nothing, so that such a teacher fails its check.
+    # NaN predictions count as no detections, so that such a teacher fails its check.
     boxes = answers.boxes.nan_to_num(0.5, 0.5, 0.5)
     answers = Predictions(answers.logits.nan_to_num(UNKNOWN), boxes, None, answers.activation)
     sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
@@ -79,15 +79,15 @@ def _on_host(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def predictor(
     model: PreTrainedModel | Teacher, dataset: DetectionDataset, batch_size: int = 8
 ) -> Callable[[Sequence[int]], list[Detections]]:
-    """A function from positions of images in a data set to a model's confident detections in them.
+    """Returns a function that predicts the confident detections for image indices of a data set.
 
     Args:
-        model: a student, or a teacher that sees its own view.
+        model: a student, or a teacher (which gets `teacher_pixel_values` if present).
         dataset ([`DetectionDataset`])
         batch_size (`int`): images per forward pass.
 
     Returns:
-        `Callable`: gives `boxes` (x_min, y_min, x_max, y_max in pixels of the original image), `labels` and `scores`
+        `Callable`: returns `boxes` (x_min, y_min, x_max, y_max in pixels of the original image), `labels` and `scores`
         of each image, on the CPU.
     """
 
@@ -104,7 +104,7 @@ def predictor(
 
 
 def _answers_of(model: PreTrainedModel | Teacher, batch: Mapping[str, Any]) -> Predictions:
-    """What a model detects in a batch that is on the CPU."""
+    """Predictions of a model for a batch on the CPU."""
     if isinstance(model, Teacher):
         pixels, mask = teacher_view(batch)
         device = model.model.device

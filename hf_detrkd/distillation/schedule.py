@@ -1,4 +1,4 @@
-"""How much distillation counts in the course of training: one schedule for all methods."""
+"""Schedule of the distillation weight over the training, shared by all methods."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ SHAPES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class DistillationSchedule:
-    """A factor for the distillation losses, as a function of the optimizer step alone: a resumed run continues it.
+    """Factor of the distillation losses as a function of the optimizer step only, so that resumed runs continue it.
 
     Args:
-        shape (`str`): `"constant"`; `"linear"` or `"cosine"`, which fall from 1 to 0 at the end.
-        warmup (`float`): fraction of the training over which the factor rises from 0.
-        stop (`float`): fraction of the training after which there is no distillation any more, and no teacher pass.
+        shape (`str`): `"constant"`; `"linear"` or `"cosine"`, which decay from 1 to 0 at `stop`.
+        warmup (`float`): fraction of the training over which the factor rises linearly from 0.
+        stop (`float`): fraction of the training after which distillation and the teacher's forward pass are skipped.
 
     Raises:
-        ValueError: an unknown shape, or fractions that are none or cross.
+        ValueError: an unknown shape, or fractions not with 0 <= warmup < stop <= 1.
 
     References:
-        A decay to zero is Task-adaptive regularization's (Sun et al., https://arxiv.org/abs/2006.13108).
+        Decay to zero: task-adaptive regularization (Sun et al., https://arxiv.org/abs/2006.13108).
     """
 
     shape: str = "constant"
@@ -39,16 +39,16 @@ class DistillationSchedule:
             )
 
     def __call__(self, step: int, max_steps: int) -> float:
-        """The factor of a step.
+        """The factor for one step.
 
         Args:
-            step (`int`): optimizer steps done before, from 0.
-            max_steps (`int`): of the whole training.
+            step (`int`): number of completed optimizer steps, from 0.
+            max_steps (`int`): optimizer steps of the whole training.
         """
         progress = step / max(1, max_steps)
         if progress >= self.stop:
             return 0.0
         left = 1 - progress / self.stop
         factor = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.shape]
-        # The first step already counts: a warm-up that starts at 0 would waste its teacher pass.
+        # `step + 1`: a warm-up starting at exactly 0 would waste the teacher pass of the first step.
         return factor * (min(1.0, (step + 1) / (self.warmup * max_steps)) if self.warmup else 1.0)

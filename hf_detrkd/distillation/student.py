@@ -1,4 +1,4 @@
-"""Students: from the Hub with the right classes, or from a config, ready to be trained."""
+"""Loads a student from the Hub or builds it from a config, with the classes of the data set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 
 def load_student(name_or_path: str, classes: Sequence[str], revision: str = "main") -> PreTrainedModel:
-    """A detector from the Hub or a folder, in float32, with a class head for the given classes.
+    """Loads a detector from the Hub or a folder in float32, with a class head for the given classes.
 
     Args:
         name_or_path (`str`): Hub id or folder.
@@ -40,10 +40,10 @@ def load_student(name_or_path: str, classes: Sequence[str], revision: str = "mai
 
 
 def build_student(config_name: str, classes: Sequence[str]) -> PreTrainedModel:
-    """A detector with random weights from a model config.
+    """Builds a detector with random weights from a model config.
 
-    Live BatchNorm layers start with weights of 1: transformers starts those of RT-DETR near 0, from where they hardly
-    learn.
+    The weights of trainable BatchNorm layers start at 1: transformers initialises those of RT-DETR near 0, where they
+    hardly learn.
 
     Args:
         config_name (`str`): Hub id, folder, or JSON file of a model config.
@@ -58,7 +58,7 @@ def build_student(config_name: str, classes: Sequence[str]) -> PreTrainedModel:
 
 
 def set_classes(config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedConfig:
-    """A copy of a model config with other classes."""
+    """Returns a copy of a model config with other classes."""
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
@@ -66,17 +66,17 @@ def set_classes(config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedC
 
 
 def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedModel:
-    """The same detector with other classes: rows of classes of the same name are kept, the others start anew.
+    """The same detector with other classes: rows of classes of the same name are kept, the others reinitialised.
 
-    Class rows are found by shape: they are what grows when the number of classes does, by one row for each or by
-    several. Rows beyond the classes (no-object, the padding of denoising embeddings) are kept.
+    Class-dependent tensors are those whose first dimension grows with `num_labels`, by one or several rows per class.
+    Their rows that belong to no class (no-object, the padding of denoising embeddings) are kept.
     """
     old_names = class_names(model.config)
     if old_names == list(classes):
         return model
     logger.warning(
-        f"The checkpoint's {len(old_names)} classes are not the data set's {len(classes)}: the class head starts anew "
-        f"but for {len(set(old_names) & set(classes))} classes of the same name."
+        f"The checkpoint's {len(old_names)} classes differ from the data set's {len(classes)}: the class head is "
+        f"reinitialised except for {len(set(old_names) & set(classes))} classes of the same name."
     )
     new = type(model)(set_classes(model.config, classes))
     wider = type(model)(set_classes(model.config, [*classes, "one more"]))
@@ -88,8 +88,8 @@ def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedMo
         if value.shape == shapes[name]:
             value.copy_(old_state[name])
             continue
-        size = shapes[name][0] - len(value)  # rows of a class
-        other = len(value) - size * len(classes)  # rows of no class
+        size = shapes[name][0] - len(value)  # rows per class
+        other = len(value) - size * len(classes)  # rows that belong to no class
         first = other if background_first else 0
         for old_index, index in kept:
             old = old_state[name][first + old_index * size :][:size]
@@ -101,13 +101,14 @@ def with_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedMo
 
 
 def load_backbone_weights(model: PreTrainedModel, file: str) -> None:
-    """Weights of a classifier into a detector's backbone; what the file holds besides, such as its head, is left.
+    """Loads the weights of a classifier into a detector's backbone; other tensors of the file are ignored.
 
     Args:
-        file (`str`): safetensors file whose names end the backbone's, as timm and torchvision write them.
+        file (`str`): safetensors file with the tensor names of timm or torchvision, which are suffixes of the
+            backbone's names.
 
     Raises:
-        ValueError: the file is not for this backbone; the sentence names what did not fit.
+        ValueError: the file does not fit this backbone; the message names the tensors.
     """
     if not Path(file).is_file():
         raise ValueError(f"backbone_weights must be a safetensors file, but {file} does not exist.")
@@ -125,7 +126,7 @@ def load_backbone_weights(model: PreTrainedModel, file: str) -> None:
     wrong = [n for n, shape in needed.items() if n not in given or given[n].shape != shape]
     if wrong:
         raise ValueError(
-            f"{file} does not fit the backbone: {len(wrong)} tensors lack or have another shape: {wrong[:5]}."
+            f"{file} does not fit the backbone: {len(wrong)} tensors are missing or have another shape: {wrong[:5]}."
         )
     model.load_state_dict({prefix + n: value for n, value in given.items() if n in own}, strict=False)
 
@@ -137,17 +138,18 @@ def load_image_processor(
     keep_aspect_ratio: bool = False,
     revision: str = "main",
 ) -> Any:
-    """The image processor that will be saved with a student.
+    """Loads or builds the image processor that is saved with a student.
 
     Args:
-        model: decides the class where no processor can be loaded.
-        name_or_path (`str`, *optional*): Hub id or folder to load it from; without it the family's default.
+        model: determines the default processor if `name_or_path` is not given.
+        name_or_path (`str`, *optional*): Hub id or folder to load it from. Default: the family's default processor.
         image_size (`tuple[int, int]`, *optional*): (height, width) in pixels; images are resized to it without
             padding, or with `keep_aspect_ratio` to fit into it.
+        keep_aspect_ratio (`bool`): resize without distortion and pad.
         revision (`str`): branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: an aspect ratio to keep, and no size to fit into.
+        ValueError: `keep_aspect_ratio` without a size to fit into.
     """
     if name_or_path is not None:
         processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)

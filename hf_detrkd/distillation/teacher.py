@@ -1,4 +1,4 @@
-"""The frozen detector that is copied from."""
+"""Frozen teacher detector with its own precision, normalisation and class order."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NO_NORMALIZATION: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model was loaded from.
+    """Source that a model was loaded from.
 
     Attributes:
-        name (`str`): Hub id, folder, or the model type of a model that was given in memory.
+        name (`str`): Hub id, folder, or the model type if the model was given in memory.
         source (`str`): `hub`, `folder` or `memory`.
         revision (`str`, *optional*): commit on the Hub, or `None` if unknown.
     """
@@ -44,11 +44,11 @@ class Origin:
 
     @classmethod
     def of(cls, name: str | None, model_type: str, revision: str | None = None) -> Origin:
-        """The origin of a model that was loaded by name; call it right after loading, before the branch moves on.
+        """The origin of a model. Call it right after loading, before the branch on the Hub changes.
 
         Args:
             name (`str`, *optional*): Hub id or folder; `None` for a model in memory.
-            model_type (`str`): names a model in memory.
+            model_type (`str`): name for a model in memory.
             revision (`str`, *optional*): branch, tag or commit that was loaded; `None` if unknown.
         """
         if not name:
@@ -59,7 +59,7 @@ class Origin:
 
 
 def _commit_of(repo_id: str, revision: str) -> str:
-    """The commit of a revision, from the Hub's cache; the revision itself if the cache does not have it."""
+    """Commit of a revision, from the local Hub cache; the revision itself if it is not cached."""
     file = try_to_load_from_cache(repo_id, CONFIG_NAME, revision=revision)
     return Path(file).parent.name if isinstance(file, str) else revision
 
@@ -67,21 +67,20 @@ def _commit_of(repo_id: str, revision: str) -> str:
 class Teacher:
     """A detector in eval mode, without gradient, in its own precision and with its own pixel normalisation.
 
-    It is no `torch.nn.Module` on purpose: nothing that walks a module tree (optimizers, checkpoints, DDP wrappers) can
-    find its weights.
+    Deliberately not a `torch.nn.Module`, so that optimizers, checkpoints and DDP wrappers, which walk the module tree,
+    do not include its weights.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): frozen in place, its weights in float32.
-        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (Weights of
-            16 bits would round reference points to a fifth of a cell, and meet float32 queries in layers that take
-            one type only.)
-        class_names (`Sequence[str]`): the student's classes; the teacher's answers are put in their order, and say
-            which of them it knows: see [`ClassMap`].
-        class_map (`dict[str, str | None]`, *optional*): classes of the student and the teacher's for them, where the
-            names do not tell.
-        origin ([`Origin`], *optional*): where the model is from. Default: what its config names.
-        normalization ([`Normalization`]): what the teacher was trained on.
-        student_normalization ([`Normalization`]): what the batches carry.
+        class_names (`Sequence[str]`): the student's classes; predictions are reordered to them and mark the classes
+            that the teacher knows: see [`ClassMap`].
+        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (16-bit
+            weights would round reference points to a fifth of a cell, and would clash with float32 queries in layers
+            that need one dtype.)
+        normalization ([`Normalization`]): normalisation that the teacher was trained with.
+        student_normalization ([`Normalization`]): normalisation of the batches.
+        class_map (`dict[str, str | None]`, *optional*): student class to teacher class, where the names differ.
+        origin ([`Origin`], *optional*): source of the model. Default: derived from its config.
 
     Raises:
         ValueError: the teacher knows none of the classes, or `class_map` is wrong.
@@ -102,7 +101,7 @@ class Teacher:
         self.adapter = adapter_for(model)
         self.dtype = dtype
         self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
-        self._columns: tuple[Tensor, Tensor] | None = None  # the map on the device: columns, and whether known
+        self._columns: tuple[Tensor, Tensor] | None = None  # class map on the device: column order, known classes
         self._scale, self._shift = _renormalization(student_normalization, normalization)
 
     @property
@@ -122,7 +121,7 @@ class Teacher:
             yield
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
-        """The teacher's view of a batch.
+        """Runs the teacher on a batch.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the student.
@@ -155,7 +154,7 @@ class Teacher:
         logits = layers[0].logits
         if self._columns is None or self._columns[0].device != logits.device:
             columns = self.class_map.columns
-            no_object = range(len(self.class_map.teacher), logits.shape[-1])  # stays last
+            no_object = range(len(self.class_map.teacher), logits.shape[-1])  # the no-object column stays last
             order = torch.tensor([*(column or 0 for column in columns), *no_object], device=logits.device)
             self._columns = order, torch.tensor([column is not None for column in columns], device=logits.device)
         order, known = self._columns
@@ -169,7 +168,7 @@ class Teacher:
 
 
 def _reordered(layer: Predictions, order: Tensor) -> Predictions:
-    """Answers with other class columns; `order` ends with no-object where the head has that."""
+    """Predictions with reordered class columns; `order` ends with no-object for softmax heads."""
     boxes, num_classes = layer.class_boxes, len(order) - (layer.activation == "softmax")
     if boxes is not None:
         boxes = boxes.index_select(2, order[:num_classes])
@@ -177,7 +176,7 @@ def _reordered(layer: Predictions, order: Tensor) -> Predictions:
 
 
 def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift `(3, 1, 1)` that turn the student's pixels into the teacher's."""
+    """Scale and shift `(3, 1, 1)` from the student's to the teacher's normalisation; `None` if they are equal."""
     if [list(map(float, part)) for part in source] == [list(map(float, part)) for part in goal]:
         return None, None
     mean, std, new_mean, new_std = (torch.tensor(part).view(-1, 1, 1) for part in (*source, *goal))
@@ -185,7 +184,7 @@ def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor
 
 
 def normalization_of(processor: Any) -> Normalization:
-    """What an image processor does to pixels in [0, 1]."""
+    """Normalisation that an image processor applies to pixels in [0, 1]."""
     if not processor.do_normalize:
         return NO_NORMALIZATION
     return tuple(processor.image_mean), tuple(processor.image_std)

@@ -1,10 +1,11 @@
 """COCO box AP of detectors, streaming: inside training, and over several processes.
 
-The road of a batch: [`detections_from_predictions`] and [`references_from_labels`] bring answers and truth into pixels
-of the original images, [`gatherable`] pads both into tensors that `Trainer` and `accelerate` gather and truncate as
-they are, and [`CocoEvaluator`] hands them to [`CocoBoxMetric`], which keeps them in an Arrow file until it computes.
-Boxes are `(x_min, y_min, x_max, y_max)` in pixels all the way, as the image processors'
-`post_process_object_detection` gives them; only COCO's files and library see `(x, y, width, height)`.
+The path of a batch: [`detections_from_predictions`] and [`references_from_labels`] convert predictions and ground
+truth to pixels of the original images, [`gatherable`] pads both into tensors that `Trainer` and `accelerate` can
+gather and truncate, and [`CocoEvaluator`] passes them to [`CocoBoxMetric`], which keeps them in an Arrow file until it
+computes.
+Boxes are `(x_min, y_min, x_max, y_max)` in pixels throughout, as from the image processors'
+`post_process_object_detection`; only COCO's files and library use `(x, y, width, height)`.
 """
 
 from typing import TYPE_CHECKING

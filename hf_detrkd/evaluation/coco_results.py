@@ -1,15 +1,15 @@
-"""COCO's result files: read, checked, and evaluated like the official evaluator."""
+"""Evaluation of a COCO results file against COCO annotations, equal to the official evaluator."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from . import CocoBoxMetric
+from ..data.coco import read_categories, read_coco, read_json, require_keys
+from .metric import CocoBoxMetric
 
 
 def evaluate_coco_files(annotations_json: str | Path, detections_json: str | Path) -> dict[str, float]:
@@ -42,17 +42,11 @@ def read_coco_files(
             does not have; the message names the file and the first ten offenders.
     """
     truth_path, answers_path = Path(annotations_json), Path(detections_json)
-    truth, answers = _read_json(truth_path), _read_json(answers_path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(truth, dict) or not all(isinstance(truth.get(part), list) for part in parts):
-        found = f"an object with {sorted(truth)}" if isinstance(truth, dict) else f"a {type(truth).__name__}"
-        raise ValueError(f"{truth_path} must be a COCO object with the lists {', '.join(parts)}, got {found}")
+    truth, answers = read_coco(truth_path), read_json(answers_path)
     if not isinstance(answers, list):
-        raise ValueError(f"{answers_path} must be a list of COCO detections, got a {type(answers).__name__}")
-    _refuse(truth_path, "images with `id`", (x for x in truth["images"] if not _has(x, id=int)))
-    nameless = (x for x in truth["categories"] if not _has(x, id=int, name=str))
-    _refuse(truth_path, "categories with `id` and `name`", nameless)
-    id2label = {category["id"]: category["name"] for category in truth["categories"]}
+        raise ValueError(f"{answers_path} must be a list of COCO detections, got a {type(answers).__name__}.")
+    require_keys(truth["images"], "images", {"id": int}, truth_path)
+    id2label = dict(zip(*read_categories(truth["categories"], truth_path), strict=True))
     image_ids = {image["id"] for image in truth["images"]}
     _check_boxes(truth_path, truth["annotations"], image_ids, id2label)
     _check_boxes(answers_path, answers, image_ids, id2label)
@@ -64,13 +58,6 @@ def read_coco_files(
     areas = {"area": lambda x: x.get("area", x["bbox"][2] * x["bbox"][3]), "iscrowd": lambda x: x.get("iscrowd", 0)}
     _fill(references, truth["annotations"], **areas)
     return id2label, detections, references
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{path} must be a JSON file, got: {error}") from error
 
 
 def _has(entry: Any, **types: type | tuple[type, ...]) -> bool:

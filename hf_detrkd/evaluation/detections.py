@@ -1,4 +1,4 @@
-"""Answers of a detector and the truth of a batch, both as corners in pixels of the original images."""
+"""Converts predictions and labels to xyxy boxes in original-image pixels."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MAX_DETECTIONS = 100
 def detections_from_predictions(
     predictions: Predictions, sizes: Tensor | Sequence[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
-    """The best 100 detections of every image, best first, as the image processors' post-processing finds them.
+    """The 100 best detections of every image, best first, as in the image processors' post-processing.
 
-    With sigmoid heads these are the best pairs of query and class (a query may answer twice), with softmax heads every
-    query's best class. No threshold: average precision needs the weak answers too.
+    With sigmoid heads these are the best pairs of query and class (a query may appear twice), with softmax heads every
+    query's best class. No threshold: average precision also needs detections of low score.
 
     Args:
-        predictions ([`Predictions`]): answers of the last decoder layer, boxes in [0, 1] of the image.
+        predictions ([`Predictions`]): predictions of the last decoder layer, boxes in [0, 1] of the image.
         sizes (`torch.Tensor` of shape `(batch_size, 2)`): height and width of the original images, in pixels.
 
     Returns:
         `list[dict[str, torch.Tensor]]`: one per image, on the device of the predictions: `scores` and `labels` of
-        shape `(num_detections,)`, `boxes` of shape `(num_detections, 4)`, corners in pixels. All images have equally
-        many.
+        shape `(num_detections,)`, `boxes` of shape `(num_detections, 4)`, corners in pixels. All images have the same
+        number.
     """
     scores, num_classes = predictions.scores(), predictions.num_classes
     sizes = torch.as_tensor(sizes, device=scores.device)
@@ -53,20 +53,20 @@ def detections_from_predictions(
 
 
 def predictions_from_heads(logits: Tensor, boxes: Tensor, num_classes: int) -> Predictions:
-    """What a plain model of any family answered (its `logits` and `pred_boxes`): with one column more than classes its
+    """The `logits` and `pred_boxes` of a model of any family as [`Predictions`]: with one column more than classes the
     head is softmax and that column no-object, else it is sigmoid."""
     return Predictions(logits, boxes, activation="softmax" if logits.shape[-1] > num_classes else "sigmoid")
 
 
 def references_from_labels(labels: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The truth of every image as the metric takes it, from labels as the collator makes them.
+    """The ground truth of every image in the metric's form, from the labels of the collator.
 
     Args:
         labels (`list[dict[str, torch.Tensor]]`): one per image, with `image_id` `(1,)`, `class_labels` `(num_boxes,)`,
             `boxes` `(num_boxes, 4)`, center, width and height in [0, 1] of the image, `orig_size` `(2,)`, height and
-            width in pixels, and where present `area` `(num_boxes,)` in square pixels (default: the boxes' areas),
+            width in pixels, and optionally `area` `(num_boxes,)` in square pixels (default: the boxes' areas),
             `iscrowd` `(num_boxes,)` (default: 0), and `crowd_boxes`, `crowd_labels`, `crowd_area`: crowd regions, in
-            which a detection may lie without being wrong.
+            which detections do not count as false.
 
     Returns:
         `list[dict[str, torch.Tensor]]`: `image_id` of shape `()`, `boxes` (corners in pixels), `labels`, `area`,

@@ -1,4 +1,4 @@
-"""What a detector costs once it is trained: parameters, arithmetic, latency and throughput."""
+"""Parameter count, FLOPs, latency and throughput of a detector."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 
-WARM_UP = 2  # passes of each model before any is timed
-LEAST = 5  # timed passes, whatever they cost
+WARM_UP = 2  # untimed passes of each model before the timed ones
+LEAST = 5  # minimum number of timed passes
 
 Precision = Callable[[], AbstractContextManager[Any]]
-"""Makes the context of a forward pass (autocast)."""
+"""Makes the context manager of a forward pass (autocast)."""
 
 
 def measure_efficiency(
     model: PreTrainedModel, image_size: tuple[int, int], batch_sizes: Sequence[int] = (1, 8), seconds: float = 2.0
 ) -> dict[str, Any]:
-    """Parameters, GFLOPs and latency of a detector on random images, on the device and in the precision it has.
+    """Parameters, GFLOPs and latency of a detector on random images, on its device and in its precision.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): its mode and weights stay as they are.
+        model ([`~transformers.PreTrainedModel`]): its mode and weights are left unchanged.
         image_size (`tuple[int, int]`): height and width in pixels.
-        batch_sizes (`Sequence[int]`): images at a time.
-        seconds (`float`): for timing each batch size, warm-up aside; at least five passes are timed.
+        batch_sizes (`Sequence[int]`): images per batch.
+        seconds (`float`): time per batch size, without warm-up; at least five passes are timed.
 
     Returns:
         `dict`: `parameters` (`int`), `gflops` (of one image, see [`count_gflops`]), `image_size`, `precision` (of the
@@ -53,18 +53,18 @@ def measure_efficiency(
 
 
 def count_gflops(model: PreTrainedModel, image_size: tuple[int, int]) -> float:
-    """Arithmetic of a forward pass of one image, in 1e9 floating point operations, by
+    """GFLOPs (1e9 floating point operations) of a forward pass of one image, by
     [`~torch.utils.flop_counter.FlopCounterMode`].
 
-    Counted are matrix products, convolutions and attention (as its two matrix products), multiply and add as two
-    operations: twice what papers call MACs. Not counted is what is none of them: normalisation, activations,
-    interpolation, `grid_sample` (so the sampling of deformable attention), RoIAlign and NMS.
+    It counts matrix products, convolutions and attention (as its two matrix products), with multiply and add as two
+    operations: twice the MACs of papers. It does not count normalisation, activations, interpolation, `grid_sample`
+    (and so the sampling of deformable attention), RoIAlign and NMS.
 
     Args:
         model ([`~transformers.PreTrainedModel`])
         image_size (`tuple[int, int]`): height and width in pixels.
     """
-    # In steps, since not every version of torch counts the CPU's attention kernel.
+    # The unfused backend, since not every version of torch counts the CPU's attention kernel.
     in_steps = sdpa_kernel(SDPBackend.MATH)
     with evaluating(model), torch.no_grad(), in_steps, FlopCounterMode(display=False) as counter:
         model(random_images(model, image_size, 1))
@@ -78,17 +78,17 @@ def latency_in_turns(
     seconds: float = 2.0,
     precision: Precision = nullcontext,
 ) -> list[dict[str, float]]:
-    """Forward passes of several detectors, one of each in turn, so that whatever slows the machine slows all of them.
+    """Latency of several detectors, timed in turns so that other load on the machine affects all of them alike.
 
     Args:
         models (`Sequence` of [`~transformers.PreTrainedModel`]): on one device.
         image_size (`tuple[int, int]`): height and width in pixels.
-        batch_size (`int`): images at a time.
-        seconds (`float`): for each model, warm-up aside; at least five passes are timed.
-        precision: context of each pass, such as `lambda: torch.autocast("cuda", torch.bfloat16)`.
+        batch_size (`int`): images per batch.
+        seconds (`float`): time per model, without warm-up; at least five passes are timed.
+        precision: context manager of each pass, such as `lambda: torch.autocast("cuda", torch.bfloat16)`.
 
     Returns:
-        `list[dict[str, float]]`: of each model `median_ms`, `low_ms` and `high_ms` (the quartiles), and
+        `list[dict[str, float]]`: for each model `median_ms`, `low_ms` and `high_ms` (the quartiles), and
         `images_per_second` at the median.
     """
 
@@ -109,11 +109,12 @@ def latency_in_turns(
 
 
 def nothing() -> None:
-    """The CPU has finished when a call returns."""
+    """No-op synchronisation for CPU."""
 
 
 def time_in_turns(passes: Sequence[Callable[[], Any]], least: int, seconds: float = 0.0) -> list[list[float]]:
-    """Seconds of each of several things, done in turns after a warm-up: `least` times each, and for some seconds."""
+    """Seconds of each pass of several functions, called in turns after a warm-up: at least `least` times each, and
+    until `seconds` have passed."""
     for _ in range(WARM_UP):
         for one in passes:
             one()
@@ -128,7 +129,7 @@ def time_in_turns(passes: Sequence[Callable[[], Any]], least: int, seconds: floa
 
 
 def figures_of(times: Sequence[float], batch_size: int) -> dict[str, float]:
-    """Median and quartiles of passes in milliseconds, and images a second at the median."""
+    """Median and quartiles of the passes in milliseconds, and images per second at the median."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {
         "median_ms": 1e3 * median,
@@ -139,16 +140,16 @@ def figures_of(times: Sequence[float], batch_size: int) -> dict[str, float]:
 
 
 def random_images(model: PreTrainedModel, image_size: tuple[int, int], batch_size: int) -> torch.Tensor:
-    """Pixels `(batch_size, 3, height, width)` in [0, 1], the same in every call, where the model is and as it is."""
+    """Pixels `(batch_size, 3, height, width)` in [0, 1], the same in every call, in the model's device and dtype."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch_size, 3, *image_size, generator=generator).to(model.device, model.dtype)
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Inside, the models are in eval mode and frozen; afterwards every part is as before.
+    """Sets models to eval mode and freezes them; on exit restores every module and parameter.
 
-    Frozen, since the counter's hooks stumble over views of parameters that ask for a gradient (LW-DETR's queries).
+    They are frozen since the counter's hooks fail on views of parameters that require a gradient (LW-DETR's queries).
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     trained = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
@@ -164,10 +165,10 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def device_name(device: torch.device | str | None = None) -> str:
-    """A device in words: `NVIDIA A100-SXM4-40GB`, or `AMD EPYC 7B13, 2 threads`.
+    """Name of a device: `NVIDIA A100-SXM4-40GB`, or `AMD EPYC 7B13, 2 threads`.
 
     Args:
-        device (`torch.device` or `str`, *optional*): default: the GPU where there is one.
+        device (`torch.device` or `str`, *optional*): default: the GPU if there is one.
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
@@ -179,7 +180,7 @@ def device_name(device: torch.device | str | None = None) -> str:
 
 
 def _processor() -> str:
-    """The CPU's model: as Linux tells it, else as Python does."""
+    """The CPU's model, from Linux's `/proc/cpuinfo` or else from Python."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

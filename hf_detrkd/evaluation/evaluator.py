@@ -1,4 +1,4 @@
-"""The metric inside training: batches that `Trainer` and `accelerate` gather, and figures after the last of them."""
+"""The metric during training: batches that `Trainer` and `accelerate` can gather, and metrics after the last one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .metric import CocoBoxMetric
 
 
-PADDING = -100  # what Trainer and accelerate pad with; the class of a row that is no box
+PADDING = -100  # padding value of Trainer and accelerate; the label of a padded row
 
 
 def gatherable(
     detections: Sequence[Mapping[str, Tensor]], references: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Pads a batch into what `prediction_step` returns as predictions and labels.
+    """Pads a batch into the predictions and labels that `prediction_step` returns.
 
     `Trainer` pads the second dimension over processes with -100, concatenates the first and cuts off the images that
-    the sampler repeated: tensors of shape `(batch_size, num_boxes, ...)` go through all of it as they are, on any
+    the sampler repeated: tensors of shape `(batch_size, num_boxes, ...)` pass through it unchanged, on any
     backend. Lists of dicts would need `eval_use_gather_object`, which `Trainer` forgets after its first evaluation:
     the second one hangs. Nothing here waits for the device.
 
@@ -37,7 +37,7 @@ def gatherable(
         references (`list[dict[str, torch.Tensor]]`): see [`references_from_labels`].
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: the same fields; a row with label -100 is no box.
+        `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: the same fields; a row with label -100 is padding.
     """
     fields = ("boxes", "labels", "area", "iscrowd")
     truth = {name: _pad([reference[name] for reference in references]) for name in fields}
@@ -62,18 +62,18 @@ def _unpad(batch: Mapping[str, Tensor | np.ndarray], image_ids: np.ndarray) -> l
 
 
 class CocoEvaluator:
-    """`compute_metrics` of a `Trainer` with `batch_eval_metrics=True`: takes batches, gives figures after the last.
+    """`compute_metrics` of a `Trainer` with `batch_eval_metrics=True`: adds batches, returns metrics after the last.
 
-    `batch_eval_metrics=True` is what streams; without it `Trainer` keeps all padded batches and calls once at the end.
-    `eval_use_gather_object` and `eval_do_concat_batches` have to stay at their defaults. With several processes the
-    first one keeps the detections and computes; all get the same figures, since each chooses the best checkpoint.
+    `batch_eval_metrics=True` enables streaming; without it `Trainer` keeps all padded batches and calls once at the
+    end. `eval_use_gather_object` and `eval_do_concat_batches` must keep their defaults. With several processes the
+    first one stores the detections and computes; all return the same metrics, since each selects the best checkpoint.
 
     Args:
         id2label (`dict[int, str]`): the model's classes, as in its config.
 
     Attributes:
-        precision (`dict[str, dict[str, list[float]]]`): that of [`CocoBoxMetric`] at the last computation; it stays
-            until the next one, on the process that computes. Elsewhere, and before, it is empty.
+        precision (`dict[str, dict[str, list[float]]]`): that of [`CocoBoxMetric`] at the last computation, on the
+            process that computes. Elsewhere, and before, it is empty.
 
     Example:
 
@@ -91,16 +91,16 @@ class CocoEvaluator:
         self.precision: Curves = {}
 
     def reset(self) -> None:
-        """Forgets what an evaluation that broke off has left behind."""
+        """Discards the batches of an interrupted evaluation."""
         if self.metric is not None:
             self.metric.close()
         self.metric = None
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch, the same in every process; with `compute_result`, the figures of all batches.
+        """Adds a batch, the same in every process; with `compute_result` returns the metrics of all batches.
 
         Raises:
-            ValueError: the predictions are not what [`gatherable`] makes.
+            ValueError: the predictions are not in the form of [`gatherable`].
         """
         if not isinstance(evaluation.predictions, Mapping) or not isinstance(evaluation.label_ids, Mapping):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""COCO's box figures, computed by its library from detections and truth that wait in a file."""
+"""COCO box AP as an `evaluate.Metric`, streamed through an Arrow file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .figures import CURVE_THRESHOLDS, FIGURES, Curves, class_figures
 
 
 class CocoBoxMetric(evaluate.Metric):
-    """COCO's box figures as an `evaluate.Metric`, computed by faster-coco-eval, without network.
+    """COCO box metrics as an `evaluate.Metric`, computed by faster-coco-eval, without network access.
 
-    Batches wait in an Arrow file in a temporary folder of this object, so concurrent runs never meet and nothing but
-    that file grows. An image id counts once, however often it was added: the last entry stays.
+    Batches are stored in an Arrow file in a temporary folder of this object, so concurrent runs do not collide and
+    memory use does not grow. An image id counts once, however often it was added: the last entry is used.
 
     Args:
-        id2label (`dict[int, str]`): classes by the number that `labels` use. Other numbers are an error.
+        id2label (`dict[int, str]`): class names by the numbers in `labels`. Other numbers are an error.
 
     `compute()` gives `map`, `map_50`, `map_75`, `map_small|medium|large`, `mar_1|10|100`, `mar_small|medium|large` and
-    `map_<class name>`, with the class's number behind a name that another class or a figure has: `map_small_3`. A
-    figure for which there is no ground-truth box is -1, as in the official evaluator, and enters no mean.
+    `map_<class name>`, with the class's number after a name that another class or metric has: `map_small_3`. A
+    metric without ground-truth boxes is -1, as in the official evaluator, and is not part of any mean.
 
     Attributes:
         precision (`dict[str, dict[str, list[float]]]`): after `compute()`, at IoU `50` and `75` percent and by class,
-            precision in [0, 1] at the 101 recalls 0, 0.01, ..., 1, for boxes of all areas and 100 detections an image.
-            Names that several classes have are followed by the class's number: `cat_3`. Classes without a
-            ground-truth box are left out.
+            precision in [0, 1] at the 101 recalls 0, 0.01, ..., 1, for boxes of all areas and 100 detections per
+            image. Names that several classes have are followed by the class's number: `cat_3`. Classes without
+            ground-truth boxes are omitted.
 
     Example:
 
@@ -57,7 +57,7 @@ class CocoBoxMetric(evaluate.Metric):
         super().__init__(cache_dir=folder, seed=0)
 
     def close(self) -> None:
-        """Removes the temporary folder, which else goes with the object; nothing can be added any more."""
+        """Removes the temporary folder, which otherwise goes with the object; nothing can be added afterwards."""
         self._remove()
 
     def _info(self) -> evaluate.MetricInfo:
@@ -99,7 +99,7 @@ class CocoBoxMetric(evaluate.Metric):
 
 
 def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[str, Any]]:
-    """One image's boxes in COCO's words."""
+    """One image's boxes as COCO annotations."""
     return [
         {
             "image_id": image["image_id"],
@@ -117,7 +117,7 @@ def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[
 def _figures(
     image_ids: list[int], id2label: dict[int, str], truth: list[dict], answers: list[dict]
 ) -> tuple[dict[str, float], Curves]:
-    """Runs the COCO library, whose order of figures is that of `FIGURES`; the curves are the metric's `precision`."""
+    """Runs the COCO library, whose metrics have the order of `FIGURES`; the curves are the metric's `precision`."""
     frame = {
         "images": [{"id": image_id} for image_id in image_ids],
         "categories": [{"id": number, "name": name} for number, name in id2label.items()],

@@ -1,7 +1,7 @@
-"""A detector as an ONNX file for onnxruntime, checked against PyTorch before it gets its name.
+"""Exports a detector to an ONNX file for onnxruntime, checked against PyTorch before it gets its final name.
 
-The file takes `pixel_values` `(batch, 3, height, width)` as the image processor makes them, any number of one size and
-without padding, and answers `logits` and `pred_boxes` as the model does: post-processing stays with the processor.
+The file takes `pixel_values` `(batch, 3, height, width)` from the image processor, any number of images of one size
+without padding, and returns `logits` and `pred_boxes` like the model: post-processing is left to the processor.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CHECKED_BATCHES = (1, 3)  # neither is the traced one
 
 
 def to_float16(source: str | Path, target: str | Path) -> None:
-    """Writes a file with 16-bit weights and arithmetic; images and answers stay in float32.
+    """Writes a file with 16-bit weights and arithmetic; inputs and outputs stay in float32.
 
     Args:
-        source (`str` or `Path`): in float32.
+        source (`str` or `Path`): float32 ONNX file.
         target (`str` or `Path`)
     """
     converted = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
@@ -45,18 +45,17 @@ def export_checked(
     fp16: bool = False,
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Exports a detector and compares the file with it on real images, in batches that were not traced.
+    """Exports a detector and compares the file with it on real images, with batch sizes that were not traced.
 
-    What lies in the folder under the names of before is removed first; a file that fails the check is kept as
-    `<name>.failed.onnx`.
+    Earlier files of the same names are removed first; a file that fails the check is kept as `<name>.failed.onnx`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): see [`export_onnx`].
-        folder (`str` or `Path`): for `model.onnx`, and `model_fp16.onnx`.
-        images (`dict[str, torch.Tensor]`): by name, `(3, height, width)`, all of the size that is exported.
+        folder (`str` or `Path`): folder for `model.onnx` and `model_fp16.onnx`.
+        images (`dict[str, torch.Tensor]`): by name, `(3, height, width)`, all of the exported size.
         opset (`int`, *optional*): see [`export_onnx`].
         fp16 (`bool`): also write a file in 16 bits.
-        threads (`int`): of onnxruntime; 0 for its own choice.
+        threads (`int`): threads of onnxruntime; 0 for its default.
 
     Returns:
         `dict`: `opset`, `exporter`, `dynamic_batch`, `image_size`, and `files`: by name `megabytes` (1e6 bytes) and
@@ -64,7 +63,7 @@ def export_checked(
 
     Raises:
         OnnxExportError: the model cannot be exported, or onnxruntime cannot run the file.
-        OnnxParityError: the file answers otherwise.
+        OnnxParityError: the outputs differ from the model's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ def export_checked(
 def export_float16(
     model: PreTrainedModel, folder: str | Path, images: Mapping[str, Tensor], threads: int = 0
 ) -> dict[str, Any]:
-    """Writes and checks `model_fp16.onnx` beside a `model.onnx`: see [`export_checked`], which does both."""
+    """Writes and checks `model_fp16.onnx` from the folder's `model.onnx`: see [`export_checked`], which does both."""
     draft, target = Path(folder) / UNCHECKED, Path(folder) / MODEL_FP16
     to_float16(Path(folder) / MODEL, draft)
     return _checked(model, draft, target, images, FLOAT16, threads)
@@ -91,7 +90,7 @@ def export_float16(
 def _checked(
     model: PreTrainedModel, draft: Path, target: Path, images: Mapping[str, Tensor], tolerance: Tolerance, threads: int
 ) -> dict[str, Any]:
-    """Compares a file with its model and gives it its name."""
+    """Compares a file with its model and renames it to its final name."""
     try:
         found = onnx_heads(draft, threads)
         parity = check_parity(torch_heads(model), found, images, model.config.num_labels, CHECKED_BATCHES, tolerance)
@@ -104,7 +103,7 @@ def _checked(
 
 
 def torch_heads(model: PreTrainedModel) -> Heads:
-    """A model as a function like that of an ONNX file."""
+    """A model as a function with the interface of [`onnx_heads`]."""
 
     def answer(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(pixel_values=pixel_values)
@@ -114,14 +113,14 @@ def torch_heads(model: PreTrainedModel) -> Heads:
 
 
 def megabytes(model: PreTrainedModel) -> float:
-    """What `save_pretrained` needs for the weights, in 1e6 bytes."""
+    """Size of the weights as saved by `save_pretrained`, in 1e6 bytes."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6
 
 
 def fixed_size_processor(processor: Any, image_size: tuple[int, int] | None = None) -> tuple[Any, tuple[int, int]]:
-    """A copy of an image processor that makes every image as large as the ONNX file takes it, without padding.
+    """A copy of an image processor that resizes every image to the input size of the ONNX file, without padding.
 
     Args:
         processor: image processor of transformers.
@@ -138,7 +137,7 @@ def fixed_size_processor(processor: Any, image_size: tuple[int, int] | None = No
         if set(size) != {"height", "width"}:
             raise ValueError(
                 f"An ONNX file takes images of one size without padding, but the image processor keeps their aspect "
-                f"ratio and pads ({size}): give --image_size HEIGHTxWIDTH, to which images are then stretched."
+                f"ratio and pads ({size}): set --image_size HEIGHTxWIDTH, to which images are then stretched."
             )
         image_size = size["height"], size["width"]
     fixed = copy.deepcopy(processor)
@@ -148,10 +147,10 @@ def fixed_size_processor(processor: Any, image_size: tuple[int, int] | None = No
 
 
 def pixels_of(processor: Any, images: Mapping[str, Image.Image], image_size: tuple[int, int]) -> dict[str, Tensor]:
-    """What a processor makes of images, by name, `(3, height, width)`.
+    """Pixel values of images from a processor, by name, `(3, height, width)`.
 
     Raises:
-        ValueError: an image becomes another size.
+        ValueError: an image gets another size.
     """
     pixels = {
         name: processor(images=[image], return_tensors="pt")["pixel_values"][0] for name, image in images.items()
@@ -160,6 +159,6 @@ def pixels_of(processor: Any, images: Mapping[str, Image.Image], image_size: tup
         if tuple(values.shape) != (3, *image_size):
             raise ValueError(
                 f"The image processor must make images of {image_size[0]}x{image_size[1]} pixels, but makes {name} "
-                f"{tuple(values.shape)}: give --image_size HEIGHTxWIDTH as the processor has it."
+                f"{tuple(values.shape)}: set --image_size HEIGHTxWIDTH to the processor's size."
             )
     return pixels

@@ -1,4 +1,4 @@
-"""A detector as an ONNX graph, by torch's exporter, for any number of images."""
+"""Exports a detector to ONNX with a dynamic batch size, using torch's exporter."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .parity import OnnxExportError
 from .region_heads import RegionHeads
 
 
-TRACED_BATCH = 2  # with one, torch.export takes the batch for a constant
+TRACED_BATCH = 2  # with 1, torch.export treats the batch size as a constant
 EXPORTER = "torch.onnx.export(dynamo=True)"
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
 class ModelHeads(nn.Module):
-    """A detector of set prediction as a function of images alone."""
+    """A set-prediction detector as a function of only images."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -41,7 +41,7 @@ class ModelHeads(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """How an ONNX file was made: the operators' version, whether it takes any number of images, and what made it."""
+    """Facts of an exported ONNX file: the opset, whether the batch size is dynamic, and the exporter."""
 
     opset: int
     dynamic_batch: bool
@@ -51,16 +51,16 @@ class OnnxExport:
 def export_onnx(
     model: PreTrainedModel, file: str | Path, image_size: tuple[int, int], opset: int | None = None
 ) -> OnnxExport:
-    """Writes a detector as one ONNX file, weights included, not checked: see [`export_checked`].
+    """Writes a detector as one ONNX file with weights, without a parity check: see [`export_checked`].
 
     Args:
         model ([`~transformers.PreTrainedModel`]): on the CPU, in float32 and eval mode.
         file (`str` or `Path`)
-        image_size (`tuple[int, int]`): height and width in pixels, which the file keeps.
-        opset (`int`, *optional*): version of the operators; default: that of torch's exporter.
+        image_size (`tuple[int, int]`): height and width in pixels, fixed in the file.
+        opset (`int`, *optional*): version of the operator set; default: that of torch's exporter.
 
     Raises:
-        ValueError: the model is elsewhere, in 16 bits or in training mode.
+        ValueError: the model is on another device, in 16 bits or in training mode.
         OnnxExportError: torch or onnx cannot write it.
     """
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
@@ -87,30 +87,30 @@ def export_onnx(
             )
         assert program is not None
         adopt_constants(program.model.graph)
-        ClearMetadataAndDocStringPass()(program.model)  # it holds the paths of whoever exports
+        ClearMetadataAndDocStringPass()(program.model)  # it contains local paths
         program.save(str(file))
         onnx.checker.check_model(str(file))
-    except Exception as error:  # every layer of the exporter has its own kinds
+    except Exception as error:  # every layer of the exporter has its own error types
         raise OnnxExportError(
-            f"A {model.config.model_type} must become an ONNX graph, but {EXPORTER} fails: {reason_of(error)}"
+            f"A {model.config.model_type} cannot be exported to ONNX: {EXPORTER} fails: {reason_of(error)}"
         ) from error
     (images,) = program.model.graph.inputs
     return OnnxExport(program.model.opset_imports[""], images.shape is not None and images.shape.is_dynamic(0))
 
 
 def heads_of(model: PreTrainedModel, example: Tensor) -> nn.Module:
-    """The model as a module from images to logits and boxes, after one pass in which lazy parts are made."""
+    """The model as a module from images to logits and boxes, after one pass that creates its lazy parts."""
     model(example)
     return RegionHeads(model) if isinstance(model, FasterRCNNForObjectDetection) else ModelHeads(model)
 
 
 @contextmanager
 def traceable(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, what in a model's code a graph cannot hold is out of the way.
+    """Temporarily disables model code that a graph cannot represent.
 
-    `len(tensor)` is a plain number, with which the graph would take no other batch than the traced one: it becomes the
-    size that torch.export keeps open. Checks of values (`torch_compilable_check`) have no operator in ONNX, and
-    transformers has a switch for them. The exporter's notes are on operators that this graph does not use.
+    `len(tensor)` is a plain number, which would fix the graph to the traced batch size: it is replaced by the symbolic
+    size of torch.export. Checks of values (`torch_compilable_check`) have no ONNX operator, and transformers has a
+    switch to disable them. The exporter's warnings are about operators that this graph does not use.
     """
     logger, names = logging.getLogger("torch.onnx"), vars(sys.modules[type(model).__module__])
     level, checks = logger.level, os.environ.get(NO_CHECKS)
@@ -130,12 +130,12 @@ def traceable(model: PreTrainedModel) -> Iterator[None]:
 
 
 def open_length(values: Any) -> Any:
-    """`len`, which of a tensor under torch.export stays a symbol."""
+    """`len`, but symbolic for tensors under torch.export."""
     return values.shape[0] if isinstance(values, Tensor) else len(values)
 
 
 def adopt_constants(graph: onnx_ir.Graph) -> None:
-    """Makes bounds that onnxscript put into a merged Clip, and nowhere else, the graph's own."""
+    """Registers constants in the graph that onnxscript added only to a merged Clip, as its bounds."""
     for value in [value for node in graph.all_nodes() for value in node.inputs]:
         if value is None or value.name is None or value.const_value is None:
             continue
@@ -144,7 +144,7 @@ def adopt_constants(graph: onnx_ir.Graph) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first cause of an exporter's error, in a line."""
+    """The root cause of an exporter's error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

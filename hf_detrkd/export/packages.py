@@ -1,4 +1,4 @@
-"""The packages of ONNX, which are an extra of this one."""
+"""Imports the ONNX packages, which the extra `export` installs."""
 
 try:
     import onnx

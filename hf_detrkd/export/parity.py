@@ -1,4 +1,4 @@
-"""Whether an ONNX file answers as its detector does: onnxruntime beside PyTorch, on the CPU."""
+"""Numerical parity check: compares ONNX Runtime outputs with PyTorch outputs, on the CPU."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .packages import onnxruntime
 
 
 Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Images `(batch_size, 3, height, width)` to logits and boxes, as a model of transformers answers."""
+"""Images `(batch_size, 3, height, width)` to logits and boxes, as from a model of transformers."""
 
-FAR = 1e6  # cost of a pair beyond the tolerance: as few of them as possible are made
+FAR = 1e6  # cost of a pair beyond the tolerance, to minimise the number of such pairs
 CORNERS = ("cxcywh", "xyxy")
 
 
 class OnnxExportError(RuntimeError):
-    """A detector that cannot become an ONNX file; the message says what stands in the way."""
+    """A detector cannot be exported to ONNX; the message gives the reason."""
 
 
 class OnnxParityError(RuntimeError):
-    """An ONNX file that answers otherwise than its detector; the message names the image, the deviation and the
+    """The outputs of an ONNX file differ from its detector's; the message names the image, the deviation and the
     tolerance."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far answers may lie apart.
+    """Tolerated differences of outputs.
 
     Attributes:
         scores (`float`): in [0, 1].
-        boxes (`float`): of each side of a box, in [0, 1] of the image.
-        least_score (`float`): detections that both sides find less likely than this are not compared. In 16 bits a
-            two-stage detector takes other proposals where many are as good as each other; those find nothing.
-        others (`float`): share of the compared detections that may lie further apart, or that one side lacks: in 16
-            bits the best proposals and NMS may choose otherwise where it is a matter of the last digit.
+        boxes (`float`): for each side of a box, in [0, 1] of the image.
+        least_score (`float`): detections with a lower score on both sides are not compared. In 16 bits a two-stage
+            detector selects other proposals among equally good ones, which detect nothing.
+        others (`float`): fraction of the compared detections that may differ more, or exist on only one side: in 16
+            bits the selection of proposals and NMS may differ because of the last digit.
     """
 
     scores: float
@@ -58,17 +58,17 @@ FLOAT16 = Tolerance(scores=2e-2, boxes=1e-2, least_score=0.3, others=0.02)
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far the answers for one image lie apart.
+    """Differences of the outputs for one image.
 
     Attributes:
         image (`str`): its name.
-        batch_size (`int`): of the batch it was in.
+        batch_size (`int`): size of its batch.
         scores (`float`), boxes (`float`): largest absolute differences, in the units of [`Tolerance`].
-        rows_agree (`bool`): row for row within the tolerance. Else detections were paired, since a two-stage detector
-            orders its queries by scores that may be all but equal.
-        compared (`int`): rows, or pairs of detections, of the least score.
-        unpaired (`int`): detections that the other side lacks.
-        beyond (`int`): those that lie further apart than is tolerated, unpaired ones included.
+        rows_agree (`bool`): row by row within the tolerance. Otherwise detections were paired, since a two-stage
+            detector orders its queries by scores that may be almost equal.
+        compared (`int`): rows, or pairs of detections, with at least the least score.
+        unpaired (`int`): detections without a counterpart on the other side.
+        beyond (`int`): those beyond the tolerance, including unpaired ones.
     """
 
     image: str
@@ -81,7 +81,7 @@ class Deviation:
     beyond: int = 0
 
     def excess(self, tolerance: Tolerance) -> float:
-        """The deviation in tolerances: above 1 it is too large."""
+        """The deviation relative to the tolerance: above 1 it is too large."""
         if self.unpaired:
             return float("inf")
         return max(self.scores / tolerance.scores, self.boxes / tolerance.boxes)
@@ -115,19 +115,19 @@ class Parity:
         if self.beyond > tolerance.others * self.compared:
             unpaired = f" and {worst.unpaired} detections without counterpart" if worst.unpaired else ""
             raise OnnxParityError(
-                f"onnxruntime must answer as PyTorch does, within {tolerance.scores:g} of scores and "
-                f"{tolerance.boxes:g} of the image's size for boxes, but {self.beyond} of {self.compared} detections "
-                f"do not: {worst.image} in a batch of {worst.batch_size} has {worst.scores:.3g} and "
+                f"onnxruntime must match PyTorch within {tolerance.scores:g} for scores and {tolerance.boxes:g} of "
+                f"the image size for boxes, but {self.beyond} of {self.compared} detections differ more: "
+                f"{worst.image} in a batch of {worst.batch_size} differs by {worst.scores:.3g} and "
                 f"{worst.boxes:.3g}{unpaired}."
             )
         if not self.compared:
             raise OnnxParityError(
-                f"The check needs images on which the detector is sure of something (a score of "
-                f"{tolerance.least_score:g}), but it is on none of these: give images with objects, or train longer."
+                f"The check needs images with detections of a score of at least {tolerance.least_score:g}, but there "
+                "are none: use images with objects, or train the detector longer."
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The largest deviations and where they were, as JSON takes them."""
+        """The largest deviations and their places, for JSON."""
         return {
             "scores": max(deviation.scores for deviation in self.deviations),
             "boxes": max(deviation.boxes for deviation in self.deviations),
@@ -147,24 +147,24 @@ def onnx_heads(file: str | Path, threads: int = 0) -> Heads:
 
     Args:
         file (`str` or `Path`)
-        threads (`int`): of each operator; 0 for onnxruntime's own choice.
+        threads (`int`): threads per operator; 0 for onnxruntime's default.
 
     Raises:
-        OnnxExportError: onnxruntime cannot load it; the function raises it where it cannot run it.
+        OnnxExportError: onnxruntime cannot load the file; also raised by the function if it cannot run it.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a kind for every fault
-        raise OnnxExportError(f"onnxruntime must load the file, but says: {error}") from error
+    except Exception as error:  # onnxruntime has many error types
+        raise OnnxExportError(f"onnxruntime cannot load the file: {error}") from error
 
     def answer(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         try:
             logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": pixel_values.numpy()})
         except Exception as error:
             raise OnnxExportError(
-                f"onnxruntime must run the file on images of shape {tuple(pixel_values.shape)}, but says: {error}"
+                f"onnxruntime cannot run the file on images of shape {tuple(pixel_values.shape)}: {error}"
             ) from error
         return torch.from_numpy(logits), torch.from_numpy(boxes)
 
@@ -179,13 +179,13 @@ def check_parity(
     batch_sizes: Sequence[int],
     tolerance: Tolerance = FLOAT32,
 ) -> Parity:
-    """Asks both sides the same images in batches.
+    """Compares the outputs of both sides for the same images in batches.
 
     Args:
         expected, found (`Heads`): PyTorch's model and the ONNX file.
         images (`dict[str, torch.Tensor]`): by name, of shape `(3, height, width)`, as the processor makes them.
-        num_classes (`int`): of the model, without no-object.
-        batch_sizes (`list[int]`): every image is asked once, or a little more often, in each.
+        num_classes (`int`): number of classes, without no-object.
+        batch_sizes (`list[int]`): every image is compared once in each; some are repeated to fill the last batch.
         tolerance ([`Tolerance`])
     """
     deviations: list[Deviation] = []
@@ -199,7 +199,7 @@ def check_parity(
 
 
 def in_batches(names: list[str], size: int) -> Iterator[list[str]]:
-    """Batches of exactly this size; the first names come once more to fill the last one."""
+    """Batches of exactly this size; the first names are repeated to fill the last one."""
     for start in range(0, len(names), size):
         yield [names[(start + offset) % len(names)] for offset in range(size)]
 
@@ -208,11 +208,13 @@ def compare(expected: Predictions, found: Predictions, names: Sequence[str], tol
     """The deviation of every image of a batch.
 
     Raises:
-        OnnxParityError: the answers have other shapes.
+        OnnxParityError: the shapes differ.
     """
     shapes = [(tuple(side.logits.shape), tuple(side.boxes.shape)) for side in (expected, found)]
     if shapes[0] != shapes[1]:
-        raise OnnxParityError(f"Logits and boxes must have the shapes {shapes[0]}, but onnxruntime has {shapes[1]}.")
+        raise OnnxParityError(
+            f"Logits and boxes must have the shapes {shapes[0]}, but onnxruntime returns {shapes[1]}."
+        )
     scores = _largest(expected.scores() - found.scores())
     boxes = _largest(box_convert(expected.boxes, *CORNERS) - box_convert(found.boxes, *CORNERS))
     whole = torch.ones(len(names), 2)  # boxes stay in [0, 1] of the image
@@ -228,15 +230,15 @@ def compare(expected: Predictions, found: Predictions, names: Sequence[str], tol
 
 
 def _largest(differences: Tensor) -> list[float]:
-    """The largest absolute value for each image; what is no number is infinitely far."""
+    """The largest absolute value for each image; NaN counts as infinite."""
     return differences.float().abs().nan_to_num(nan=float("inf")).flatten(1).amax(1).tolist()
 
 
 def _paired(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: Tolerance
 ) -> tuple[float, float, bool, int, int, int]:
-    """Deviations of scores and boxes over the best pairs of one image's detections, that rows do not agree, how many
-    pairs were compared, how many detections found none, and how many of all these are beyond the tolerance."""
+    """Deviations of scores and boxes over the best pairs of one image's detections, false for `rows_agree`,
+    and the numbers of compared pairs, of detections without a pair, and of all these beyond the tolerance."""
     gaps = (ours["scores"][:, None] - theirs["scores"]).abs().nan_to_num(nan=FAR)
     shifts = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(-1).nan_to_num(nan=FAR)
     excess = torch.maximum(gaps / tolerance.scores, shifts / tolerance.boxes).clamp(max=FAR)

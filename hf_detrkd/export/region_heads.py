@@ -1,8 +1,8 @@
-"""Faster R-CNN as one graph for any number of images.
+"""Faster R-CNN as one graph with a dynamic batch size.
 
-Its own `detect`, and torchvision's steps below it, go through lists of images and of detections, whose lengths a graph
-would keep from the images that it was traced with. Here all images go one way: what a step leaves out keeps its row,
-with a score of `OUT`, so that every tensor but the candidates of NMS has a size that no image changes.
+Its own `detect`, and torchvision's steps in it, loop over lists of images and detections, whose lengths a graph would
+fix to those of the traced images. Here all images take the same path: rows that a step discards are kept with a score
+of `OUT`, so that the size of every tensor except the NMS candidates is independent of the images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SMALLEST = 1e-2  # of a detection, in pixels, as in torchvision's `postprocess_d
 
 
 class RegionHeads(nn.Module):
-    """A Faster R-CNN in eval mode as a function of images of one size: the same logits and boxes as its own.
+    """A Faster R-CNN in eval mode as a function of images of one size, with the same logits and boxes as the model.
 
     Args:
-        model ([`FasterRCNNForObjectDetection`]): it has seen an image, so that its pooler knows the pyramid's strides.
+        model ([`FasterRCNNForObjectDetection`]): must have processed an image, so that its pooler knows the strides.
     """
 
     def __init__(self, model: FasterRCNNForObjectDetection):
@@ -43,7 +43,7 @@ class RegionHeads(nn.Module):
         return self.heads(boxes, scores, classes, size)
 
     def propose(self, canvas: Tensor, pyramid: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Proposals `(batch_size, num_proposals, 4)`, xyxy in pixels, and which of them there are."""
+        """Proposals `(batch_size, num_proposals, 4)`, xyxy in pixels, and a mask of the valid ones."""
         rpn, maps = self.model.rpn, list(pyramid.values())
         answers, deltas = rpn.head(maps)
         counts = [answer.shape[1] * answer.shape[2] * answer.shape[3] for answer in answers]
@@ -84,7 +84,7 @@ class RegionHeads(nn.Module):
         return _taken(boxes, kept), best, classes.gather(1, kept)
 
     def pooled(self, pyramid: dict[str, Tensor], proposals: Tensor) -> Tensor:
-        """What the box head reads of each proposal, `(batch_size * num_proposals, channels, height, width)`."""
+        """Pooled features of each proposal, `(batch_size * num_proposals, channels, height, width)`."""
         pooler = self.model.roi_heads.box_roi_pool
         boxes = proposals.flatten(0, 1)
         images = torch.arange(proposals.shape[0], device=boxes.device)[:, None].expand(*proposals.shape[:2]).flatten()
@@ -101,7 +101,7 @@ class RegionHeads(nn.Module):
         return pooled
 
     def heads(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Detections as `FasterRCNNOutput` has them, filled up to as many as an image may have."""
+        """Detections as in `FasterRCNNOutput`, padded to the maximum number per image."""
         real = scores > OUT
         labels = torch.arange(self.model.config.num_labels, device=classes.device)
         known = (classes[..., None] == labels) & real[..., None]
@@ -118,8 +118,8 @@ class RegionHeads(nn.Module):
 def distinct(
     boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, count: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """NMS within each image and group: scores of the `count` best that are left (`OUT` where there are fewer), and
-    their rows. One call does all images: boxes are moved apart, groups to the right and images down."""
+    """NMS within each image and group: scores of the `count` best remaining boxes (`OUT` if there are fewer), and
+    their rows. One call handles all images: boxes are shifted apart, groups to the right and images down."""
     batch, total = scores.shape
     image = torch.arange(batch, device=boxes.device)[:, None].expand(-1, total)
     shift = torch.stack([groups * (size[1] + 1), image * (size[0] + 1)], -1).to(boxes)
@@ -138,5 +138,5 @@ def _taken(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _large(boxes: Tensor, least: float) -> Tensor:
-    """Which boxes, xyxy, are at least so wide and high."""
+    """Mask of the boxes, xyxy, that are at least `least` wide and high."""
     return (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= least

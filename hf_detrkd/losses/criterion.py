@@ -1,9 +1,9 @@
-"""The detection loss of every family: one loss for all, fast, and independent of the number of processes.
+"""Detection loss of all families: one vectorised implementation, independent of the number of processes.
 
-It has transformers' value and gradient wherever these are right. Where it differs on purpose (box counts, D-FINE's
-auxiliary layers, proposals of two-stage Deformable DETR, class weights, evaluation of LW-DETR), `PAPERS.md` says how,
-and `tests/test_criterion_faults.py` shows fault and mend. Every divisor is a [`BatchTotals`], counted over all
-processes and accumulated micro-batches, so that the balance of task and distillation does not depend on the machine.
+Values and gradients equal those of transformers' losses except for deliberate corrections (box counts, D-FINE's
+auxiliary layers, proposals of two-stage Deformable DETR, class weights, evaluation of LW-DETR): `PAPERS.md` describes
+them, `tests/losses/test_criterion_faults.py` shows each fault and its fix. Every divisor is a [`BatchTotals`], counted
+over all processes and accumulated micro-batches, so that task and distillation losses keep their balance on any setup.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ from .matching import HungarianMatcher, match_columns, stack_layers, to_device, 
 
 @dataclass(frozen=True)
 class Denoising:
-    """Answers to noised ground truth: `layers` with `2 * max_boxes * num_groups` rows, in every group first the
-    positive copies of all boxes, then the negative ones; `edges`, where the family has such, are their
-    distributions."""
+    """Predictions for denoising queries.
+
+    Attributes:
+        layers (`tuple[Predictions]`): `2 * max_boxes * num_groups` queries, in every group first the positive copies
+            of all boxes, then the negative ones.
+        num_groups (`int`): number of denoising groups.
+        edges ([`EdgeDistributions`], *optional*): their edge distributions, if the family predicts them.
+    """
 
     layers: tuple[Predictions, ...]
     num_groups: int
@@ -36,16 +41,16 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Answers:
-    """All that a detection loss supervises in one pass.
+    """All predictions that the detection loss supervises in one pass.
 
     Attributes:
-        layers (`tuple[Predictions]`): answers to the model's own queries, last layer last.
+        layers (`tuple[Predictions]`): predictions for the model's own queries, last layer last.
         num_groups (`int`): groups of queries in every layer, each matched with all boxes.
-        encoder ([`Predictions`], *optional*): proposals of a two-stage encoder, as many groups.
+        encoder ([`Predictions`], *optional*): proposals of a two-stage encoder, with the same number of groups.
         denoising ([`Denoising`], *optional*)
-        edges ([`EdgeDistributions`], *optional*): of the last layers.
-        model_losses (`dict[str, torch.Tensor]`, *optional*): scalars that the model itself computed, where they were
-            asked for.
+        edges ([`EdgeDistributions`], *optional*): edge distributions of the last layers.
+        model_losses (`dict[str, torch.Tensor]`, *optional*): scalar losses that the model computed itself, for
+            [`ModelCriterion`].
     """
 
     layers: tuple[Predictions, ...]
@@ -58,10 +63,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Matched:
-    """Predictions of several layers `(num_layers, batch_size, num_queries, ...)` with the queries of their boxes.
+    """Predictions of several layers `(num_layers, batch_size, num_queries, ...)` with the query matched to each box.
 
-    `index` and `box_index` have the shape `(num_layers, batch_size, max_boxes)`; the second, with its own targets and
-    divisor, is for boxes where these are matched otherwise than classes.
+    `index` and `box_index` have the shape `(num_layers, batch_size, max_boxes)`; `box_index`, `box_targets` and
+    `box_count` are set if the box losses use another matching than the class loss.
     """
 
     logits: Tensor
@@ -77,7 +82,7 @@ class Matched:
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """Stacked predictions of several layers `(num_layers, batch_size, num_queries, ...)` with what they learn."""
+    """Stacked predictions of several layers `(num_layers, batch_size, num_queries, ...)` with their targets."""
 
     name: str
     logits: Tensor
@@ -97,13 +102,13 @@ class DetectionCriterion:
     Args:
         classification (`str`): see [`~hf_detrkd.losses.functional.hard_class_loss`].
         matcher ([`HungarianMatcher`])
-        class_weight, box_weight, giou_weight (`float`): weights of the three parts.
-        fgl_weight, ddf_weight (`float`): weights of the losses of edge distributions.
+        class_weight, box_weight, giou_weight (`float`): weights of the class, L1 and GIoU losses.
+        fgl_weight, ddf_weight (`float`): weights of the FGL and DDF losses of edge distributions (D-FINE).
         no_object_weight (`float`): weight of no-object in the cross entropy.
-        alpha, gamma (`float`): of the classification.
+        alpha, gamma (`float`): parameters of the focal-type classification losses.
         auxiliary (`bool`): whether layers before the last are supervised too.
-        class_agnostic_encoder (`bool`): encoder proposals know only "object", class 0 (two-stage Deformable DETR).
-        dense_boxes (`bool`): a query that any layer matched learns a box in every layer (DEIM's union of matchings).
+        class_agnostic_encoder (`bool`): all encoder proposals have class 0, "object" (two-stage Deformable DETR).
+        dense_boxes (`bool`): a query matched in any layer gets a box loss in every layer (DEIM's union of matchings).
     """
 
     classification: Literal["cross_entropy", "focal", "varifocal", "matchability", "iou_aware"]
@@ -121,15 +126,15 @@ class DetectionCriterion:
     dense_boxes: bool = False
 
     def with_auxiliary(self, auxiliary: bool) -> DetectionCriterion:
-        """The same loss with every decoder layer supervised, or only the last."""
+        """The same criterion with all decoder layers supervised, or only the last."""
         return replace(self, auxiliary=auxiliary)
 
     def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
-        """Computes the loss of one batch: [`costs`], their copy to the host, and [`losses`].
+        """Computes the loss of one batch: [`costs`], copies them to the host, then [`losses`].
 
         Returns:
-            `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, then the same with
-            `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
+            `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, and the same with
+            suffix `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
         """
         return sum_over_layers(self, answers, targets, totals)
 
@@ -146,7 +151,7 @@ class DetectionCriterion:
     def losses(
         self, answers: Answers, targets: Targets, totals: BatchTotals, host_costs: Sequence[np.ndarray]
     ) -> dict[str, Tensor]:
-        """The loss by weighted part and layer.
+        """Weighted loss parts by layer.
 
         Args:
             answers ([`Answers`])
@@ -168,7 +173,7 @@ class DetectionCriterion:
         return losses
 
     def _sets(self, answers: Answers, targets: Targets) -> list[PredictionSet]:
-        """The predictions that are matched with boxes: of the decoder, then of the encoder if it has some."""
+        """The prediction sets to match with boxes: of the decoder, then of a two-stage encoder if present."""
         layers = answers.layers if self.auxiliary else answers.layers[-1:]
         sets = [PredictionSet.of("", layers, targets)]
         if answers.encoder is not None:
@@ -180,11 +185,11 @@ class DetectionCriterion:
     def _matched(
         self, costs: Sequence[np.ndarray], sets: Sequence[PredictionSet], totals: BatchTotals, answers: Answers
     ) -> list[Matched]:
-        """Assignments of every set, on the device."""
+        """Solves the assignments of every set and moves them to the device."""
         targets, groups = sets[0].targets, answers.num_groups
         device, totals = targets.boxes.device, totals.repeated(groups)
         indices = [match_columns(cost, targets.counts, groups) for cost in costs]
-        pairs = vote(indices, costs[0].shape[2]) if self.dense_boxes else ()
+        pairs = vote(indices, costs[0].shape[2]) if self.dense_boxes else ()  # two (batch_size, max_pairs)
         sent = to_device([*indices, *pairs], device)
         matched = [
             Matched(one.logits, one.boxes, one.targets.repeated(groups), index, totals)
@@ -192,7 +197,7 @@ class DetectionCriterion:
         ]
         if pairs:
             rows, columns = sent[-2:]
-            wanted = gather_matched(targets.boxes, columns)
+            wanted = gather_matched(targets.boxes, columns)  # (batch_size, max_pairs, 4)
             count = totals.mean_counts(torch.full((), float((pairs[0] >= 0).sum()), device=device))
             matched = [
                 replace(one, box_index=rows.expand(len(one.index), -1, -1), box_targets=wanted, box_count=count)
@@ -206,7 +211,7 @@ class DetectionCriterion:
         options = {"alpha": self.alpha, "gamma": self.gamma, "no_object_weight": self.no_object_weight}
         classes = hard_class_loss(one.logits, one.index, one.targets.labels, self.classification, ious, **options)
         divisor = class_divisor = one.totals.boxes_or_one
-        if self.classification == "cross_entropy":  # transformers' weighted mean over all queries
+        if self.classification == "cross_entropy":  # weighted mean over all queries, as in transformers
             class_divisor = one.totals.class_weight(one.logits.shape[2], self.no_object_weight)
         index, wanted = one.index, one.targets.boxes
         if one.box_index is not None and one.box_targets is not None and one.box_count is not None:
@@ -227,19 +232,19 @@ class DetectionCriterion:
         return losses
 
     def _ddf(self, one: Matched, edges: EdgeDistributions, index: Tensor, ious: Tensor) -> Tensor:
-        """Means over matched and over other edges, weighted with the roots of their numbers."""
+        """Means over matched and unmatched edges, weighted with the square roots of their counts (D-FINE's DDF)."""
         matched, others = decoupled_focal(edges, index, ious, one.logits[-1])
         count: Any = one.totals.matched if one.box_count is None else one.box_count
         rest = one.totals.images * one.logits.shape[2] - count
-        # Where one kind is missing its sum is zero, whatever divides it.
+        # If one kind is missing, its sum is zero, and so is its quotient.
         roots = ((4 * count) ** 0.5 + 1e-6, abs(4 * rest) ** 0.5 + 1e-6)
         return (matched.sum() / roots[0] + others.sum() / roots[1]) / (roots[0] + roots[1])
 
 
 @dataclass(frozen=True)
 class ModelCriterion:
-    """The loss that the model computes itself: of a family whose loss is not a set prediction, or transformers' own,
-    faults included, in place of ours, for comparison."""
+    """Uses the loss that the model computes itself: for families without a set-prediction loss, or to compare with
+    transformers' own loss, its faults included."""
 
     def with_auxiliary(self, auxiliary: bool) -> ModelCriterion:
         return self
@@ -260,17 +265,17 @@ class ModelCriterion:
 def sum_over_layers(
     criterion: DetectionCriterion | ModelCriterion, answers: Answers, targets: Targets, totals: BatchTotals
 ) -> dict[str, Tensor]:
-    """The parts of a loss by itself, summed over layers."""
+    """Computes one criterion, with its own transfer of the costs, and sums its parts over layers."""
     host_costs = to_host(criterion.costs(answers, targets))
     losses = criterion.losses(answers, targets, totals, host_costs)
     return {name: layers.sum() for name, layers in losses.items()}
 
 
 def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -> Matched:
-    """Positive copies answer for the box that they were made from: no matching."""
+    """Assigns every positive copy to the box that it was made from: no matching is needed."""
     num_groups, most = denoising.num_groups, targets.labels.shape[1]
     group, box = torch.meshgrid(torch.arange(num_groups), torch.arange(most), indexing="ij")
-    rows = (group * 2 * most + box).flatten().to(targets.labels.device, non_blocking=True)
+    rows = (group * 2 * most + box).flatten().to(targets.labels.device, non_blocking=True)  # (num_groups * max_boxes,)
     copies = targets.repeated(num_groups)
     index = torch.where(copies.valid, rows, -1).expand(len(denoising.layers), -1, -1)
     counts = replace(totals, boxes=totals.boxes_or_one * num_groups, matched=totals.boxes * num_groups)

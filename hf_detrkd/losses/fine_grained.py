@@ -1,8 +1,8 @@
-"""Boxes as distributions over bins: the two losses of D-FINE that no other family has.
+"""Losses on box-edge distributions: D-FINE's FGL and DDF.
 
-D-FINE predicts each edge's offset from a first box as a distribution over uneven bins, refined from layer to layer.
-FGL is the cross entropy with the two bins next to the true offset; DDF draws every layer to the distributions of the
-last one.
+D-FINE predicts the offset of each box edge from an initial box as a distribution over non-uniform bins, refined from
+layer to layer. FGL is the cross entropy with the two bins next to the true offset; DDF distils the distributions of
+the last layer into the other layers.
 
 References:
     Peng et al., D-FINE: Redefine Regression Task in DETRs as Fine-grained Distribution Refinement,
@@ -20,19 +20,19 @@ from torchvision.ops import box_convert
 from .functional import gather_matched, scatter_matched
 
 
-TEMPERATURE = 5.0  # of DDF [released code]
+TEMPERATURE = 5.0  # softmax temperature of DDF [released code]
 
 
 @dataclass(frozen=True)
 class EdgeDistributions:
-    """Distributions of a decoder's edges.
+    """Distributions of the box edges that a decoder predicts.
 
     Attributes:
         logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, 4, num_bins + 1)`): left, top, right,
             bottom.
-        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): first boxes, from whose centre and in units of
-            whose size offsets are measured; detached.
-        up, reg_scale (`float`): form of the bins: see [`bin_offsets`].
+        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): initial boxes, detached; offsets are measured
+            from their centre in units of their size.
+        up, reg_scale (`float`): parameters of the bins: see [`bin_offsets`].
     """
 
     logits: Tensor
@@ -41,12 +41,12 @@ class EdgeDistributions:
     reg_scale: float
 
     def last(self) -> EdgeDistributions:
-        """The last layer alone."""
+        """Only the last layer."""
         return replace(self, logits=self.logits[-1:])
 
 
 def bin_offsets(num_bins: int, up: float, reg_scale: float, device: torch.device) -> Tensor:
-    """Offsets that the bins stand for, `(num_bins + 1,)`, ascending: fine around 0, coarse outside."""
+    """Offset of each bin, `(num_bins + 1,)`, ascending: fine around 0, coarse outside (D-FINE's `W(n)`)."""
     bound = abs(up) * abs(reg_scale)
     place = torch.arange(num_bins + 1, device=device) - num_bins // 2
     offsets = place.sign() * ((bound + 1) ** (2 * place.abs() / (num_bins - 2)) - 1)
@@ -56,14 +56,14 @@ def bin_offsets(num_bins: int, up: float, reg_scale: float, device: torch.device
 
 @torch.no_grad()
 def edge_targets(edges: EdgeDistributions, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the true edges lie among the bins.
+    """Bin positions of the true edges.
 
     Args:
-        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each box.
-        targets (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`): true boxes.
+        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): query matched to each box.
+        targets (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`): ground-truth boxes.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: the bin to the left, and the weight in [0, 1] of the one to its right,
+        `tuple[torch.Tensor, torch.Tensor]`: the bin to the left, and the weight in [0, 1] of the bin to the right,
         both of shape `(num_layers, batch_size, max_boxes, 4)`.
     """
     num_bins = edges.logits.shape[-1] - 1
@@ -80,18 +80,19 @@ def edge_targets(edges: EdgeDistributions, index: Tensor, targets: Tensor) -> tu
 
 
 def fine_grained_localization(edges: EdgeDistributions, index: Tensor, targets: Tensor, ious: Tensor) -> Tensor:
-    """FGL: cross entropy with the two bins beside every true edge, weighted by the IoU of box and query.
+    """FGL: cross entropy with the two bins next to every true edge, weighted by the IoU of box and query.
 
     Args:
         index, targets: see [`edge_targets`].
         ious (`torch.Tensor` of shape `(num_layers, batch_size, max_boxes)`): detached.
 
     Returns:
-        `torch.Tensor` of shape `(num_layers,)`: sums. Divide them by the number of boxes.
+        `torch.Tensor` of shape `(num_layers,)`: sums, to be divided by the number of boxes.
     """
     left, right_weight = edge_targets(edges, index, targets)
+    # (num_layers, batch_size, max_boxes, 4, num_bins + 1)
     logits = gather_matched(edges.logits.flatten(-2), index).unflatten(-1, edges.logits.shape[-2:]).float()
-    beside = logits.gather(-1, torch.stack([left, left + 1], dim=-1))
+    beside = logits.gather(-1, torch.stack([left, left + 1], dim=-1))  # (num_layers, batch_size, max_boxes, 4, 2)
     weight = torch.stack([1 - right_weight, right_weight], dim=-1)
     losses = logits.logsumexp(-1) - (weight * beside).sum(-1)
     return (losses.sum(-1) * ious * (index >= 0)).sum((1, 2))
@@ -100,17 +101,17 @@ def fine_grained_localization(edges: EdgeDistributions, index: Tensor, targets: 
 def decoupled_focal(
     edges: EdgeDistributions, index: Tensor, ious: Tensor, last_logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """DDF: divergence of every layer but the last from the distributions of the last.
+    """DDF: KL divergence of every layer but the last from the distributions of the last layer.
 
-    Matched queries weigh as much as their IoU, the others as much as the last layer's best score.
+    Matched queries are weighted by their IoU, unmatched ones by the highest class score of the last layer.
 
     Args:
         index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`)
         ious (`torch.Tensor` of shape `(num_layers, batch_size, max_boxes)`): detached.
-        last_logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): of the last layer.
+        last_logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): class logits of the last layer.
 
     Returns:
-        `tuple` of two `torch.Tensor` of shape `(num_layers - 1,)`: sums over edges of matched and of other queries.
+        `tuple` of two `torch.Tensor` of shape `(num_layers - 1,)`: sums over edges of matched and unmatched queries.
     """
     index, ious = index[:-1], ious[:-1]
     goal = (edges.logits[-1].detach().float() / TEMPERATURE).softmax(-1)

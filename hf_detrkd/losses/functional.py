@@ -1,6 +1,6 @@
-"""Pure tensor functions: box overlap, classification losses, and what is compared between two detectors.
+"""Pure tensor functions: box overlap, classification losses, and losses between two detectors.
 
-Everything is computed in float32. Functions return one value per row (a query, a matched pair) unless they say
+Everything is computed in float32. Functions return one value per row (a query or a matched pair) unless stated
 otherwise, so that callers choose the weights and the divisor. Boxes are `(center_x, center_y, width, height)`.
 """
 
@@ -22,10 +22,10 @@ def box_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         boxes (`torch.Tensor` of shape `(..., 4)`): cxcywh.
         others (`torch.Tensor` of shape `(..., 4)`): cxcywh. Equal shapes give pairs; `boxes[..., :, None, :]` against
-            `others[..., None, :, :]` gives the whole matrix.
+            `others[..., None, :, :]` gives the full matrix.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: IoU in [0, 1] and GIoU in [-1, 1]. An area of zero counts as the smallest
+        `tuple[torch.Tensor, torch.Tensor]`: IoU in [0, 1] and GIoU in [-1, 1]. Zero areas are clamped to the smallest
         positive number, so that two degenerate boxes give 0 and not NaN.
 
     References:
@@ -53,7 +53,7 @@ def box_distance(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 summed over coordinates and `1 - GIoU`, both of shape `(...)`, of paired boxes `(..., 4)`."""
+    """L1 distance summed over coordinates and `1 - GIoU` of paired boxes `(..., 4)`, both of shape `(...)`."""
     return box_distance(boxes, targets), 1 - box_overlap(boxes, targets)[1]
 
 
@@ -61,16 +61,16 @@ def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_targets(teacher: Predictions, activation: str) -> Tensor:
-    """The teacher's class probabilities in the form of the student's head.
+    """Soft class targets: the teacher's probabilities in the format of the student's head.
 
     Args:
         teacher ([`Predictions`])
         activation (`"sigmoid"` or `"softmax"`): the student's.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_queries, num_classes)`, with a no-object column behind for softmax.
-        A sigmoid teacher of a softmax student has no column for no-object: `1 - max_c p_c` stands for it, and the row
-        is normalised (ours).
+        `torch.Tensor` of shape `(batch_size, num_queries, num_classes)`, for softmax with a last column for no-object.
+        If the teacher is a sigmoid head and the student a softmax head, no-object gets `1 - max_c p_c` and the row is
+        normalised (ours).
     """
     scores = teacher.scores()
     if activation == "sigmoid":
@@ -81,12 +81,12 @@ def class_targets(teacher: Predictions, activation: str) -> Tensor:
     return scores / scores.sum(-1, keepdim=True)
 
 
-UNKNOWN = -1e4  # logit of a class that is left out: no probability, no gradient, and finite in 16 bits
+UNKNOWN = -1e4  # logit of an excluded class: zero probability, no gradient, and finite in 16 bits
 
 
 def among_known(student: Predictions, teacher: Predictions) -> Predictions:
-    """The student's predictions without the classes that the teacher does not know, so that class terms compare the
-    rest alone: the left-out columns have no probability on either side."""
+    """The student's predictions with the classes that the teacher does not know masked out, so that class losses
+    compare only known classes: the masked columns have zero probability for both models."""
     if teacher.known is None:
         return student
     known = F.pad(teacher.known, (0, student.logits.shape[-1] - len(teacher.known)), value=True)
@@ -102,11 +102,11 @@ def soft_class_loss(logits: Tensor, probabilities: Tensor, activation: str) -> T
         activation (`"sigmoid"` or `"softmax"`): binary cross entropy summed over classes, or cross entropy.
 
     Returns:
-        `torch.Tensor` of shape `(...)`. Its gradient is that of the cross entropy alone.
+        `torch.Tensor` of shape `(...)`. Its gradient equals that of the cross entropy.
     """
     logits, entropy = logits.float(), torch.special.entr(probabilities)
     if activation == "sigmoid":
-        # Term by term: `z - z * p` and a difference of two sums would leave 1e-5 where 80 classes agree.
+        # Term by term: `z - z * p` and a difference of two sums would give 1e-5 instead of 0 for 80 equal classes.
         cross = probabilities * F.softplus(-logits) + (1 - probabilities) * F.softplus(logits)
         entropy = entropy + torch.special.entr(1 - probabilities)
     else:
@@ -117,8 +117,8 @@ def soft_class_loss(logits: Tensor, probabilities: Tensor, activation: str) -> T
 def softmax_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """`KL(softmax(z_T / T) || softmax(z_S / T))` summed over the last dimension; no factor of `T ** 2`.
 
-    The teacher's distribution is the first argument of the divergence: the student is drawn to cover it. Softmax over
-    logits that were trained with a sigmoid does not see a shift common to all classes.
+    This is the forward KL divergence, with the teacher's distribution as the reference. For logits trained with a
+    sigmoid it ignores a shift that is common to all classes.
     """
     student = (logits.float() / temperature).log_softmax(-1)
     teacher = (teacher_logits.float() / temperature).log_softmax(-1)
@@ -129,8 +129,8 @@ def softmax_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
 
 KINDS = ("cross_entropy", "focal", "varifocal", "matchability", "iou_aware")
-"""Classification losses: softmax with no-object (DETR), focal (Deformable DETR), VFL (RT-DETR), MAL (DEIM), IA-BCE
-(LW-DETR)."""
+"""Classification losses: softmax cross entropy with no-object (DETR), focal (Deformable DETR), VFL (RT-DETR), MAL
+(DEIM), IA-BCE (LW-DETR)."""
 
 
 def hard_class_loss(
@@ -145,22 +145,22 @@ def hard_class_loss(
 ) -> Tensor:
     """Classification loss of every query, matched or not.
 
-    Every query is charged as if it had no object, and a matched one is then charged the difference at its class: one
-    pass over the logits and no one-hot tensor.
+    First every query gets the loss of a background query; matched queries then add the difference between foreground
+    and background loss at their class. This needs one pass over the logits and no one-hot tensor.
 
     Args:
         logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, num_classes)`)
-        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each box; -1 where it
-            has none.
+        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): query matched to each box; -1 for
+            unmatched boxes.
         labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
-        kind (`str`): one of [`KINDS`]. `"cross_entropy"` takes no-object as the last class and weighs it with
+        kind (`str`): one of [`KINDS`]. `"cross_entropy"` has no-object as the last class and weights it with
             `no_object_weight`. The others are sums over classes of `-t log p - (1 - t) w log(1 - p)`, where `t` and
-            `w` follow the IoU `q` of the matched box: see [`_background`] and [`_foreground`].
+            `w` depend on the IoU `q` of the matched box: see [`_background`] and [`_foreground`].
         ious (`torch.Tensor` of shape `(num_layers, batch_size, max_boxes)`): `q` of each box and its query, detached.
-        alpha, gamma (`float`): `alpha` of 1 leaves the weight out.
+        alpha, gamma (`float`): parameters of the focal-type losses; `alpha` of 1 disables the weight.
 
     Returns:
-        `torch.Tensor` of shape `(num_layers,)`: the sum over images, queries and classes.
+        `torch.Tensor` of shape `(num_layers,)`: sums over images, queries and classes.
 
     References:
         Lin et al., Focal Loss, https://arxiv.org/abs/1708.02002; Zhang et al., VarifocalNet,
@@ -168,33 +168,34 @@ def hard_class_loss(
         Align-DETR (IA-BCE), https://arxiv.org/abs/2304.07527
     """
     logits, matched = logits.float(), index >= 0
-    cells = index.clamp(min=0) * logits.shape[-1] + labels
+    cells = index.clamp(min=0) * logits.shape[-1] + labels  # index into logits flattened over queries and classes
     if kind == "cross_entropy":
         log_probabilities = logits.log_softmax(-1)
-        no_object = -no_object_weight * log_probabilities[..., -1]
+        no_object = -no_object_weight * log_probabilities[..., -1]  # (num_layers, batch_size, num_queries)
         correct = -log_probabilities.flatten(-2).gather(-1, cells)
         change = correct - no_object.gather(-1, index.clamp(min=0))
         return no_object.sum((1, 2)) + (change * matched).sum((1, 2))
-    picked = logits.flatten(-2).gather(-1, cells)
+    picked = logits.flatten(-2).gather(-1, cells)  # (num_layers, batch_size, max_boxes)
     change = _foreground(picked, ious, kind, alpha, gamma) - _background(picked, kind, alpha, gamma)
     return _background(logits, kind, alpha, gamma).sum((1, 2, 3)) + (change * matched).sum((1, 2))
 
 
 def _background(logits: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
-    """Loss of a class that is not there: `w p^gamma * -log(1 - p)`. VFL and MAL hold the factor constant."""
+    """Loss of a background class: `w p^gamma * -log(1 - p)`. VFL and MAL detach the factor `p^gamma`."""
     scores = logits.detach() if kind in ("varifocal", "matchability") else logits
     weight = {"focal": 1 - alpha, "iou_aware": 1.0}.get(kind, alpha)
     return weight * scores.sigmoid().pow(gamma) * F.softplus(logits)
 
 
 def _foreground(logits: Tensor, ious: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
-    """Loss of the class of a matched box, whose IoU with it is `q`."""
+    """Loss at the class of a matched box, where `ious` is the IoU `q` of query and box."""
     if kind == "focal":
         return alpha * (-logits).sigmoid().pow(gamma) * F.softplus(-logits)
     if kind == "varifocal":
         return ious * F.binary_cross_entropy_with_logits(logits, ious, reduction="none")
     if kind == "matchability":
         return F.binary_cross_entropy_with_logits(logits, ious.pow(gamma), reduction="none")
+    # IA-BCE: target p^alpha q^(1 - alpha)
     quality = (logits.detach().sigmoid().pow(alpha) * ious.pow(1 - alpha)).clamp(min=0.01)
     return F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
@@ -205,9 +206,8 @@ def gather_matched(values: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_matched(index: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    """`rows` `(..., num_queries)` with the values of matched boxes `(..., max_boxes)` in their places; an index of -1
-    changes nothing."""
-    slots = index.masked_fill(index < 0, rows.shape[-1])
+    """`rows` `(..., num_queries)` with the values `(..., max_boxes)` written at `index`; an index of -1 is ignored."""
+    slots = index.masked_fill(index < 0, rows.shape[-1])  # -1 goes to an extra slot that is cut off again
     return F.pad(rows, (0, 1)).scatter(-1, slots, values.to(rows.dtype))[..., :-1]
 
 
@@ -216,15 +216,15 @@ def matched_box_losses(boxes: Tensor, index: Tensor, targets: Tensor) -> tuple[T
 
     Args:
         boxes (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, 4)`)
-        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): the query of each box, -1 for none.
+        index (`torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`): query matched to each box, or -1.
         targets (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
 
     Returns:
-        `tuple` of `torch.Tensor`: sums of L1 and of `1 - GIoU`, `(num_layers,)`, and every box's detached IoU with its
-        query, `(num_layers, batch_size, max_boxes)`.
+        `tuple` of `torch.Tensor`: sums of L1 and of `1 - GIoU`, both `(num_layers,)`, and the detached IoU of each box
+        and its query, `(num_layers, batch_size, max_boxes)`.
     """
     matched = index >= 0
-    own = gather_matched(boxes.float(), index)
+    own = gather_matched(boxes.float(), index)  # (num_layers, batch_size, max_boxes, 4)
     iou, giou = box_overlap(own, targets.expand_as(own))
     distance = box_distance(own, targets.expand_as(own))
     return (distance * matched).sum((1, 2)), ((1 - giou) * matched).sum((1, 2)), iou.detach()
@@ -233,14 +233,14 @@ def matched_box_losses(boxes: Tensor, index: Tensor, targets: Tensor) -> tuple[T
 def detection_losses(
     logits: Tensor, boxes: Tensor, index: Tensor, labels: Tensor, targets: Tensor, kind: str, **class_options: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three detection losses of several decoder layers at once, as sums.
+    """Sums of the class, L1 and GIoU losses of several decoder layers at once.
 
     Args:
         logits, index, labels, kind, class_options: see [`hard_class_loss`].
         boxes, targets: see [`matched_box_losses`].
 
     Returns:
-        `tuple` of three `torch.Tensor` of shape `(num_layers,)`: class, L1, `1 - GIoU`. Divide them by counts.
+        `tuple` of three `torch.Tensor` of shape `(num_layers,)`: class, L1, `1 - GIoU`, not normalised.
     """
     distance, giou, iou = matched_box_losses(boxes, index, targets)
     return hard_class_loss(logits, index, labels, kind, iou, **class_options), distance, giou

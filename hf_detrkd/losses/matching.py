@@ -1,8 +1,8 @@
-"""Hungarian matching, batched: costs of all layers and images on the device, one copy to the host, scipy.
+"""Batched Hungarian matching: costs of all layers and images on the device, one copy to the host, scipy.
 
-The assignment itself takes a few percent of a matcher's time; the copies and the cost take the rest. So every cost of
-a step, of the detection loss and of the method, is computed as padded tensors and brought over in one copy: see
-[`to_host_by_group`].
+The assignment itself takes a few percent of the matching time; computing and copying the costs takes the rest. All
+costs of a step, of the detection loss and of the methods, are therefore padded tensors that are copied in one
+transfer: see [`to_host_by_group`].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def to_host_by_group(groups: Sequence[Sequence[Tensor]]) -> list[list[np.ndarray
         groups (`Sequence[Sequence[torch.Tensor]]`): the cost tensors of each loss.
 
     Returns:
-        `list[list[np.ndarray]]`: the same on the host, see [`to_host`].
+        `list[list[np.ndarray]]`: the same costs on the host, see [`to_host`].
     """
     host = iter(to_host([cost for costs in groups for cost in costs]))
     return [[next(host) for _ in costs] for costs in groups]
@@ -45,7 +45,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Copies int64 arrays to the device in a single transfer, from pinned memory: the host does not wait."""
+    """Copies int64 arrays to the device in a single transfer, on CUDA from pinned memory without blocking the host."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
@@ -55,16 +55,16 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
 
 
 def match_columns(cost: np.ndarray, counts: Sequence[int], num_groups: int = 1) -> np.ndarray:
-    """The row that an optimal assignment gives to each column.
+    """Row (query) that the optimal assignment gives to each column (ground-truth box).
 
     Args:
         cost (`np.ndarray` of shape `(num_layers, batch_size, num_groups * num_rows, max_columns)`)
         counts (`Sequence[int]` of length `batch_size`): columns of each image that are not padding.
-        num_groups (`int`): groups of rows, of which each is matched with all columns.
+        num_groups (`int`): groups of rows, each matched with all columns.
 
     Returns:
         `np.ndarray` of shape `(num_layers, batch_size, num_groups * max_columns)`, int64; -1 for padding and for
-        columns left over where an image has more columns than rows.
+        unmatched columns of an image with more columns than rows.
     """
     num_layers, batch_size, num_rows, most = cost.shape
     num_rows //= num_groups
@@ -77,21 +77,21 @@ def match_columns(cost: np.ndarray, counts: Sequence[int], num_groups: int = 1) 
 
 
 def vote(indices: Sequence[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every row that any layer matched, with the column that most layers gave it (the first of equals).
+    """For every query matched in any layer, the box chosen by majority vote over layers (the first one on ties).
 
     Args:
         indices (`Sequence[np.ndarray]` of shape `(num_layers, batch_size, max_columns)`): see [`match_columns`].
         num_rows (`int`)
 
     Returns:
-        `tuple` of two `np.ndarray` of shape `(batch_size, max_pairs)`, int64: rows, -1 for padding, and their columns.
+        `tuple` of two `np.ndarray` of shape `(batch_size, max_pairs)`, int64: queries, -1 for padding, and boxes.
     """
     stacked = np.concatenate(indices)
     _, batch_size, most = stacked.shape
     votes = np.zeros((batch_size, num_rows + 1, max(most, 1)), dtype=np.int64)
     images, columns = np.indices(stacked.shape)[1:]
-    np.add.at(votes, (images, stacked, columns), 1)  # a row of -1 is the last one
-    votes = votes[:, :-1]
+    np.add.at(votes, (images, stacked, columns), 1)  # -1 counts into the extra last row
+    votes = votes[:, :-1]  # (batch_size, num_rows, max_columns)
     chosen = votes.max(-1) > 0
     pairs = np.full((2, batch_size, chosen.sum(-1).max(initial=0)), -1, dtype=np.int64)
     for image in range(batch_size):
@@ -102,10 +102,10 @@ def vote(indices: Sequence[np.ndarray], num_rows: int) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class HungarianMatcher:
-    """Weights of the matching cost `class * c + box * |b - b'|_1 - giou * GIoU(b, b')`.
+    """Matching cost `class_weight * c + box_weight * |b - b'|_1 - giou_weight * GIoU(b, b')`.
 
-    The class cost against ground truth is `-p` for softmax heads and the difference of the focal terms for sigmoid
-    heads (`alpha`, `gamma`), as in DETR and Deformable DETR.
+    The class cost `c` against the ground truth is `-p` for softmax heads (DETR) and the difference of the positive and
+    the negative focal term (`alpha`, `gamma`) for sigmoid heads (Deformable DETR).
     """
 
     class_weight: float = 2.0
@@ -116,7 +116,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets, activation: str) -> Tensor:
-        """Cost of giving each query to each ground-truth box.
+        """Cost of matching each query with each ground-truth box.
 
         Args:
             logits (`torch.Tensor` of shape `(num_layers, batch_size, num_queries, num_classes)`)
@@ -125,7 +125,7 @@ class HungarianMatcher:
         Returns:
             `torch.Tensor` of shape `(num_layers, batch_size, num_queries, max_boxes)`.
         """
-        # Probabilities of the ground truth's classes alone: (num_layers, batch_size, num_queries, max_boxes).
+        # Only the probabilities of the ground-truth classes: (num_layers, batch_size, num_queries, max_boxes).
         columns = targets.labels[None, :, None, :].expand(*logits.shape[:-1], -1)
         if activation == "softmax":
             class_cost = -logits.float().softmax(-1).gather(-1, columns)
@@ -151,7 +151,7 @@ class HungarianMatcher:
         return self.class_weight * class_cost + self._box_cost(student.boxes, teacher.boxes)
 
     def _box_cost(self, boxes: Tensor, others: Tensor) -> Tensor:
-        rows, columns = boxes[..., :, None, :], others[..., None, :, :]
+        rows, columns = boxes[..., :, None, :], others[..., None, :, :]  # broadcast to (..., rows, columns, 4)
         _, giou = box_overlap(rows, columns)
         return self.box_weight * box_distance(rows, columns) - self.giou_weight * giou
 
@@ -159,8 +159,8 @@ class HungarianMatcher:
         """Matches every layer with the ground truth.
 
         Returns:
-            `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query of each box, -1 for padding
-            and for boxes that found none.
+            `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query matched to each box, -1 for
+            padding and for unmatched boxes.
         """
         logits, boxes = stack_layers(layers)
         (cost,) = to_host([self.cost(logits, boxes, targets, layers[0].activation)])
@@ -168,19 +168,19 @@ class HungarianMatcher:
 
 
 def stack_layers(layers: Sequence[Predictions]) -> tuple[Tensor, Tensor]:
-    """Logits and boxes, both of shape `(num_layers, batch_size, num_queries, ...)`."""
+    """Stacks logits and boxes of layers, both of shape `(num_layers, batch_size, num_queries, ...)`."""
     return torch.stack([layer.logits for layer in layers]), torch.stack([layer.boxes for layer in layers])
 
 
 def positives(index: np.ndarray, num_queries: int) -> np.ndarray:
-    """Whether each teacher query was given a box: bool of shape `(num_layers, batch_size, num_queries)`."""
+    """Mask of teacher queries that are matched to a box: bool of shape `(num_layers, batch_size, num_queries)`."""
     chosen = np.zeros((*index.shape[:2], num_queries + 1), dtype=bool)
     np.put_along_axis(chosen, np.where(index < 0, num_queries, index), True, axis=-1)
     return chosen[..., :num_queries]
 
 
 def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The student query of each teacher query: positives are assigned first, the rest among what is left.
+    """Student query of each teacher query: positives are matched first, the others with the remaining student queries.
 
     Args:
         cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`)

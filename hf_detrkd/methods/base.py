@@ -1,4 +1,4 @@
-"""What a distillation method is."""
+"""Base class of the distillation methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .decoding import DecodedQueries, QueryRequests
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from; goes into the model card."""
+    """Reference of a method, cited in the model card."""
 
     title: str
     arxiv: str
@@ -27,37 +27,37 @@ class Paper:
 
 @dataclass(frozen=True)
 class ComparingConfig:
-    """Options of every method that compares a student with a teacher."""
+    """Options of all methods that compare student and teacher predictions."""
 
     gate: Literal["none", "better"] = field(
         default="none",
         metadata={
-            "help": "better: compare on objects alone, and there only what the teacher does better: classes where its "
-            "score is higher, boxes where its IoU is [after Sun et al., task-adaptive regularization]."
+            "help": "better: distil only objects that the teacher predicts better: classes where its score is higher, "
+            "boxes where its IoU is higher [after Sun et al., task-adaptive regularization]. Default: none."
         },
     )
 
 
 class DistillationMethod(nn.Module):
-    """Compares a student with its teacher. A method holds its projections and nothing else between calls.
+    """Computes losses between a student and its teacher. Projections are the only state that it keeps between calls.
 
     Args:
         config: an instance of `config_class`.
         student ([`DetectorSpec`])
-        teacher ([`DetectorSpec`]): `None` for a method without one.
+        teacher ([`DetectorSpec`]): `None` for a method without a teacher.
 
     Raises:
-        ValueError: the pair cannot do what the config asks; the sentence says what to change.
+        ValueError: the pair does not support the config; the message says what to change.
     """
 
     name: ClassVar[str]
     paper: ClassVar[Paper | None]
     config_class: ClassVar[type]
     groups: ClassVar[tuple[str, ...]] = ()
-    """Names between part and layer in the keys of the losses, for those that have one."""
+    """Possible values of [`LossKey.group`] in the losses."""
     needs_teacher: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names among the losses of what is logged and no loss."""
+    """Keys in the result of [`losses`] that are only logged and not part of the loss."""
 
     def __init__(self, config: Any, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__()
@@ -65,12 +65,12 @@ class DistillationMethod(nn.Module):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each part by its name `<method>_<part>`, which begins the keys of the losses that it weighs."""
+        """Weight of each part by its name `<method>_<part>`; it applies to all losses whose key starts with it."""
         raise NotImplementedError
 
     @property
     def gated(self) -> bool:
-        """Whether a term may be zero because the teacher is nowhere better."""
+        """True if a loss may be zero because the teacher is not better for any object."""
         return vars(self.config).get("gate") == "better"
 
     def forward(
@@ -81,18 +81,18 @@ class DistillationMethod(nn.Module):
         totals: BatchTotals,
         generator: torch.Generator,
     ) -> dict[LossKey, Tensor]:
-        """Computes the unweighted losses of one batch by this method only: [`query_requests`], [`costs`] and
-        [`losses`] in turn.
+        """Computes the unweighted losses of one batch for this method only: calls [`query_requests`], the decoders,
+        [`costs`] and [`losses`].
 
         Args:
             student ([`DetectorOutput`]): with gradient.
-            teacher ([`DetectorOutput`]): without.
+            teacher ([`DetectorOutput`]): without gradient.
             targets ([`Targets`])
             totals ([`BatchTotals`]): divisors.
-            generator (`torch.Generator`): on the CPU, seeded by the run's seed and step: equal on all processes.
+            generator (`torch.Generator`): on the CPU, seeded with the run's seed and step: equal on all processes.
 
         Returns:
-            `dict[LossKey, torch.Tensor]`: scalars, and [`metrics`].
+            `dict[LossKey, torch.Tensor]`: scalar losses, and [`metrics`].
         """
         requests = self.query_requests(student, teacher, targets, generator)
         decoded = DecodedQueries(
@@ -106,18 +106,18 @@ class DistillationMethod(nn.Module):
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator
     ) -> QueryRequests:
-        """Queries that the two decoders are to answer besides their own. Default: none.
+        """Extra queries for the two decoders, in addition to the models' own. Default: none.
 
-        The requests of all methods of a step go through each decoder in one pass.
+        The requests of all methods of a step are batched into one pass per decoder.
         """
         return QueryRequests()
 
     def costs(
         self, student: DetectorOutput, teacher: DetectorOutput, decoded: DecodedQueries, targets: Targets
     ) -> list[Tensor]:
-        """Costs of the assignments that [`losses`] needs. Default: none.
+        """Matching costs of the assignments that [`losses`] needs. Default: none.
 
-        The costs of all methods and of the detection loss go to the host in one copy. Called without autocast.
+        The costs of all methods and of the detection loss are copied to the host together. Called without autocast.
 
         Args:
             student, teacher ([`DetectorOutput`])
@@ -135,26 +135,26 @@ class DistillationMethod(nn.Module):
         totals: BatchTotals,
         host_costs: list[np.ndarray],
     ) -> dict[LossKey, Tensor]:
-        """The unweighted losses of one batch; what every method implements. Called without autocast.
+        """Computes the unweighted losses of one batch; every method implements it. Called without autocast.
 
         Args:
             student, teacher ([`DetectorOutput`])
             decoded ([`DecodedQueries`]): predictions for [`query_requests`].
             targets ([`Targets`])
             totals ([`BatchTotals`]): divisors.
-            host_costs (`list[np.ndarray]`): the [`costs`] on the host, in their order.
+            host_costs (`list[np.ndarray]`): the [`costs`] on the host, in the same order.
 
         Returns:
-            `dict[LossKey, torch.Tensor]`: scalars, and [`metrics`].
+            `dict[LossKey, torch.Tensor]`: scalar losses, and [`metrics`].
         """
         raise NotImplementedError
 
 
 def checked_losses(method: DistillationMethod, losses: object) -> dict[LossKey, Tensor]:
-    """The losses of a method, if they are what the distiller can weigh.
+    """Returns the losses of a method after checking their type.
 
     Raises:
-        TypeError: they are no dictionary of scalars by [`LossKey`].
+        TypeError: they are not a dictionary from [`LossKey`] to scalar tensors.
     """
     wanted = f"{type(method).__name__}.losses must return a dict of scalar tensors by LossKey"
     if not isinstance(losses, dict):
@@ -167,14 +167,15 @@ def checked_losses(method: DistillationMethod, losses: object) -> dict[LossKey, 
 
 
 def refuse_many_to_one(method: str, student: DetectorSpec, teacher: DetectorSpec | None = None) -> None:
-    """
+    """Raises an error if a detector is not one-to-one.
+
     Raises:
-        ValueError: a detector of which several boxes answer for one object.
+        ValueError: a detector that predicts one object from several boxes.
     """
     pair = f"A {student.family} student" + (f" and a {teacher.family} teacher" if teacher else "")
     for spec in (student, teacher):
         if spec is not None and not spec.one_to_one:
             raise ValueError(
-                f"{pair} cannot do {method}, which matches every object with one query: in {spec.family} all boxes "
-                "that overlap it answer for it; choose --method kd_detr, clockdistill or task_adaptive."
+                f"{pair} cannot use {method}, which matches every object with one query: {spec.family} predicts it "
+                "from every box that overlaps it; choose --method kd_detr, clockdistill or task_adaptive."
             )

@@ -1,4 +1,4 @@
-"""CLoCKDistill: the encoder's memory where objects are, and answers to queries made from the ground truth."""
+"""CLoCKDistill: distils encoder memory weighted by location, and predictions for queries from the ground truth."""
 
 from __future__ import annotations
 
@@ -25,17 +25,29 @@ class CLoCKDistillConfig(PointsConfig):
     """Options of CLoCKDistill. Few of the paper's numbers are known: see PAPERS.md."""
 
     memory_weight: float = field(
-        default=1.0, metadata={"help": "Of the encoder's memory; 0 for none. [third-party code: 1]"}
+        default=1.0,
+        metadata={"help": "Weight of the memory loss; 0 disables it. Default: 1. [third-party code: 1]"},
     )
     target_queries_weight: float = field(
         default=1.0,
-        metadata={"help": "Of the queries from the ground truth; 0 for none. [third-party code: 1]"},
+        metadata={
+            "help": "Weight of the losses of queries from the ground truth; 0 disables them. Default: 1. "
+            "[third-party code: 1]"
+        },
     )
     foreground_alpha: float = field(
-        default=5e-5, metadata={"help": "Of memory inside boxes. [third-party code, said to be the paper's: 5e-5]"}
+        default=5e-5,
+        metadata={
+            "help": "Weight of the memory loss inside boxes. Default: 5e-5. "
+            "[third-party code, said to be the paper's: 5e-5]"
+        },
     )
     background_beta: float = field(
-        default=1e-7, metadata={"help": "Of memory outside boxes. [third-party code, said to be the paper's: 1e-7]"}
+        default=1e-7,
+        metadata={
+            "help": "Weight of the memory loss outside boxes. Default: 1e-7. "
+            "[third-party code, said to be the paper's: 1e-7]"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -43,7 +55,7 @@ class CLoCKDistillConfig(PointsConfig):
         weights = (self.memory_weight, self.target_queries_weight)
         if min(*weights, self.foreground_alpha, self.background_beta) < 0 or max(weights) == 0:
             raise ValueError(
-                "CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above, got "
+                "CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above 0, got "
                 f"{weights}, alpha {self.foreground_alpha} and beta {self.background_beta}."
             )
 
@@ -51,22 +63,22 @@ class CLoCKDistillConfig(PointsConfig):
 class CLoCKDistill(DistillationMethod):
     """Location-and-context-aware memory distillation and target-aware consistent logit distillation.
 
-    * memory: squared distance, summed over channels, of the maps that the decoder reads. A cell inside a box counts
-      as a part of that box's area, the smallest box's where several meet; a cell outside as a part of the background:
-      `alpha * sum M S d^2 + beta * sum (1 - M) S d^2`, summed over levels.
-    * target queries: one query for every ground-truth box, the same for both decoders and never trained; their answers
-      are compared layer by layer as in KD-DETR, with `1 * T^2 KL(teacher || student) + 5 * L1 + 2 * (1 - GIoU)` and
-      the teacher's highest score as the weight of a query, summing to 1 over an image.
+    * memory: squared distance `d^2`, summed over channels, of the maps that the decoder reads. The scale `S` of cells
+      inside boxes (mask `M`) is one over the area of the smallest box that contains them, that of cells outside one
+      over their number: `alpha * sum M S d^2 + beta * sum (1 - M) S d^2`, summed over levels.
+    * target queries: one query per ground-truth box, the same for both decoders and not trained; predictions are
+      compared layer by layer as in KD-DETR, with `1 * T^2 KL(teacher || student) + 5 * L1 + 2 * (1 - GIoU)`. Queries
+      are weighted by the teacher's highest score, normalised to sum to 1 over an image.
 
     Requirements:
-        For `target_queries_weight` above 0, a kind of place that both decoders take: boxes, or reference points.
+        For `target_queries_weight` above 0, two decoders that share boxes or reference points.
 
     References:
         Lan & Tian, CLoCKDistill: Consistent Location-and-Context-aware Knowledge Distillation for DETRs, WACV 2026,
         https://arxiv.org/abs/2502.10683
 
     Relations:
-        [`KDDETR`] asks at random places and at the teacher's own; here the places are those of the objects.
+        [`KDDETR`] uses random queries and the teacher's own queries; here the queries are the ground-truth boxes.
 
     Example:
         ```python
@@ -91,16 +103,16 @@ class CLoCKDistill(DistillationMethod):
         self.place = shared_place(student, teacher)
         if config.target_queries_weight and self.place is None:
             raise ValueError(
-                f"CLoCKDistill asks both decoders at the objects' boxes, but a {teacher.family} teacher and a "
-                f"{student.family} student cannot both be asked at a place: set target_queries_weight to 0, or choose "
-                "two families with boxes or reference points."
+                f"CLoCKDistill decodes queries at the ground-truth boxes, but a {teacher.family} teacher and a "
+                f"{student.family} student share neither boxes nor reference points: set target_queries_weight to 0, "
+                "or choose two families with boxes or reference points."
             )
         if config.memory_weight:
             self.projections = projections(student.features["encoder"], teacher.features["encoder"])
 
     @property
     def memory_parts(self) -> tuple[str, ...]:
-        """Of the background nobody can say whose memory is better: a gate leaves it out."""
+        """Parts of the memory loss. A gate disables the background, where teacher and student cannot be ranked."""
         return ("foreground",) if self.config.gate == "better" else ("foreground", "background")
 
     @property
@@ -141,7 +153,7 @@ class CLoCKDistill(DistillationMethod):
     def _memory(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
     ) -> dict[LossKey, Tensor]:
-        """Sums over levels of the distances inside and outside of boxes, by level of the student."""
+        """Scaled squared distances inside and outside of boxes, one loss per student level."""
         counted = targets.valid
         if self.config.gate == "better":
             counted = better_objects(student.layers[-1], teacher.layers[-1], targets)
@@ -149,7 +161,7 @@ class CLoCKDistill(DistillationMethod):
         for level, own in enumerate(student.features["encoder"]):
             goal = nearest_level(own, teacher.features["encoder"])
             apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[level])
-            distance = apart.square().sum(1)
+            distance = apart.square().sum(1)  # (batch_size, height, width)
             foreground, background = location_scales(targets, counted, goal)
             scales = {"foreground": foreground, "background": background}
             for part in self.memory_parts:
@@ -177,13 +189,13 @@ class CLoCKDistill(DistillationMethod):
 
 
 def target_queries(targets: Targets) -> ObjectQueries:
-    """One query at every ground-truth box; rows of padding are a group of their own, which no real row sees."""
+    """One query per ground-truth box; padded rows form a separate group, which real queries do not attend to."""
     targets = targets.at_least_one_row()
     return ObjectQueries(boxes=targets.boxes, groups=(~targets.valid).long())
 
 
 def location_scales(targets: Targets, counted: Tensor, goal: FeatureMap) -> tuple[Tensor, Tensor]:
-    """What each cell of a map counts for.
+    """Foreground and background weight of each cell of a map.
 
     Args:
         targets ([`Targets`])
@@ -193,11 +205,11 @@ def location_scales(targets: Targets, counted: Tensor, goal: FeatureMap) -> tupl
 
     Returns:
         `tuple` of two `torch.Tensor` of shape `(batch_size, height, width)`: one over the area, in cells, of the
-        smallest box that holds the cell, 0 outside of boxes; and one over the number of cells outside of boxes, 0
+        smallest box that contains the cell, 0 outside of boxes; and one over the number of cells outside of boxes, 0
         inside. Padded cells are 0 in both.
     """
     inside, area = cells_of(targets, goal)
-    smallest, box = torch.where(inside, area[..., None, None], torch.inf).min(1)
+    smallest, box = torch.where(inside, area[..., None, None], torch.inf).min(1)  # both (batch_size, height, width)
     is_foreground = smallest.isfinite()
     foreground = torch.where(is_foreground & counted.gather(1, box.flatten(1)).view_as(box), 1 / smallest, 0.0)
     real = torch.ones_like(is_foreground) if goal.padding is None else ~goal.padding

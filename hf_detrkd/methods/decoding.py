@@ -1,4 +1,4 @@
-"""What methods ask of both decoders beyond the models' own queries: collected first, then asked in one pass."""
+"""Extra decoder queries requested by the methods, batched into one decoder pass per model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
 
 Layers = tuple[Predictions, ...]
 
-MAX_GROUPS = 1024  # groups within one set of queries
+MAX_GROUPS = 1024  # upper bound on the number of groups within one set of queries
 
 
 @dataclass(frozen=True)
 class QueryRequests:
-    """Queries by a name that the method chooses, for each of the two models."""
+    """Extra queries for each of the two models, by names that the method chooses."""
 
     student: Mapping[str, ObjectQueries] = field(default_factory=dict)
     teacher: Mapping[str, ObjectQueries] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class QueryRequests:
 
 @dataclass(frozen=True)
 class DecodedQueries:
-    """Every decoder layer's answers, by the names of the questions."""
+    """Predictions of every decoder layer for the extra queries, by the names of the requests."""
 
     student: Mapping[str, Layers]
     teacher: Mapping[str, Layers]
@@ -35,14 +35,14 @@ class DecodedQueries:
 def decode_requests(
     requests: Sequence[QueryRequests], student: DetectorOutput, teacher: DetectorOutput | None
 ) -> list[DecodedQueries]:
-    """Asks the questions of several methods, with one decoder pass per model for all that can share one.
+    """Decodes the requests of several methods, with one decoder pass per model for all queries with the same fields.
 
     Args:
-        requests (`Sequence[QueryRequests]`): of each method.
-        student, teacher ([`DetectorOutput`]): the second may be `None` where nobody asks it.
+        requests (`Sequence[QueryRequests]`): requests of each method.
+        student, teacher ([`DetectorOutput`]): `teacher` may be `None` if no method has requests for it.
 
     Returns:
-        `list[DecodedQueries]`: of each method.
+        `list[DecodedQueries]`: predictions for each method.
     """
     own = _decode_one(student, [one.student for one in requests])
     theirs = _decode_one(teacher, [one.teacher for one in requests])
@@ -50,16 +50,16 @@ def decode_requests(
 
 
 def _decode_one(model: DetectorOutput | None, asked: Sequence[Mapping[str, ObjectQueries]]) -> list[dict[str, Layers]]:
-    """The answers of one model to what each method asks it."""
+    """Predictions of one model for the requests of each method."""
     every = [queries for one in asked for queries in one.values()]
     answers = iter(decode_together(model.decode, every) if model is not None else [])
     return [{name: next(answers) for name in one} for one in asked]
 
 
 def decode_together(decode: Callable[[ObjectQueries], Layers], asked: Sequence[ObjectQueries]) -> list[Layers]:
-    """Answers to several sets of queries, each as if it were asked alone.
+    """Predictions for several sets of queries, equal to those of decoding each set separately.
 
-    Sets with the same fields go through the decoder as one, apart by [`ObjectQueries.groups`].
+    Sets with the same fields are concatenated for one decoder pass and separated by [`ObjectQueries.groups`].
 
     Args:
         decode: see [`DetectorOutput`].
@@ -79,7 +79,7 @@ def decode_together(decode: Callable[[ObjectQueries], Layers], asked: Sequence[O
 
 
 def _joined(sets: Sequence[ObjectQueries]) -> ObjectQueries:
-    """Sets of queries with the same fields as one, with groups that keep them apart."""
+    """Concatenates sets of queries with the same fields, with group numbers that keep the sets separate."""
     numbers = []
     for i, queries in enumerate(sets):
         example = next(iter(queries.tensors.values()))

@@ -1,4 +1,4 @@
-"""Queries that a method asks the student, supervised by the ground truth."""
+"""Ground-truth detection losses for extra student queries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..structures.targets import BatchTotals, Targets
 from .layer_mapping import PARTS, per_layer
 
 
-MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # answers and ground truth
+MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # predictions with ground truth
 
 
 def classification_of(activation: str) -> str:
-    """The classification loss that fits a head: see [`~hf_detrkd.losses.functional.hard_class_loss`]."""
+    """Classification loss for a head's activation: see [`~hf_detrkd.losses.functional.hard_class_loss`]."""
     return "cross_entropy" if activation == "softmax" else "focal"
 
 
@@ -31,16 +31,16 @@ def supervised_losses(
     activation: str,
     pairs: list[tuple[int, int, float]],
 ) -> dict[LossKey, Tensor]:
-    """Detection losses of matched queries by part and student layer, divided by the number of boxes; a cross entropy,
-    by the weights of all queries.
+    """Detection losses of matched queries by part and student layer, divided by the number of boxes (cross entropy: by
+    the sum of the weights of all queries).
 
     Args:
-        key (`Callable[[str], LossKey]`): the key of a part.
+        key (`Callable[[str], LossKey]`): returns the key of a part.
         logits, boxes (`torch.Tensor` of shape `(num_pairs, batch_size, num_queries, ...)`)
-        index (`torch.LongTensor` of shape `(num_pairs, batch_size, max_boxes)`): the query of each box, -1 for none.
+        index (`torch.LongTensor` of shape `(num_pairs, batch_size, max_boxes)`): query matched to each box, or -1.
         targets ([`Targets`])
         totals ([`BatchTotals`])
-        activation (`str`): of the student's head.
+        activation (`str`): activation of the student's head.
         pairs: see [`per_layer`].
     """
     kind, boxes_or_one = classification_of(activation), totals.boxes_or_one

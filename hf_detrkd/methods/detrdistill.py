@@ -1,4 +1,4 @@
-"""DETRDistill: matched answers, features where the teacher looks, and the teacher's queries as a prior."""
+"""DETRDistill: Hungarian-matched logits, target-aware features, and the teacher's queries as a prior."""
 
 from __future__ import annotations
 
@@ -35,33 +35,47 @@ PAIRING = HungarianMatcher(class_weight=1.0, box_weight=5.0, giou_weight=2.0)  #
 
 @dataclass(frozen=True)
 class DETRDistillConfig(ComparingConfig):
-    """Options of DETRDistill. Defaults are the paper's or the released code's where these are known."""
+    """Options of DETRDistill. Defaults are those of the paper or the released code where these are known."""
 
     variant: Literal["paper", "released"] = field(
         default="paper",
         metadata={
-            "help": "paper: positives and negatives matched apart, the teacher's assignment supervises its queries; "
-            "released: one matching of all queries, and the student's own assignment."
+            "help": "paper: positives and negatives are matched separately, and the teacher's assignment supervises "
+            "its queries; released: one matching of all queries, and the student's own assignment. Default: paper."
         },
     )
-    logits_weight: float = field(default=1.0, metadata={"help": "Of the matched answers; 0 for none. [released: 1]"})
-    feature_weight: float = field(default=1.0, metadata={"help": "Of the features; 0 for none. [released: 1]"})
+    logits_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the logits loss; 0 disables it. Default: 1. [released: 1]"}
+    )
+    feature_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the feature loss; 0 disables it. Default: 1. [released: 1]"}
+    )
     assignment_weight: float = field(
-        default=1.0, metadata={"help": "Of the teacher's queries in the student; 0 for none. [released: 1]"}
+        default=1.0,
+        metadata={
+            "help": "Weight of the detection loss of the teacher's queries in the student; 0 disables it. Default: 1. "
+            "[released: 1]"
+        },
     )
     feature_level: Literal["neck", "encoder"] = field(
         default="neck",
-        metadata={"help": "Maps that enter the encoder [released code], or its output [figure of the paper]."},
+        metadata={
+            "help": "Distilled feature maps: neck, the input of the encoder [released code], or encoder, its output "
+            "[figure of the paper]. Default: neck."
+        },
     )
     gamma: float = field(
         default=0.5,
-        metadata={"help": "Quality of a query: score^gamma * IoU^(1 - gamma); paper variant only. [ours]"},
+        metadata={
+            "help": "Exponent in [0, 1] of the query quality score^gamma * IoU^(1 - gamma), for variant paper only. "
+            "Default: 0.5. [ours]"
+        },
     )
 
     def __post_init__(self) -> None:
         weights = (self.logits_weight, self.feature_weight, self.assignment_weight)
         if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"DETRDistill's weights must be at least 0 and one of them above, got {weights}.")
+            raise ValueError(f"DETRDistill's weights must be at least 0 and one of them above 0, got {weights}.")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma}.")
 
@@ -69,24 +83,23 @@ class DETRDistillConfig(ComparingConfig):
 class DETRDistill(DistillationMethod):
     """Hungarian-matching logits, target-aware features and query-prior assignment distillation.
 
-    * logits: student and teacher answers are paired by a Hungarian assignment, layer by layer; pairs share classes and
-      boxes. In the paper's form, positives (queries that the teacher's own matching gives to an object) are paired
-      first and negatives, with boxes alone, among the rest.
-    * feature: squared distance of feature maps under a mask that is high where the teacher's best queries resemble
-      the map.
-    * assignment: the student's decoder answers the *teacher's* queries and is supervised by ground truth through the
-      teacher's assignment.
+    * logits: student and teacher predictions are paired by Hungarian matching, layer by layer; class and box losses
+      are computed per pair. In the paper's variant, positives (queries that the teacher's own matching assigns to an
+      object) are paired first; negatives are paired among the rest and get only box losses.
+    * feature: squared distance of feature maps, weighted by a mask of their similarity to the teacher's best queries.
+    * assignment: the student decodes the *teacher's* queries, supervised by the ground truth through the teacher's
+      assignment.
 
     Requirements:
-        For `assignment_weight` above 0, queries that both decoders understand. For `feature_weight` above 0, feature
-        maps as wide as the teacher's decoder states.
+        For `assignment_weight` above 0, queries that both decoders accept. For `feature_weight` above 0, teacher
+        feature maps as wide as its decoder states.
 
     References:
         Chang et al., DETRDistill: A Universal Knowledge Distillation Framework for DETR-families, ICCV 2023,
         https://arxiv.org/abs/2211.10156
 
     Relations:
-        [`KDDETR`] asks both models the same queries, which needs no matching.
+        [`KDDETR`] decodes the same queries with both models, which needs no matching.
 
     Example:
         ```python
@@ -114,7 +127,7 @@ class DETRDistill(DistillationMethod):
         self.fields = shared_fields(student, teacher)
         if config.assignment_weight and not self.fields:
             raise ValueError(
-                f"A {student.family} student ({student.width} wide) cannot be asked the queries of a {teacher.family} "
+                f"A {student.family} student ({student.width} wide) cannot decode the queries of a {teacher.family} "
                 f"teacher ({teacher.width} wide): set assignment_weight to 0, or choose a teacher of the same family "
                 "and width."
             )
@@ -127,7 +140,7 @@ class DETRDistill(DistillationMethod):
         if set(wanted) != {teacher.width}:
             raise ValueError(
                 f"Feature masks compare the teacher's decoder states ({teacher.width} wide) with its {level} maps "
-                f"({sorted(set(wanted))} wide): set feature_level to the other place, or feature_weight to 0."
+                f"({sorted(set(wanted))} wide): set feature_level to the other value, or feature_weight to 0."
             )
         return projections(student.features[level], wanted)
 
@@ -154,8 +167,8 @@ class DETRDistill(DistillationMethod):
     def costs(
         self, student: DetectorOutput, teacher: DetectorOutput, decoded: DecodedQueries, targets: Targets
     ) -> list[Tensor]:
-        """Of the layers whose assignment supervises the prior's predictions against the ground truth, and of student
-        against teacher, `(num_pairs, batch_size, queries, columns)` both."""
+        """Matching costs `(num_pairs, batch_size, num_queries, num_columns)`: with the ground truth, for the layers
+        whose assignment supervises the teacher's queries in the student; and of student with teacher queries."""
         asked = decoded.student.get("prior", ())
         by_student = self.config.variant == "released" and bool(asked)
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
@@ -194,7 +207,7 @@ class DETRDistill(DistillationMethod):
         """Solves every assignment of the step.
 
         Returns:
-            `tuple` of `np.ndarray`, int64: the query of each box that supervises the asked layers, `(num_pairs,
+            `tuple` of `np.ndarray`, int64: the query matched to each box, for the assignment loss, `(num_pairs,
             batch_size, max_boxes)`; the student query of each teacher query, `(num_pairs, batch_size,
             teacher_queries)`, -1 for none; and 1 where that teacher query is a positive.
         """
@@ -225,7 +238,7 @@ class DETRDistill(DistillationMethod):
                 for (s, t, _), index in zip(self.pairs, pairing, strict=True)
             ],
             dim=1,
-        )
+        )  # (3, num_pairs, batch_size, teacher_queries)
         paired = pairing >= 0
         pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
@@ -238,13 +251,13 @@ class DETRDistill(DistillationMethod):
         losses: dict[LossKey, Tensor] = {}
         for group, (chosen, divisor) in groups.items():
             for part, values in zip(PARTS, terms, strict=True):
-                if (part, group) != ("class", "negative"):  # the class of a negative is always no object
+                if (part, group) != ("class", "negative"):  # the class of a negative is always no-object
                     value = (values * chosen).sum((1, 2)) / divisor
                     losses |= per_layer(LossKey(self.name, f"logits_{part}", group), value, self.pairs)
         return losses
 
     def _pair_terms(self, student: Predictions, teacher: Predictions, index: Tensor, targets: Targets) -> Tensor:
-        """Class, L1 and GIoU loss of every teacher query and its student query, `(3, batch_size, num_queries)`."""
+        """Class, L1 and GIoU loss of every teacher query and its student query, `(3, batch_size, teacher_queries)`."""
         logits = gather_matched(among_known(student, teacher).logits, index)
         paired = Predictions(logits, gather_matched(student.boxes, index), None, student.activation)
         classes = soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
@@ -254,7 +267,8 @@ class DETRDistill(DistillationMethod):
     def _features(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, totals: BatchTotals
     ) -> dict[LossKey, Tensor]:
-        """Sum over teacher layers and levels of the masked squared distance; masks enter it squared."""
+        """Masked squared distance of the maps, one loss per student level; the squared masks of all teacher layers are
+        summed."""
         teacher_maps = teacher.features[self.config.feature_level]
         gamma = None if self.config.variant == "released" else self.config.gamma
         directions = [query_direction(layer, targets, gamma) for layer in teacher.layers]
@@ -263,6 +277,7 @@ class DETRDistill(DistillationMethod):
             wanted = nearest_level(own, teacher_maps)
             goal = wanted.values.float()
             projected = on_the_grid_of(wanted, own, self.projections[level])
+            # (batch_size, height, width)
             squares = torch.stack([feature_mask(d, wanted) for d in directions]).square().sum(0)
             if self.config.gate == "better":
                 chosen = better_objects(student.layers[-1], teacher.layers[-1], targets)

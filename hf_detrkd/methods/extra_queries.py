@@ -1,4 +1,4 @@
-"""The control of KD-DETR: as many more queries, supervised by the ground truth and by no teacher."""
+"""Control experiment for KD-DETR: extra random queries supervised by the ground truth, without a teacher."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from .queries import RandomPlacesConfig, random_queries, takes_place, with_conte
 
 @dataclass(frozen=True)
 class ExtraQueriesConfig(RandomPlacesConfig):
-    """Options of the control."""
+    """Options of the control experiment."""
 
     extra_queries: int = field(
-        default=600, metadata={"help": "Random queries a step; as many as the points of the compared run. [ours]"}
+        default=600,
+        metadata={
+            "help": "Number of random queries per step; use the number of points of the compared run. Default: 600. "
+            "[ours]"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -35,12 +39,12 @@ class ExtraQueriesConfig(RandomPlacesConfig):
 class ExtraQueries(DistillationMethod):
     """Random queries in the student's decoder, matched with the ground truth in every layer (ours).
 
-    The places are those of KD-DETR's general points. What a run gains by this it gains from more queries, not from a
-    teacher's knowledge: a method has to beat it. Losses are those of detection: focal or cross entropy 2 or 1, L1 5,
-    GIoU 2, by the number of boxes.
+    The queries are those of KD-DETR's general points. A gain of this control comes from more queries and not from the
+    teacher: a distillation method has to exceed it. Losses are the detection losses, with weights 2 for focal or 1 for
+    cross entropy, 5 for L1 and 2 for GIoU, divided by the number of boxes.
 
     Requirements:
-        A student whose decoder can be asked other queries.
+        A student whose decoder accepts external queries.
     """
 
     name = "extra_queries"
@@ -56,7 +60,7 @@ class ExtraQueries(DistillationMethod):
         self.place = next((place for place in ("boxes", "points") if takes_place(student, place)), None)
         if self.place is None and "position" not in student.query_fields:
             raise ValueError(
-                f"extra_queries needs a decoder that can be asked other queries, and {student.family} has none: "
+                f"extra_queries needs a decoder that accepts external queries, but {student.family} has none: "
                 "choose --method none."
             )
 

@@ -1,4 +1,4 @@
-"""Feature maps of two models, brought to one grid and one width, and where to look at them."""
+"""Feature distillation helpers: alignment of the maps of two models, and masks of boxes and queries."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from ..structures.targets import Targets
 
 
 TOP_PAIRS = 100  # (query, class) pairs that make the feature mask [released code of DETRDistill]
-ROUNDING = 1e-4  # of a cell: a box that ends on a cell's border does not touch the next one
+ROUNDING = 1e-4  # tolerance in cells: a box that ends on a cell border does not touch the next cell
 
 
 def projections(widths: Sequence[int], wanted: Sequence[int]) -> nn.ModuleList:
-    """A 1x1 convolution for every level of the student whose width is not the teacher's.
+    """1x1 convolutions to the teacher's width, one per student level; identity where the widths are equal.
 
     Args:
         widths (`Sequence[int]`): channels of the student's levels.
-        wanted (`Sequence[int]`): channels of the teacher's, all equal.
+        wanted (`Sequence[int]`): channels of the teacher's levels, all equal.
     """
     (width,) = set(wanted)
     return nn.ModuleList(nn.Identity() if own == width else nn.Conv2d(own, width, 1) for own in widths)
 
 
 def nearest_level(own: FeatureMap, others: Sequence[FeatureMap]) -> FeatureMap:
-    """The map whose height is nearest, in octaves, to that of `own`."""
+    """The map whose height is nearest to that of `own` on a log2 scale."""
     height = own.values.shape[-2]
     return min(others, key=lambda other: abs(np.log2(other.values.shape[-2] / height)))
 
 
 def on_the_grid_of(goal: FeatureMap, own: FeatureMap, projection: nn.Module) -> Tensor:
-    """A student's map in the teacher's width and size, float32, `(batch_size, channels, height, width)`; bilinear
-    where the sizes differ (ours), each image's own part of the map onto its part of the other."""
+    """Projects a student map to the teacher's width and size, float32, `(batch_size, channels, height, width)`.
+
+    Different sizes are interpolated bilinearly (ours); with padding, the valid part of each image is mapped to its
+    valid part in the teacher's map.
+    """
     projected: Tensor = projection(own.values.float())
     size = goal.values.shape[-2:]
     if own.padding is None and goal.padding is None:
@@ -45,18 +48,19 @@ def on_the_grid_of(goal: FeatureMap, own: FeatureMap, projection: nn.Module) -> 
         return projected if same else F.interpolate(projected, size, mode="bilinear", align_corners=False)
     if projected.shape[-2:] == size and own.padding is not None and goal.padding is not None:
         return projected
-    axes = []
+    axes = []  # x (batch_size, width) and y (batch_size, height) in [-1, 1], as grid_sample expects
     for dimension in (1, 0):  # x, y
         cells = torch.arange(size[dimension], device=projected.device) + 0.5
         length = real_length(own, dimension)[:, None]
         inside = (cells / real_length(goal, dimension)[:, None] * length).clamp(min=0.5).minimum(length - 0.5)
         axes.append(2 * inside / projected.shape[2 + dimension] - 1)
+    # (batch_size, height, width, 2)
     grid = torch.stack(torch.broadcast_tensors(axes[0][:, None, :], axes[1][:, :, None]), -1)
     return F.grid_sample(projected, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def real_length(features: FeatureMap, dimension: int) -> Tensor:
-    """Cells of each image along the height (0) or the width (1) that are not padding, `(batch_size,)`."""
+    """Number of cells of each image along the height (0) or width (1) that are not padding, `(batch_size,)`."""
     values = features.values
     if features.padding is None:
         return torch.full((values.shape[0],), values.shape[2 + dimension], device=values.device)
@@ -64,15 +68,16 @@ def real_length(features: FeatureMap, dimension: int) -> Tensor:
 
 
 def real_cells(features: FeatureMap) -> Tensor | int:
-    """Cells of a map that are not padding: of each image `(batch_size,)`, or of all where nothing is padded."""
+    """Number of cells that are not padding: per image `(batch_size,)`, or one number if nothing is padded."""
     if features.padding is None:
         return features.values.shape[-2:].numel()
     return (~features.padding).sum((1, 2)).clamp(min=1)
 
 
 def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
-    """Cells that a box touches: its extent in cells, from floor to ceiling, at least one; boxes are in [0, 1] of the
-    image, which is the part of the map that is not padding.
+    """Cells that each box touches: its extent in cells from floor to ceiling, at least one cell.
+
+    Boxes are in [0, 1] of the image, which is the part of the map that is not padding.
 
     Returns:
         `tuple`: bool of shape `(batch_size, max_boxes, height, width)`, and areas `(batch_size, max_boxes)` in cells.
@@ -83,6 +88,7 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
         length = real_length(goal, dimension - 1)[:, None]
         center, half = targets.boxes[..., axis] * length, targets.boxes[..., axis + 2] * length / 2
         end = length.to(center.dtype)
+        # First and last cell of each box, (batch_size, max_boxes).
         first = (center - half + ROUNDING).floor().clamp(min=0).minimum(end - 1)
         last = (center + half - ROUNDING).ceil().maximum(first + 1).minimum(end)
         cells = torch.arange(size, device=first.device)
@@ -96,13 +102,13 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
 def query_direction(layer: Predictions, targets: Targets, gamma: float | None) -> Tensor:
     """Weighted sum of the unit decoder states of the best (query, class) pairs.
 
-    Since cosines are linear in the unit query, `sum_i w_i cos(q_i, f)` is the cosine-like product of this one vector
-    with the unit feature.
+    The cosine is linear in the unit query, so `sum_i w_i cos(q_i, f)` equals the dot product of this one vector with
+    the unit feature.
 
     Args:
-        layer ([`Predictions`]): the teacher's, with `hidden_states`.
-        targets ([`Targets`]): where an image has no object, the scores alone are the weights.
-        gamma (`float`, *optional*): weights are score^gamma * IoU^(1 - gamma), or score * IoU without it.
+        layer ([`Predictions`]): the teacher's predictions, with `hidden_states`.
+        targets ([`Targets`]): for an image without objects the weights are the scores.
+        gamma (`float`, *optional*): weights are score^gamma * IoU^(1 - gamma), or score * IoU if `None`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, width)`.
@@ -110,8 +116,8 @@ def query_direction(layer: Predictions, targets: Targets, gamma: float | None) -
     assert layer.hidden_states is not None
     scores = layer.scores()
     best, cells = scores.flatten(1).topk(min(TOP_PAIRS, scores[0].numel()))
-    rows = cells // scores.shape[-1]
-    overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]
+    rows = cells // scores.shape[-1]  # query of each pair, (batch_size, TOP_PAIRS)
+    overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]  # (batch_size, num_queries, max_boxes)
     overlap = overlap.masked_fill(~targets.valid[:, None], 0.0)
     nearest = F.pad(overlap, (0, 1)).amax(-1).gather(1, rows)
     weight = best * nearest if gamma is None else best.pow(gamma) * nearest.pow(1 - gamma)
@@ -122,14 +128,14 @@ def query_direction(layer: Predictions, targets: Targets, gamma: float | None) -
 
 @torch.no_grad()
 def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
-    """Where a map resembles the teacher's best queries.
+    """Similarity mask of a map to the teacher's best queries.
 
     Args:
         direction (`torch.Tensor` of shape `(batch_size, width)`): see [`query_direction`].
-        features ([`FeatureMap`]): the teacher's.
+        features ([`FeatureMap`]): a map of the teacher.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], its maximum 1 in every image; 0 on padding.
+        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], with maximum 1 in every image; 0 on padding.
     """
     unit = F.normalize(features.values.float(), dim=1)
     mask = torch.einsum("bc,bchw->bhw", direction, unit).clamp(min=0.01)

@@ -1,8 +1,8 @@
-"""Where the teacher does better than the student, by the ground truth: the option `gate` of the comparing losses.
+"""Gates that restrict distillation to objects that the teacher predicts better than the student (option `gate`).
 
-After task-adaptive regularization (Sun et al., https://arxiv.org/abs/2006.13108), which takes over a teacher's box
-only where it overlaps the object more than the student's own. A query belongs to the object that the teacher's box
-overlaps most, from an IoU of 0.5; queries that belong to none are not compared (ours).
+Following task-adaptive regularization (Sun et al., https://arxiv.org/abs/2006.13108), which distils a teacher box only
+if its IoU with the object is higher than the student's. A query is assigned to the object with the highest IoU with
+the teacher's box, at least 0.5; queries without an object are not compared (ours).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ MIN_IOU = 0.5
 
 @torch.no_grad()
 def better_answers(student: Predictions, teacher: Predictions, targets: Targets) -> Tensor:
-    """Where a teacher's answer is better than the student's answer that it is compared with.
+    """Mask of queries whose teacher prediction is better than the student prediction.
 
     Args:
-        student, teacher ([`Predictions`]): answers that are compared row by row.
+        student, teacher ([`Predictions`]): predictions that are compared query by query.
         targets ([`Targets`])
 
     Returns:
-        `torch.Tensor` of shape `(3, batch_size, num_queries)`: 1 or 0 for class, L1 and GIoU. A class is better where
-        the score of the object's class is higher; a box, where its IoU with the object is.
+        `torch.Tensor` of shape `(3, batch_size, num_queries)`: 1 or 0 for class, L1 and GIoU. A class is better if the
+        score of the object's class is higher, a box if its IoU with the object is higher.
     """
     if targets.labels.shape[1] == 0:
         return torch.zeros(3, *teacher.boxes.shape[:2], device=teacher.boxes.device)
     student = among_known(student, teacher)
     own, theirs = (_overlap(side, targets) for side in (student, teacher))
-    best, objects = theirs.max(-1)
+    best, objects = theirs.max(-1)  # (batch_size, num_queries)
     own = own.gather(-1, objects[..., None])[..., 0]
     labels = targets.labels.gather(1, objects)[..., None]
     scores = [side.scores().gather(-1, labels)[..., 0] for side in (student, teacher)]
@@ -45,7 +45,7 @@ def better_answers(student: Predictions, teacher: Predictions, targets: Targets)
 
 @torch.no_grad()
 def better_objects(student: Predictions, teacher: Predictions, targets: Targets) -> Tensor:
-    """Objects that the teacher finds better: the highest product of score and IoU among all its own answers.
+    """Mask of objects that the teacher detects better, by the highest product of score and IoU over its predictions.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, max_boxes)`, bool.

@@ -1,4 +1,4 @@
-"""KD-DETR: both decoders answer the same points, and the student copies the answers point by point."""
+"""KD-DETR: both models decode the same queries, and the student learns the teacher's prediction for each query."""
 
 from __future__ import annotations
 
@@ -23,27 +23,37 @@ from .region_points import best_boxes, nearby_proposals
 
 @dataclass(frozen=True)
 class KDDETRConfig(PointsConfig, RandomPlacesConfig):
-    """Options of KD-DETR. Defaults are the paper's or the released code's where these are known."""
+    """Options of KD-DETR. Defaults are those of the paper or the released code where these are known."""
 
     general_points: int = field(
-        default=300, metadata={"help": "Random points a step, one set for the whole batch; 0 for none. [paper: 300]"}
+        default=300,
+        metadata={
+            "help": "Number of random distillation points per step, one set for the whole batch; 0 disables them. "
+            "Default: 300. [paper: 300]"
+        },
     )
     specific_points: bool = field(
-        default=True, metadata={"help": "Whether the teacher's own queries are points too. [paper]"}
+        default=True,
+        metadata={"help": "Use the teacher's own queries as distillation points too. Default: true. [paper]"},
     )
     scale: Literal["normalized", "released"] = field(
         default="normalized",
         metadata={
-            "help": "Weights of an image's points sum to 1 [ours], or the released code's scale, whose class term "
-            "grows with the batch and shrinks with the number of classes."
+            "help": "normalized: the weights of an image's points sum to 1 [ours]; released: the scale of the "
+            "released code, whose class loss grows with the batch size and shrinks with the number of classes. "
+            "Default: normalized."
         },
     )
     foreground_weight: bool = field(
-        default=True, metadata={"help": "Weigh points with the teacher's highest class score. [paper]"}
+        default=True,
+        metadata={"help": "Weight points by the teacher's highest class score. Default: true. [paper]"},
     )
     teacher_layers: Literal["last", "each"] = field(
         default="last",
-        metadata={"help": "Teach every student layer by the teacher's last layer [released code], or by its own."},
+        metadata={
+            "help": "last: the teacher's last layer supervises every student layer [released code]; each: every "
+            "student layer has its corresponding teacher layer. Default: last."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -55,25 +65,25 @@ class KDDETRConfig(PointsConfig, RandomPlacesConfig):
 
 
 class KDDETR(DistillationMethod):
-    """Consistent distillation points.
+    """Distillation with consistent distillation points (queries shared by both decoders).
 
-    Two groups of queries go to both decoders, so that answers pair by index and no matching is needed: *general*
-    points, drawn anew every step, and *specific* points, the teacher's own queries, for which the target is its
-    ordinary answer. Queries get no gradient; student heads, decoder, encoder and backbone do.
+    Both decoders get the same two groups of queries, so that predictions pair by index without matching: *general*
+    points, sampled in every step, and *specific* points, the teacher's own queries, for which the target is its
+    ordinary prediction. Queries get no gradient; student heads, decoder, encoder and backbone do.
 
-    Per group, with the weight `w` of a point from the teacher's last layer (`w~` summing to 1 over an image):
-    `2 * T^2 * sum w~ KL(teacher || student) + 5 * sum w~ |b_S - b_T|_1 + 2 * sum w~ (1 - GIoU)`, for every student
-    layer.
+    Per group and student layer, with weights `w` of the points from the teacher's last layer (`w~`: normalised to sum
+    to 1 over an image):
+    `2 * T^2 * sum w~ KL(teacher || student) + 5 * sum w~ |b_S - b_T|_1 + 2 * sum w~ (1 - GIoU)`.
 
     Requirements:
-        A kind of place that both decoders take (boxes, or reference points), or one family and one width.
+        Two decoders that share boxes or reference points, or that have the same family and width.
 
     References:
         Wang et al., KD-DETR: Knowledge Distillation for Detection Transformer with Consistent Distillation Points
         Sampling, CVPR 2024, https://arxiv.org/abs/2211.08071
 
     Relations:
-        [`DETRDistill`] matches the two models' own answers instead, and so works where queries cannot be shared.
+        [`DETRDistill`] matches the predictions for the models' own queries, so it needs no shared queries.
 
     Example:
         ```python
@@ -124,7 +134,7 @@ class KDDETR(DistillationMethod):
         if not self.student.one_to_one:
             return self._regions(student, teacher, generator)
         asked: dict[str, ObjectQueries] = {}
-        answered: dict[str, ObjectQueries] = {}  # the teacher's ordinary answer is its answer to its own queries
+        answered: dict[str, ObjectQueries] = {}  # without its own queries: their predictions are already computed
         if self.config.specific_points:
             queries = teacher_queries(student, teacher, self._specific_fields())
             asked["specific"] = with_content(queries, self.config.content, self.student.width)
@@ -136,7 +146,7 @@ class KDDETR(DistillationMethod):
         return QueryRequests(asked, answered)
 
     def _regions(self, student: DetectorOutput, teacher: DetectorOutput, generator: torch.Generator) -> QueryRequests:
-        """The points of a student that looks at proposals: the teacher's boxes, and its own proposals."""
+        """Points for a proposal-based student: the teacher's best boxes, and the student's own proposals."""
         config, answers, places = self.config, teacher.layers[-1], {}
         if config.specific_points:
             places["specific"] = best_boxes(answers)
@@ -163,7 +173,7 @@ class KDDETR(DistillationMethod):
         return losses
 
     def _specific_fields(self) -> frozenset[str]:
-        """Learned queries are shared whole; a proposal is its box, its content is chosen by the config."""
+        """Fields of specific points: all shared fields, but for boxes the config chooses the content."""
         return self.fields - {"content"} if "boxes" in self.fields else self.fields
 
     def _compare(
@@ -174,7 +184,7 @@ class KDDETR(DistillationMethod):
         targets: Targets,
         totals: BatchTotals,
     ) -> dict[LossKey, Tensor]:
-        """Compares answers to the same points, layer by layer; `w` has shape `(batch_size, num_points)`."""
+        """Losses of one group of points, layer by layer; `weight` has shape `(batch_size, num_points)`."""
         best = teacher[-1].scores().amax(-1)
         weight = best if self.config.foreground_weight else torch.ones_like(best)
         pairs = self._pairs(len(student), len(teacher))
@@ -189,7 +199,7 @@ class KDDETR(DistillationMethod):
     def _terms(
         self, student: Predictions, teacher: Predictions, weight: Tensor, targets: Targets, totals: BatchTotals
     ) -> Tensor:
-        """Class, L1 and GIoU term of one layer, shape `(3,)`."""
+        """Class, L1 and GIoU loss of one layer, shape `(3,)`."""
         terms = point_losses(student, teacher, self.config, self.student.one_to_one)
         if self.config.gate == "better":
             terms = terms * better_answers(as_compared(student, teacher), teacher, targets)

@@ -1,4 +1,4 @@
-"""Which layer teaches which, and losses by part and layer."""
+"""Maps teacher decoder layers to student layers and names per-layer losses."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ..structures.loss_key import LossKey
 
 
 PARTS = ("class", "box", "giou")
-"""What a query's answer is compared in, in the order of all stacked terms."""
+"""Compared parts of a prediction (class, L1, GIoU), in the order of all stacked losses."""
 
 
 def layer_pairs(num_student: int, num_teacher: int) -> list[tuple[int, int, float]]:
-    """Which teacher layer supervises which student layer: teacher layer t (from 1) teaches ceil(t * L_S / L_T).
+    """Pairs every teacher layer with a student layer: teacher layer t (from 1) supervises ceil(t * L_S / L_T).
 
     Returns:
-        `list[tuple[int, int, float]]`: (student layer, teacher layer, weight) from 0; teacher layers that meet in one
-        student layer share a weight of 1 (ours: their mean).
+        `list[tuple[int, int, float]]`: (student layer, teacher layer, weight), layers from 0; the teacher layers of
+        one student layer share a weight of 1 (ours: their mean).
     """
     students = [-(-(t + 1) * num_student // num_teacher) - 1 for t in range(num_teacher)]
     return [(s, t, 1 / students.count(s)) for t, s in enumerate(students)]
 
 
 def per_layer(key: LossKey, values: Tensor, pairs: list[tuple[int, int, float]]) -> dict[LossKey, Tensor]:
-    """Scalars by student layer, from one value per layer pair `(num_pairs,)`."""
+    """Loss scalars by student layer, from one value per layer pair `(num_pairs,)`."""
     losses: dict[LossKey, Tensor] = {}
     for (layer, _, weight), value in zip(pairs, values.unbind(), strict=True):
         one = key.at(layer)
@@ -34,7 +34,7 @@ def per_layer(key: LossKey, values: Tensor, pairs: list[tuple[int, int, float]])
 def parts_per_layer(
     method: str, terms: Tensor, pairs: list[tuple[int, int, float]], group: str | None = None
 ) -> dict[LossKey, Tensor]:
-    """Scalars by part and student layer, from the terms of all parts, `(3, num_pairs)`."""
+    """Loss scalars by part and student layer, from the stacked losses of all parts, `(3, num_pairs)`."""
     losses: dict[LossKey, Tensor] = {}
     for part, values in zip(PARTS, terms.unbind(), strict=True):
         losses |= per_layer(LossKey(method, part, group), values, pairs)

@@ -1,4 +1,4 @@
-"""Queries that two decoders can be asked: the teacher's own, and places, random ones among them."""
+"""Builds queries that both decoders accept: teacher queries and random reference boxes."""
 
 from __future__ import annotations
 
@@ -12,42 +12,45 @@ from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries
 
 @dataclass(frozen=True)
 class PlacesConfig:
-    """Options of every method that asks queries at places."""
+    """Options of all methods that decode queries at given boxes or points."""
 
     content: Literal["zero", "own"] = field(
         default="zero",
         metadata={
-            "help": "What the decoders start from at a box: zeros [released code], or the model's own encoder token "
-            "at that place, which two-stage detectors are trained with [ours]."
+            "help": "Initial content of queries at boxes. zero: zeros [released code]; own: each model's own content, "
+            "such as the encoder token at the box, which two-stage detectors are trained with [ours]. Default: zero."
         },
     )
 
 
 @dataclass(frozen=True)
 class RandomPlacesConfig(PlacesConfig):
-    """Options of every method that asks queries at random places: see [`random_queries`]."""
+    """Options of all methods that decode random queries: see [`random_queries`]."""
 
     general_distribution: Literal["normal_logit", "uniform"] = field(
         default="normal_logit",
-        metadata={"help": "Random boxes: N(0, 1) before the sigmoid [released code], or uniform with sides >= 0.01."},
+        metadata={
+            "help": "Distribution of random boxes. normal_logit: N(0, 1) before the sigmoid [released code]; uniform: "
+            "uniform in [0, 1] with sides of at least 0.01. Default: normal_logit."
+        },
     )
 
 
 def takes_place(spec: DetectorSpec, place: str) -> bool:
-    """Whether a decoder can be asked at a place: a box serves where a point is wanted, never the other way."""
+    """True if a decoder accepts queries at boxes or points: a box can replace a point, but not vice versa."""
     return place in spec.query_fields or (place == "boxes" and "points" in spec.query_fields)
 
 
 def shared_place(student: DetectorSpec, teacher: DetectorSpec) -> str | None:
-    """The kind of place that both decoders can be asked at: `"boxes"`, `"points"`, or none."""
+    """Kind of reference that both decoders accept: `"boxes"`, `"points"` or `None`."""
     return next((p for p in ("boxes", "points") if takes_place(student, p) and takes_place(teacher, p)), None)
 
 
 def shared_fields(student: DetectorSpec, teacher: DetectorSpec) -> frozenset[str]:
-    """Fields of the teacher's own queries that the student's decoder understands; empty if it understands none.
+    """Fields of the teacher's own queries that the student's decoder accepts; empty if there are none.
 
-    Boxes and reference points mean the same to every model. Embeddings mean something only between models of one
-    family and width.
+    Boxes and reference points have the same meaning in every model. Embeddings can be shared only by models of the
+    same family and width.
     """
     if (student.family, student.width) == (teacher.family, teacher.width):
         return student.query_fields
@@ -58,7 +61,7 @@ def shared_fields(student: DetectorSpec, teacher: DetectorSpec) -> frozenset[str
 
 
 def teacher_queries(student: DetectorOutput, teacher: DetectorOutput, fields: frozenset[str]) -> ObjectQueries:
-    """The teacher's own queries for the student: detached, with the encoder rows only where both share the grid."""
+    """The teacher's own queries for the student: detached, with `rows` only if both encoders have the same grid."""
     queries = teacher.queries.detach()
     same_grid = [m.values.shape[-2:] for m in student.features["encoder"]] == [
         m.values.shape[-2:] for m in teacher.features["encoder"]
@@ -67,15 +70,15 @@ def teacher_queries(student: DetectorOutput, teacher: DetectorOutput, fields: fr
 
 
 def zero_content(queries: ObjectQueries, width: int) -> ObjectQueries:
-    """The same places with a content of zeros, `(batch_size, num_queries, width)`."""
+    """The same queries with a content of zeros, `(batch_size, num_queries, width)`."""
     place = queries.points if queries.boxes is None else queries.boxes
     assert place is not None
     return replace(queries, content=place.new_zeros(*place.shape[:2], width), rows=None)
 
 
 def with_content(queries: ObjectQueries, content: str, width: int) -> ObjectQueries:
-    """Queries at a place, with what a decoder starts from there: `"zero"`, or `"own"`, which each model adds itself.
-    Embeddings know no place and stay as they are."""
+    """Queries with their initial content: `"zero"`, or `"own"`, which each model adds itself. Queries with position
+    embeddings are returned unchanged."""
     return queries if content == "own" or queries.position is not None else zero_content(queries, width)
 
 
@@ -85,12 +88,12 @@ def random_queries(
     """One random set of queries for the whole batch, without content.
 
     Args:
-        place (`str`, *optional*): `"boxes"` or `"points"` give boxes (a centre is a point); `None` gives position
-            embeddings spread like the own ones of `example` (ours).
-        count (`int`)
-        distribution (`str`): of the boxes: `"normal_logit"`, N(0, 1) before the sigmoid, or `"uniform"` with sides of
-            at least 0.01.
-        example ([`DetectorOutput`]): for batch size, device and embeddings.
+        place (`str`, *optional*): `"boxes"` or `"points"` give boxes (the centre is the point); `None` gives position
+            embeddings with the mean and standard deviation of those of `example` (ours).
+        count (`int`): number of queries.
+        distribution (`str`): distribution of the boxes: `"normal_logit"`, N(0, 1) before the sigmoid, or `"uniform"`
+            with sides of at least 0.01.
+        example ([`DetectorOutput`]): provides batch size, device and embeddings.
         generator (`torch.Generator`): on the CPU.
     """
     batch_size, device = example.layers[-1].boxes.shape[0], example.layers[-1].boxes.device

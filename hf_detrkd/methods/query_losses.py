@@ -1,4 +1,4 @@
-"""Answers of two models to the same queries, compared one by one."""
+"""Per-query losses between student and teacher predictions for shared queries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from .queries import PlacesConfig
 
 @dataclass(frozen=True)
 class PointsConfig(ComparingConfig, PlacesConfig):
-    """Options of every method that asks both models the same queries."""
+    """Options of all methods that decode the same queries with both models."""
 
     class_loss: Literal["softmax_kl", "bce"] = field(
         default="softmax_kl",
         metadata={
-            "help": "KL of tempered softmax [released code], or of each head's own probabilities [ours], which a "
-            "sigmoid and a softmax head together always get, and a sigmoid head of one class. Faster R-CNN students "
-            "compare softmax_kl without background."
+            "help": "softmax_kl: KL divergence of softmax with temperature [released code]; bce: KL divergence of the "
+            "probabilities of the student's head type [ours], always used for pairs of a sigmoid and a softmax head "
+            "and for one sigmoid class. softmax_kl of Faster R-CNN students excludes the background. "
+            "Default: softmax_kl."
         },
     )
-    temperature: float = field(default=10.0, metadata={"help": "Of softmax_kl. [released code: 10]"})
+    temperature: float = field(
+        default=10.0,
+        metadata={"help": "Softmax temperature of class_loss softmax_kl. Default: 10. [released code: 10]"},
+    )
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -39,15 +43,15 @@ def point_losses(student: Predictions, teacher: Predictions, config: PointsConfi
     Args:
         student, teacher ([`Predictions`]): see [`as_compared`].
         config ([`PointsConfig`])
-        one_to_one (`bool`): of the student. If not, no-object is left out of the class loss: it says how much of an
-            object a box holds, and not whether another query already answers for it.
+        one_to_one (`bool`): [`DetectorSpec.one_to_one`] of the student. If false, `softmax_kl` excludes no-object,
+            which then tells how much of an object a box covers and not whether another query predicts the object.
     """
     boxes = as_compared(student, teacher).boxes
     return torch.stack([_class_loss(student, teacher, config, one_to_one), *box_losses(boxes, teacher.boxes)])
 
 
 def as_compared(student: Predictions, teacher: Predictions) -> Predictions:
-    """The student's answers with its boxes of the teacher's best class, where it has a box for every class."""
+    """The student's predictions, with the boxes of the teacher's best class if it predicts a box per class."""
     return replace(student, boxes=student.boxes_of(teacher.scores().argmax(-1)))
 
 
@@ -55,7 +59,7 @@ def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig
     logits, wanted = among_known(student, teacher).logits, teacher.logits
     softmax = config.class_loss == "softmax_kl"
     if one_to_one:
-        # A softmax over one class is constant.
+        # The softmax over a single class is constant.
         alone = student.activation == "sigmoid" and student.num_classes == 1
         softmax = softmax and not alone and student.activation == teacher.activation
     elif softmax := softmax and student.num_classes > 1:
@@ -66,5 +70,5 @@ def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig
 
 
 def shares(weight: Tensor) -> Tensor:
-    """Weights `(batch_size, num_queries)` that sum to 1 over each image, or to 0 where all are 0."""
+    """Normalises weights `(batch_size, num_queries)` to sum to 1 over each image, or to 0 if all are 0."""
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)

@@ -1,5 +1,4 @@
-"""Distillation points for a student that answers for every box that overlaps an object: where it looks, and where the
-teacher sees something."""
+"""Distillation points for proposal-based students: student proposals and the teacher's best boxes."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ from ..structures.outputs import WHOLE_IMAGE, DetectorOutput, ObjectQueries, Pre
 from .query_losses import shares
 
 
-MOST = 100  # boxes of the teacher
-NEAR = 0.5  # IoU of a proposal that lies at a box of the teacher
-SURE = 0.3  # score of the teacher's boxes that count for it
+MOST = 100  # number of teacher boxes
+NEAR = 0.5  # minimum IoU of a proposal that is near a teacher box
+SURE = 0.3  # minimum score of the teacher boxes that proposals are compared with
 
 
 def best_boxes(teacher: Predictions) -> ObjectQueries:
@@ -25,24 +24,25 @@ def best_boxes(teacher: Predictions) -> ObjectQueries:
 def nearby_proposals(
     student: DetectorOutput, teacher: Predictions, count: int, generator: torch.Generator
 ) -> ObjectQueries:
-    """Proposals of the student, drawn with replacement: half of them among those at a box of the teacher, half among
-    the rest; all from one kind where the other is missing, the whole image where both are.
+    """Samples student proposals with replacement: half of them near a teacher box, half among the others; all from one
+    kind if the other is missing, and the whole image if there are no proposals.
 
     Args:
         student ([`DetectorOutput`]): with `proposals`.
         teacher ([`Predictions`])
-        count (`int`): points an image.
+        count (`int`): points per image.
         generator (`torch.Generator`): on the CPU.
     """
     assert student.proposals is not None
     boxes, valid = student.proposals.boxes, student.proposals.valid
     if not boxes.shape[1]:
         return ObjectQueries(boxes=boxes.new_tensor(WHOLE_IMAGE).expand(len(boxes), count, -1))
+    # (batch_size, num_proposals, num_teacher_queries)
     overlap, _ = box_overlap(boxes[:, :, None], teacher.boxes.detach()[:, None])
     sure = teacher.scores().amax(-1) >= SURE
     near = valid & (overlap.masked_fill(~sure[:, None], 0.0).amax(-1) >= NEAR)
     weights = shares(near.float()) + shares((valid & ~near).float())
-    ends = weights.cumsum(-1)
+    ends = weights.cumsum(-1)  # inverse transform sampling
     places = torch.rand(len(boxes), count, generator=generator).to(boxes.device, non_blocking=True) * ends[:, -1:]
     rows = torch.searchsorted(ends, places, right=True).clamp(max=boxes.shape[1] - 1)
     return ObjectQueries(boxes=gather_matched(boxes, rows))

@@ -1,4 +1,4 @@
-"""Task-adaptive regularization: a detector of proposals takes over from its teacher what that does better."""
+"""Task-adaptive regularization: distils features, and classes and boxes of proposals where the teacher is better."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ from .features import cells_of, nearest_level, on_the_grid_of, projections, real
 from .queries import PlacesConfig, takes_place, with_content
 
 
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of torchvision's box coder
-BETA = 1 / 9  # where the smooth L1 of torchvision's box head turns linear
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # weights of torchvision's box coder
+BETA = 1 / 9  # threshold of the smooth L1 loss in torchvision's box head
 
 
 @dataclass(frozen=True)
 class TaskAdaptiveConfig(PlacesConfig):
-    """Options of task-adaptive regularization. No equation of the paper could be read: see `PAPERS.md`."""
+    """Options of task-adaptive regularization. The paper's equations were not available: see `PAPERS.md`."""
 
     feature_level: Literal["neck", "encoder"] = field(
         default="neck",
-        metadata={"help": "Which maps to compare: the projected ones, or those that the decoder reads. [paper: FPN]"},
+        metadata={
+            "help": "Distilled feature maps: neck, the projected maps, or encoder, those that the decoder reads. "
+            "Default: neck. [paper: FPN]"
+        },
     )
     class_gate: Literal["better", "foreground"] = field(
         default="better",
         metadata={
-            "help": "Take over the teacher's classes of objects where its score of the true class is higher [ours], "
-            "or of all objects."
+            "help": "Foreground proposals whose classes are distilled. better: those for which the teacher's score of "
+            "the true class is higher [ours]; foreground: all. Default: better."
         },
     )
     proposals: bool = field(
         default=True,
-        metadata={"help": "Whether the student's proposals are shared with the teacher, where it has such. [paper]"},
+        metadata={
+            "help": "Share the student's proposals with the teacher, for students with proposals. Default: true. "
+            "[paper]"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -52,27 +58,29 @@ class TaskAdaptiveConfig(PlacesConfig):
 
 
 class TaskAdaptiveRegularization(DistillationMethod):
-    """Adaptive at three levels: features under a Gaussian mask of the objects; classes of the student's proposals
-    where the teacher's score of the true class is higher; boxes where the teacher's overlap the object more than the
-    proposal does.
+    """Adaptive distillation of features under a Gaussian mask of the objects, of the classes of student proposals for
+    which the teacher's score of the true class is higher, and of boxes for which the teacher's box has a higher IoU
+    with the object than the proposal.
 
-    Over all levels `sum M |F_S - F_T|^2 / (2 D max(sum M, 1))`; on the chosen proposals `KL(teacher || student)`,
-    divided by their number; smooth L1 between the moves of the chosen proposals, divided by the number of all. A
-    student without proposals (the DETR line) gets the features alone. The decay over the training is the option
+    * features, for every level with mask `M` and `D` channels: `sum M |F_S - F_T|^2 / (2 D max(sum M, 1))`
+    * class, on the selected proposals: `KL(teacher || student)`, divided by their number
+    * box, on the selected proposals: smooth L1 between the box deltas, divided by the number of all proposals
+
+    Students without proposals (DETR families) get only the feature loss. The decay over the training is the option
     `--distillation_schedule linear` of every method.
 
-    The log tells the share of the student's foreground proposals that each gate lets through, ground-truth boxes
-    among them left out, since no teacher's box can be better than these.
+    The log has the share of foreground proposals that pass each gate. It excludes ground-truth boxes among the
+    proposals, since no teacher box can be better than these.
 
     Requirements:
-        For proposals a teacher that can be asked at boxes.
+        For proposals, a teacher whose decoder accepts boxes.
 
     References:
         Sun et al., Distilling Object Detectors with Task Adaptive Regularization, 2020,
         https://arxiv.org/abs/2006.13108
 
     Relations:
-        The gates of [`ComparingConfig`] are these, for methods that compare answers to queries.
+        [`ComparingConfig`] offers the same gates for methods that compare predictions for queries.
 
     Example:
         ```python
@@ -100,8 +108,8 @@ class TaskAdaptiveRegularization(DistillationMethod):
         self.shares_proposals = config.proposals and not student.one_to_one
         if self.shares_proposals and not takes_place(teacher, "boxes"):
             raise ValueError(
-                f"The proposals of a {student.family} student are boxes, which a {teacher.family} teacher cannot be "
-                "asked about: choose another teacher, or set proposals to false and get the features alone."
+                f"The proposals of a {student.family} student are boxes, which a {teacher.family} teacher cannot "
+                "decode: choose another teacher, or set proposals to false to distil only the features."
             )
         level = config.feature_level
         self.projections = projections(student.features[level], teacher.features[level])
@@ -142,7 +150,7 @@ class TaskAdaptiveRegularization(DistillationMethod):
         for number, own in enumerate(student.features[level]):
             goal = nearest_level(own, teacher.features[level])
             apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[number])
-            mask = gaussian_mask(targets, goal)
+            mask = gaussian_mask(targets, goal)  # (batch_size, height, width)
             distance = (mask * apart.square().mean(1)).sum((1, 2)) / (2 * mask.sum((1, 2)).clamp(min=1))
             losses[LossKey(self.name, "features", layer=number)] = distance.sum() / totals.images
         return losses
@@ -175,8 +183,8 @@ class TaskAdaptiveRegularization(DistillationMethod):
 
 
 def gaussian_mask(targets: Targets, goal: FeatureMap) -> Tensor:
-    """A bell on every object, its standard deviation half the box's sides, cut off at the cells that the box touches;
-    the highest where objects overlap.
+    """Gaussian on every object with half the box sides as standard deviation, zero outside of the cells that the box
+    touches; the maximum where objects overlap.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width)` in [0, 1]; 0 outside of boxes and on padding.
@@ -193,7 +201,7 @@ def gaussian_mask(targets: Targets, goal: FeatureMap) -> Tensor:
 
 
 def box_deltas(boxes: Tensor, origin: Tensor) -> Tensor:
-    """How boxes were moved from others, in the units of torchvision's box coder, `(..., 4)`."""
+    """Box deltas `(..., 4)` from `origin` to `boxes`, in the units of torchvision's box coder."""
     boxes, origin = boxes.float(), origin.float()
     sides = origin[..., 2:].clamp(min=1e-6)
     shift = (boxes[..., :2] - origin[..., :2]) / sides
@@ -202,5 +210,5 @@ def box_deltas(boxes: Tensor, origin: Tensor) -> Tensor:
 
 
 def share(chosen: Tensor, judged: Tensor) -> Tensor:
-    """The part of the judged that is chosen, a scalar; 0 where none is judged."""
+    """Fraction of `judged` that is also `chosen`, a scalar; 0 if nothing is judged."""
     return (chosen & judged).sum() / judged.sum().clamp(min=1)

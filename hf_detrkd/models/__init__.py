@@ -1,7 +1,7 @@
 """Detectors that transformers lacks: DINO and Faster R-CNN.
 
-After `import hf_detrkd`, `AutoModelForObjectDetection` builds and loads them; a saved model carries its code for
-everybody else.
+After `import hf_detrkd`, `AutoModelForObjectDetection` builds and loads them. Saved models include their code, so that
+they also load without this package (`trust_remote_code=True`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ _get, __dir__, __all__ = lazy_loader.attach(
 
 
 def __getattr__(name: str) -> Any:
-    """A class by its name; whoever takes one finds all of them registered with the Auto classes."""
+    """Imports a class by name and registers all classes with the Auto classes."""
     found = _get(name)
     if name in __all__:
         register_classes()

@@ -1,7 +1,7 @@
-"""Makes transformers' Auto classes know this package's detectors without importing either.
+"""Registers this package's detectors with transformers' Auto classes lazily.
 
-Importing the detectors takes seconds, so `import hf_detrkd` only leaves their model types in `AutoConfig`'s mapping;
-the classes are imported and registered when one of them is looked up there.
+Importing the detectors takes seconds, so `import hf_detrkd` only adds their model types to `AutoConfig`'s mapping; the
+classes are imported and registered when one of them is looked up there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 
 
 def register_classes() -> None:
-    """Registers configs and models with the Auto classes."""
+    """Registers the configs and models with the Auto classes."""
     from transformers import AutoConfig, AutoModelForObjectDetection
 
     from .dino_detr.modeling_dino_detr import DinoDetrConfig, DinoDetrForObjectDetection
@@ -43,13 +43,13 @@ def register_when_needed() -> None:
 
 
 def add_model_types(configuration_auto: ModuleType) -> None:
-    """Puts model types whose classes are not imported yet into `CONFIG_MAPPING`."""
+    """Adds the model types to `CONFIG_MAPPING` without importing their classes."""
     mapping = configuration_auto.CONFIG_MAPPING
     mapping._extra_content = RegisteredLater(mapping._extra_content)
 
 
 class RegisteredLater(dict):
-    """Config classes by model type; ours are registered when one of them, or all entries, are read."""
+    """Config classes by model type; ours are registered when one of them or all entries are read."""
 
     def __init__(self, registered: dict[str, Any]):
         super().__init__(dict.fromkeys(MODEL_TYPES) | registered)

@@ -1,4 +1,4 @@
-"""The names of losses."""
+"""Loss names with access to their parts: method, part, group and layer."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class LossKey(str):
-    """The name of a loss, a string `<method>_<part>[_<group>][_<layer>]` that knows its pieces.
+    """Name of a loss: the string `<method>_<part>[_<group>][_<layer>]` with its parts as attributes.
 
-    As a string it is a dictionary key, a column of the log and what `--loss_weights` refers to.
+    The string is the key in loss dictionaries, the column name in the log and the name that `--loss_weights` takes.
 
     Args:
         method (`str`): name of the distillation method, or `task` for the detection loss.
-        part (`str`): what is compared, for example `class` or `box`.
-        group (`str`, *optional*): which queries, for example `general`.
+        part (`str`): compared quantity, for example `class` or `box`.
+        group (`str`, *optional*): group of queries, for example `general`.
         layer (`int`, *optional*): decoder layer or feature level of the student.
 
     Example:
@@ -40,14 +40,14 @@ class LossKey(str):
 
     @property
     def term(self) -> LossKey:
-        """The key without its layer."""
+        """This key without the layer."""
         return LossKey(self.method, self.part, self.group)
 
     def at(self, layer: int) -> LossKey:
-        """The key of this term in a layer."""
+        """The key of this term for one layer."""
         return LossKey(self.method, self.part, self.group, layer)
 
     @property
     def readable(self) -> str:
-        """For messages: `kd_detr_class_general, layer 2`."""
+        """Form for messages: `kd_detr_class_general, layer 2`."""
         return str(self) if self.layer is None else f"{self.term}, layer {self.layer}"

@@ -1,6 +1,6 @@
-"""The vocabulary that every room of the house shares: what detectors are asked, and what they answer.
+"""Data structures for the inputs and outputs of detectors, shared by all subpackages.
 
-It knows tensors and nothing else; the words for the truth are in [`~hf_detrkd.structures.targets`].
+They hold only tensors. Structures for the ground truth are in [`~hf_detrkd.structures.targets`].
 
 Boxes are always `(center_x, center_y, width, height)` in [0, 1] of the image (not of the padded canvas).
 """
@@ -17,23 +17,23 @@ from torch import Tensor
 Activation = Literal["sigmoid", "softmax"]
 
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
-"""The box that stands where there is none to look at."""
+"""Placeholder box, cxcywh, where no proposal is available."""
 
 
 @dataclass(frozen=True)
 class ObjectQueries:
-    """A set of queries that a decoder can be asked. A field that a family has no use for is `None`.
+    """A set of decoder queries. Fields that a family does not use are `None`.
 
     Attributes:
-        content (`torch.Tensor` of shape `(batch_size, num_queries, width)`): what the first decoder layer starts from.
-        position (`torch.Tensor` of shape `(batch_size, num_queries, width)`): learned position embeddings; they mean
-            something only to the model (or an equal one) that learned them.
+        content (`torch.Tensor` of shape `(batch_size, num_queries, width)`): input of the first decoder layer.
+        position (`torch.Tensor` of shape `(batch_size, num_queries, width)`): learned position embeddings; only
+            meaningful to the model that learned them, or to one of the same family and width.
         points (`torch.Tensor` of shape `(batch_size, num_queries, 2)`): reference points, (x, y) in [0, 1].
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): reference boxes.
-        rows (`torch.LongTensor` of shape `(batch_size, num_queries)`): the encoder token that each query of a
-            two-stage detector was selected from, an index into its flattened levels.
-        groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): queries see only those of their image with
-            the same number; `None` where all see each other.
+        rows (`torch.LongTensor` of shape `(batch_size, num_queries)`): encoder token that each query of a two-stage
+            detector was selected from, an index into its flattened levels.
+        groups (`torch.LongTensor` of shape `(batch_size, num_queries)`): queries attend only to those of their image
+            with the same number; `None` if all attend to each other.
     """
 
     content: Tensor | None = None
@@ -60,14 +60,14 @@ class ObjectQueries:
 
     @property
     def centers(self) -> Tensor | None:
-        """Where the queries look, `(batch_size, num_queries, 2)`: a box serves as a point, at its centre."""
+        """Reference points `(batch_size, num_queries, 2)`: the centres of `boxes` if set, else `points`."""
         return self.points if self.boxes is None else self.boxes[..., :2]
 
     def detach(self) -> ObjectQueries:
         return ObjectQueries(**{name: value.detach() for name, value in self.tensors.items()})
 
     def float(self) -> ObjectQueries:
-        """The same queries in float32, whatever precision made them; `rows` stay integers."""
+        """The same queries in float32; integer fields keep their type."""
         tensors = self.tensors.items()
         return ObjectQueries(**{name: t.float() if t.is_floating_point() else t for name, t in tensors})
 
@@ -78,18 +78,18 @@ class ObjectQueries:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one decoder layer answers.
+    """Predictions of one decoder layer.
 
     Attributes:
-        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): with `activation="softmax"` one more
-            column follows, no-object, always the last.
+        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): with `activation="softmax"` there is
+            one more column, no-object, always the last.
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`)
         hidden_states (`torch.Tensor` of shape `(batch_size, num_queries, width)`, *optional*)
-        activation (`"sigmoid"` or `"softmax"`): how logits become probabilities.
-        known (`torch.BoolTensor` of shape `(num_classes,)`, *optional*): classes that a teacher with other classes
-            knows; what it says of the rest means nothing. `None` where it knows all.
-        class_boxes (`torch.Tensor` of shape `(batch_size, num_queries, num_classes, 4)`, *optional*): where the head
-            has a box for every class; `boxes` are then those of the best one.
+        activation (`"sigmoid"` or `"softmax"`): turns logits into probabilities.
+        known (`torch.BoolTensor` of shape `(num_classes,)`, *optional*): student classes that the teacher knows; its
+            scores of the others are meaningless. `None` if it knows all.
+        class_boxes (`torch.Tensor` of shape `(batch_size, num_queries, num_classes, 4)`, *optional*): boxes of a head
+            that predicts one per class; `boxes` are then those of the best class.
     """
 
     logits: Tensor
@@ -109,8 +109,7 @@ class Predictions:
         return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
 
     def boxes_of(self, labels: Tensor) -> Tensor:
-        """The boxes of given classes `(batch_size, num_queries)`; of any class where the head does not tell them
-        apart."""
+        """The boxes for given classes `(batch_size, num_queries)`; `boxes` if the head is class-agnostic."""
         if self.class_boxes is None:
             return self.boxes
         return self.class_boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
@@ -119,11 +118,11 @@ class Predictions:
         return self._each(Tensor.detach)
 
     def rows(self, start: int, stop: int | None) -> Predictions:
-        """The answers of some of the queries."""
+        """The predictions of queries `start` to `stop`."""
         return self._each(lambda values: values[:, start:stop])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
-        """The same answers with every tensor of queries changed."""
+        """The same predictions with `change` applied to every per-query tensor."""
         tensors = {name: vars(self)[name] for name in ("logits", "boxes", "hidden_states", "class_boxes")}
         changed: dict[str, Any] = {name: change(values) for name, values in tensors.items() if values is not None}
         return replace(self, **changed)
@@ -131,8 +130,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One level of features: `values` `(batch_size, channels, height, width)`, `padding` `(batch_size, height, width)`
-    bool, true where a cell is padding; `None` when nothing is padded."""
+    """One level of a feature pyramid.
+
+    Attributes:
+        values (`torch.Tensor` of shape `(batch_size, channels, height, width)`)
+        padding (`torch.BoolTensor` of shape `(batch_size, height, width)`, *optional*): true where a cell is padding;
+            `None` if nothing is padded.
+    """
 
     values: Tensor
     padding: Tensor | None = None
@@ -140,13 +144,13 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Boxes that a detector proposed in training and compares with the ground truth, padded to the image with most.
+    """Training proposals of a detector with their matched ground truth, padded to the image with most proposals.
 
     Attributes:
         boxes (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): cxcywh in [0, 1], without gradient.
         labels (`torch.LongTensor` of shape `(batch_size, num_proposals)`): class of each, -1 for background.
-        matched (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): the ground-truth box of each; where it is
-            background it means nothing.
+        matched (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): ground-truth box of each; undefined for
+            background.
         valid (`torch.BoolTensor` of shape `(batch_size, num_proposals)`): false for padding.
         added (`torch.BoolTensor` of shape `(batch_size, num_proposals)`): ground-truth boxes among the proposals.
     """
@@ -164,19 +168,19 @@ class Proposals:
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What a method needs to know of a detector before the first image.
+    """Static properties of a detector, known from its config.
 
     Attributes:
-        family (`str`): transformers' `model_type`, with the form after a slash where it has several.
-        query_fields (`frozenset[str]`): fields of [`ObjectQueries`] that its decoder takes from outside.
+        family (`str`): transformers' `model_type`, followed by a slash and the variant if there are several.
+        query_fields (`frozenset[str]`): fields of [`ObjectQueries`] that its decoder accepts from outside.
         width (`int`): channels of its decoder states.
-        num_layers (`int`): decoder layers.
-        num_queries (`int`): own queries.
-        num_classes (`int`): classes without no-object.
+        num_layers (`int`): number of decoder layers.
+        num_queries (`int`): number of the model's own queries.
+        num_classes (`int`): number of classes without no-object.
         activation: see [`Predictions`].
-        features (`dict[str, tuple[int, ...]]`): channels of each level, by place: `"neck"` and `"encoder"`.
-        one_to_one (`bool`): whether exactly one query is to answer for an object (set prediction), or every box that
-            overlaps it enough, duplicates being removed afterwards.
+        features (`dict[str, tuple[int, ...]]`): channels of each level of the `"neck"` and `"encoder"` maps.
+        one_to_one (`bool`): true for set prediction, one query per object; false if every box that overlaps an object
+            enough predicts it and duplicates are removed afterwards.
     """
 
     family: str
@@ -192,19 +196,18 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """One forward pass of a detector, with the means to ask its decoder again.
+    """Output of one forward pass, with a function that decodes further queries.
 
     Attributes:
-        layers (`tuple[Predictions]`): every decoder layer's answer to the detector's own queries, last one last.
-        queries ([`ObjectQueries`]): those own queries.
+        layers (`tuple[Predictions]`): predictions of every decoder layer for the model's own queries, last layer last.
+        queries ([`ObjectQueries`]): the model's own queries.
         features (`dict[str, tuple[FeatureMap]]`): `"neck"`: projected maps that enter the encoder; `"encoder"`: the
-            memory that the decoder reads, as maps. Empty tuple where a family has none.
-        decode (`Callable[[ObjectQueries], tuple[Predictions, ...]]`): asks other queries of the same memory. Queries
-            never see each other across calls; gradients reach the encoder and the backbone.
-        loss (`torch.Tensor`, *optional*): the detection loss, when targets were given and the model trains.
-        proposals ([`Proposals`], *optional*): of a detector that is not one-to-one, in training.
-        detections ([`Predictions`], *optional*): what is left of the answers after duplicates are removed, where that
-            is not done by the decoder.
+            memory that the decoder reads, as maps. Empty tuple if a family has none.
+        decode (`Callable[[ObjectQueries], tuple[Predictions, ...]]`): runs the decoder with other queries on the same
+            memory. Queries of different calls never attend to each other; gradients reach encoder and backbone.
+        loss (`torch.Tensor`, *optional*): the detection loss, if targets were given.
+        proposals ([`Proposals`], *optional*): training proposals of a detector that is not one-to-one.
+        detections ([`Predictions`], *optional*): predictions after duplicate removal, if the detector uses NMS.
     """
 
     layers: tuple[Predictions, ...]
@@ -217,5 +220,5 @@ class DetectorOutput:
 
     @property
     def found(self) -> Predictions:
-        """What the detector says is in the images."""
+        """The final detections: `detections` if set, else the last layer's predictions."""
         return self.layers[-1] if self.detections is None else self.detections

@@ -1,4 +1,4 @@
-"""The truth of a batch, and the counts that losses against it are divided by.
+"""Ground truth of a batch, and the counts that normalise the losses.
 
 Boxes are `(center_x, center_y, width, height)` in [0, 1] of the image, as in [`~hf_detrkd.structures.outputs`].
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of a batch, padded to the image with most boxes. Padded rows hold class 0 and a harmless box.
+    """Ground truth of a batch, padded to the image with most boxes. Padded rows hold class 0 and a valid dummy box.
 
     Attributes:
         labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`)
         boxes (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`)
         valid (`torch.BoolTensor` of shape `(batch_size, max_boxes)`)
-        counts (`tuple[int]`): boxes per image, known on the host without asking the device.
+        counts (`tuple[int]`): boxes per image, on the host, so that reading them needs no device synchronisation.
     """
 
     labels: Tensor
@@ -30,7 +30,7 @@ class Targets:
 
     @classmethod
     def from_labels(cls, labels: Sequence[dict[str, Tensor]]) -> Targets:
-        """From the list of dicts (`class_labels`, `boxes`) that the collator makes."""
+        """Pads the list of dicts (`class_labels`, `boxes`) that the collator returns."""
         counts = tuple(len(label["class_labels"]) for label in labels)
         most, device = max(counts, default=0), labels[0]["boxes"].device
         classes = torch.zeros(len(labels), most, dtype=torch.long, device=device)
@@ -42,14 +42,14 @@ class Targets:
         return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
 
     def at_least_one_row(self) -> Targets:
-        """The same targets, with a row of padding where no image has a box: a decoder cannot be asked nothing."""
+        """The same targets, with one row of padding if no image has a box: a decoder needs at least one query."""
         if self.labels.shape[1]:
             return self
         labels, boxes = self.labels.new_zeros(len(self.counts), 1), self.boxes.new_full((len(self.counts), 1, 4), 0.5)
         return Targets(labels, boxes, torch.zeros_like(labels, dtype=torch.bool), self.counts)
 
     def repeated(self, times: int) -> Targets:
-        """Every image's rows `times` times over, padding included; `counts` stay those of the images."""
+        """Repeats the rows of every image `times` times, padding included; `counts` stay those of the images."""
         if times == 1:
             return self
         return Targets(
@@ -57,22 +57,22 @@ class Targets:
         )
 
     def to_labels(self) -> list[dict[str, Tensor]]:
-        """The list of dicts that transformers' models take."""
+        """The list of dicts (`class_labels`, `boxes`) that transformers' models take as `labels`."""
         rows = zip(self.labels, self.boxes, self.counts, strict=True)
         return [{"class_labels": labels[:count], "boxes": boxes[:count]} for labels, boxes, count in rows]
 
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """What a loss divides by: counts over all processes and accumulated micro-batches, per process and micro-batch.
+    """Divisors of the losses: counts over all processes and accumulated micro-batches, divided by the number of both.
 
-    With these as divisors the mean over processes and micro-batches is the loss of the whole batch in one process.
+    With these divisors, the mean over processes and micro-batches equals the loss of the whole batch in one process.
 
     Attributes:
         images: number of images.
-        boxes: number of ground-truth boxes; a loss clamps it away from zero with `boxes_or_one`.
-        matched: number of boxes that find a query (fewer than `boxes` where an image has more boxes than queries).
-        share: micro-batches times processes, what the counts were divided by.
+        boxes: number of ground-truth boxes; losses use `boxes_or_one` to avoid a division by zero.
+        matched: number of boxes with a matched query (fewer than `boxes` if an image has more boxes than queries).
+        share: number of micro-batches times processes, by which the counts were divided.
         is_global: whether other processes have the same totals and run the same step.
     """
 
@@ -89,7 +89,7 @@ class BatchTotals:
 
     @property
     def boxes_or_one(self) -> Tensor | float:
-        """Boxes, at least one in the whole batch, so that a batch without boxes divides by one and not by zero."""
+        """Number of boxes, at least one in the whole batch, to avoid a division by zero."""
         return self.or_one(self.boxes)
 
     def or_one(self, count: Tensor | float) -> Tensor | float:
@@ -98,11 +98,11 @@ class BatchTotals:
         return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
 
     def repeated(self, times: int) -> BatchTotals:
-        """The totals where every box is matched `times` times, by so many groups of queries."""
+        """The totals if every box is matched `times` times, once per group of queries."""
         return replace(self, boxes=self.boxes * times, matched=self.matched * times)
 
     def mean_counts(self, counts: Tensor) -> Tensor:
-        """Counts that only this step knows, averaged over processes."""
+        """Counts of the current step, averaged over processes."""
         if self.is_global and torch.distributed.is_available() and torch.distributed.is_initialized():
             counts = counts.clone()
             torch.distributed.all_reduce(counts)
@@ -110,5 +110,5 @@ class BatchTotals:
         return counts
 
     def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
-        """What a cross entropy with weighted no-object divides by: the weights of all queries."""
+        """Divisor of a cross entropy with weighted no-object: the sum of the weights of all queries."""
         return self.matched + no_object_weight * (self.images * num_queries - self.matched)

@@ -1,4 +1,4 @@
-"""What a run is put together from: the frozen teacher, and the methods with their options."""
+"""Builds the teacher and the distillation methods of a run from its arguments."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def make_teacher(
     processor: Any,
     teacher_processor: Any,
 ) -> Teacher | None:
-    """The teacher of a run, or `None` where no method asks one.
+    """The teacher of a run, or `None` if no method uses one.
 
     Raises:
-        ValueError: a teacher that no method asks, or a method without its teacher; classes that do not fit.
+        ValueError: a teacher that no method uses, or a method without its teacher; classes that do not match.
     """
     source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
     if not args.needs_teacher:
         if teacher_model is not None:
             asking = " or ".join(name for name, method in METHODS.items() if method.needs_teacher)
-            raise ValueError(f"A teacher was given but no method that asks it: set --method to {asking}.")
+            raise ValueError(f"teacher_model is set, but no method uses it: set --method to {asking}.")
         return None
     if source is None:
-        raise ValueError(f"--method {args.method} needs a teacher: give --teacher_model_name_or_path.")
+        raise ValueError(f"--method {args.method} needs a teacher: set --teacher_model_name_or_path.")
     if isinstance(source, str):
         revision = args.teacher_model_revision
         model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
@@ -55,15 +55,15 @@ def make_teacher(
 def make_methods(
     names: Sequence[str], configs: Any, student: DetectorSpec, teacher: DetectorSpec | None
 ) -> list[DistillationMethod]:
-    """The methods of a run, each with its config among those given, or with its defaults.
+    """The methods of a run, each with its given config or its defaults.
 
     Args:
         names (`Sequence[str]`): keys of `METHODS`.
-        configs: `None`, a method's config, or a list of such.
+        configs: `None`, a method's config, or a list of them.
         student, teacher ([`DetectorSpec`])
 
     Raises:
-        ValueError: a config that belongs to none of the methods; a pair of models that a method cannot serve.
+        ValueError: a config that belongs to none of the methods; a pair of models that a method does not support.
     """
     given = [] if configs is None else list(configs) if isinstance(configs, list | tuple) else [configs]
     classes = {METHODS[name].config_class: METHODS[name] for name in names}
@@ -72,5 +72,5 @@ def make_methods(
             wanted = ", ".join(c.__name__ for c in classes) or "none, since there is no method"
             raise ValueError(f"method_config is a {type(config).__name__}, but this run takes {wanted}.")
     chosen = {type(config): config for config in given}
-    # A method that needs no teacher takes none.
+    # Without a teacher there are only methods that need none.
     return [method(chosen.get(kind) or kind(), student, cast(Any, teacher)) for kind, method in classes.items()]

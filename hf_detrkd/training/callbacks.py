@@ -27,7 +27,7 @@ class DatasetEpochCallback(TrainerCallback):
 
 
 class BestCheckpointCallback(TrainerCallback):
-    """Finds the best checkpoint of a resumed run by its step; saved states do not hold absolute paths."""
+    """Finds the best checkpoint of a resumed run by its step, since saved states hold no absolute paths."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"

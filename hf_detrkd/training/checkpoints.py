@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside `Trainer`'s files: the student, and in `distillation/` what only resuming needs."""
+"""Checkpoint files besides `Trainer`'s: the student, and in `distillation/` the state that only resuming needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHOD_CONFIG = "method.json"
 
 
 def save_state(distiller: Distiller, average: StudentAverage | None, checkpoint: Path) -> None:
-    """Writes the methods' projections, options and weights of losses, and the student's average, into a checkpoint."""
+    """Writes the methods' projections and options, the loss weights and the student's EMA into a checkpoint."""
     folder = checkpoint / STATE_FOLDER
     methods: Any = distiller.methods
     if methods or average is not None:
@@ -42,12 +42,12 @@ def load_state(distiller: Distiller, average: StudentAverage | None, checkpoint:
     """Loads what [`save_state`] wrote.
 
     Args:
-        distiller ([`Distiller`]), average ([`StudentAverage`], *optional*): of the run that is resumed.
+        distiller ([`Distiller`]), average ([`StudentAverage`], *optional*): of the resumed run.
         checkpoint (`Path`)
-        calibrated (`bool`): also the weights of losses, which may have been calibrated.
+        calibrated (`bool`): also load the loss weights, which may have been calibrated.
 
     Raises:
-        ValueError: the checkpoint is of a run with other methods.
+        ValueError: the checkpoint is from a run with other methods.
     """
     folder = checkpoint / STATE_FOLDER
     if distiller.methods:
@@ -56,8 +56,8 @@ def load_state(distiller: Distiller, average: StudentAverage | None, checkpoint:
         if list(saved["methods"]) != list(distiller.methods):
             raise ValueError(
                 f"{checkpoint} was not saved by a run with --method {','.join(distiller.methods)} but with "
-                f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that, or "
-                "start from it with --model_name_or_path."
+                f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that method, "
+                "or start a new run from it with --model_name_or_path."
             )
         distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
         if calibrated:
@@ -67,7 +67,11 @@ def load_state(distiller: Distiller, average: StudentAverage | None, checkpoint:
 
 
 def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
-    """Weights of a checkpoint of any size into a student that is there already."""
+    """Loads the weights of a checkpoint into an existing student.
+
+    Raises:
+        ValueError: the folder holds no `model.safetensors`.
+    """
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: resume from a checkpoint folder of this trainer.")
     state = type(student).from_pretrained(folder, dtype=torch.float32).state_dict()

@@ -21,179 +21,201 @@ from ..methods import METHODS
 class DistillationConfig(TrainingArguments):
     """Arguments common to all methods; a method's own options are in its `config_class`.
 
-    Own fields come first. Besides, these defaults of [`~transformers.TrainingArguments`] differ:
-    `metric_for_best_model` is `"map"`, `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach
-    the model), `logging_nan_inf_filter` false (it waits for the device in every step), `logging_steps` 50, `run_name`
-    the output folder's name.
+    It also changes these defaults of [`~transformers.TrainingArguments`]: `metric_for_best_model` is `"map"`,
+    `max_grad_norm` 0.1 (DETR), `remove_unused_columns` false (labels must reach the model), `logging_nan_inf_filter`
+    false (it waits for the device in every step), `logging_steps` 50, `run_name` the output folder's name.
 
     Raises:
-        ValueError: an unknown method, a method without a teacher, label smoothing, or a dtype that is none.
+        ValueError: an invalid value, such as an unknown method or dtype, or label smoothing.
     """
 
     method: str = field(
         default="none",
         metadata={
             "help": f"Distillation method: none (plain training, the control), {', '.join(sorted(METHODS))}; or "
-            "several with commas between them, which share the teacher's pass."
+            "a comma-separated list of them, which share one teacher pass. Default: none."
         },
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the teacher; needed by every method but none."}
+        default=None, metadata={"help": "Hub id or folder of the teacher. Required by every method that uses one."}
     )
     teacher_model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub."}
+        default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub. Default: main."}
     )
     class_map: str | None = field(
         default=None,
         metadata={
-            "help": "YAML or JSON file of `student class: teacher class` (null for none) where the labels' names do "
-            "not tell; names that differ in case and separators alone pair by themselves."
+            "help": "YAML or JSON file of `student class: teacher class` lines (null for none), for classes whose "
+            "names differ. Default: classes are matched by name, ignoring case and separators."
         },
     )
     teacher_image_size: str | None = field(
         default=None,
         metadata={
-            "help": "What the teacher sees: a number or HEIGHTxWIDTH in pixels, made from the same augmented image. "
-            "Default: the student's size."
+            "help": "Size of the teacher's images, a number or HEIGHTxWIDTH in pixels, made from the same augmented "
+            "image. Default: the student's size."
         },
     )
     teacher_dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of the teacher: float32, bfloat16 or float16. Default: bfloat16 on CUDA."},
+        metadata={
+            "help": "Precision of the teacher: float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."
+        },
     )
     distillation_weight: float = field(
-        default=1.0, metadata={"help": "Multiplies the sum of all distillation losses."}
+        default=1.0, metadata={"help": "Factor of the sum of all distillation losses. Default: 1."}
     )
     distillation_schedule: str = field(
         default="constant",
-        metadata={"help": "How much distillation counts over the training: constant, or linear or cosine to zero."},
+        metadata={
+            "help": "Schedule of the distillation weight: constant, or linear or cosine decay to zero. "
+            "Default: constant."
+        },
     )
     distillation_warmup: float = field(
-        default=0.0, metadata={"help": "Fraction of the training over which distillation sets in."}
+        default=0.0,
+        metadata={"help": "Fraction of the training over which the distillation weight rises from zero. Default: 0."},
     )
     distillation_stop: float = field(
         default=1.0,
-        metadata={"help": "Fraction of the training after which distillation ends, and with it the teacher's cost."},
+        metadata={
+            "help": "Fraction of the training after which distillation stops and the teacher is not run. Default: 1."
+        },
     )
     loss_weights: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "JSON object of weights that replace the method's own, by the beginning of the losses' names, "
+            "help": "JSON object of loss weights that override the method's own, by the start of the loss names, "
             'for example {"kd_detr_class": 1.0, "kd_detr_box_general": 0}.'
         },
     )
     min_teacher_map: float = field(
         default=0.05,
         metadata={
-            "help": "Stop before training if the teacher's mAP on the evaluation set is below; 0 leaves the check out."
+            "help": "Lowest mAP of the teacher on the evaluation set, in [0, 1]; with less the run stops before "
+            "training. 0 disables the check. Default: 0.05."
         },
     )
     teacher_check_samples: int = field(
         default=500,
-        metadata={"help": "Check the teacher on so many images, spread over the evaluation set; 0 for all."},
+        metadata={
+            "help": "Number of evaluation images used to check the teacher, evenly spread; 0 for all. Default: 500."
+        },
     )
     probe: bool = field(
         default=True,
-        metadata={"help": "Before training, print every term's value and gradient, and stop if one teaches nothing."},
+        metadata={
+            "help": "Before training, print the value and gradient norm of every loss term, and stop if one is "
+            "not finite or does not reach the student. Default: true."
+        },
     )
     calibrate_weights: int = field(
         default=0,
         metadata={
-            "help": "Choose the weights of all terms from so many steps, for example 200; a resumed run keeps them."
+            "help": "Number of warm-up steps used to calibrate the loss weights, for example 200; a resumed run keeps "
+            "its weights. Default: 0, no calibration."
         },
     )
     calibration_fraction: float = field(
         default=0.3,
-        metadata={"help": "Gradient norm of each calibrated term as a fraction of the task loss's, on the student."},
+        metadata={
+            "help": "Gradient norm of each calibrated term on the student, relative to the task loss. Default: 0.3."
+        },
     )
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Decay of a moving average of the student, which is then what is evaluated, saved and pushed; for "
-            "example 0.9998. Default: none."
+            "help": "Decay of an exponential moving average (EMA) of the student, for example 0.9998; when set, the "
+            "EMA weights are evaluated, saved and pushed. Default: no EMA."
         },
     )
     auxiliary_loss: bool = field(
-        default=True, metadata={"help": "Supervise every decoder layer by the ground truth, not the last alone."}
+        default=True,
+        metadata={"help": "Supervise every decoder layer with the ground truth, not only the last. Default: true."},
     )
     criterion: str = field(
         default="ours",
         metadata={
-            "help": "Detection loss: ours, one for all families, or transformers: the model's own, with its faults "
-            "(see PAPERS.md), for comparison; auxiliary_loss is then that of the model's config."
+            "help": "Detection loss: ours (one for all families) or, for comparison, transformers (the model's own, "
+            "with its faults, see PAPERS.md, and with auxiliary_loss as in the model's config). Default: ours."
         },
     )
     backbone_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the student's backbone. Default: as everything else."}
+        default=None, metadata={"help": "Learning rate of the student's backbone. Default: --learning_rate."}
     )
     freeze: list[str] | None = field(
         default=None,
         metadata={
             "help": "Regular expressions: student parameters whose name matches one are frozen, all others are "
-            "trained, whatever transformers froze. Example: model\\.backbone"
+            "trained, even those that transformers froze. Example: model\\.backbone"
         },
     )
     freeze_stages: int = field(
         default=0,
         metadata={
-            "help": "Freeze so many parts of the student's backbone: 1 the stem, 2 the stem and the first stage, as "
-            "DETR and its line do with trained backbones."
+            "help": "Number of backbone stages of the student to freeze: 1 = stem, 2 = stem and first stage, as DETR "
+            "and its successors do with pretrained backbones. Default: 0."
         },
     )
     hub_timeout: float = field(
         default=600.0,
-        metadata={"help": "Seconds to wait for the Hub at the end of a run; what is not there then is pushed later."},
+        metadata={"help": "Seconds to wait for pending uploads at the end of a run before giving up. Default: 600."},
     )
     hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the student in its card, for example apache-2.0."}
+        default=None,
+        metadata={"help": "License in the student's card, such as apache-2.0. Default: that of its source model."},
     )
     metric_for_best_model: str | None = field(
-        default="map", metadata={"help": "Metric that chooses the best checkpoint."}
+        default="map", metadata={"help": "Metric that selects the best checkpoint. Default: map."}
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric should be high."})
+    greater_is_better: bool | None = field(
+        default=True, metadata={"help": "Higher values of that metric are better. Default: true."}
+    )
     run_name: str | None = field(
-        default=None, metadata={"help": "Name of the run for trackers. Default: that of the output folder."}
+        default=None, metadata={"help": "Name of the run in trackers. Default: the output folder's name."}
     )
-    max_grad_norm: float = field(default=0.1, metadata={"help": "Gradients are clipped to this norm. [DETR: 0.1]"})
+    max_grad_norm: float = field(
+        default=0.1, metadata={"help": "Gradients are clipped to this norm. Default: 0.1, as in DETR."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must be false: labels have to reach the model."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN and infinity in the logged loss; waits for the device each step."}
+        default=False,
+        metadata={"help": "Hide NaN and infinity in the logged loss; waits for the device each step. Default: false."},
     )
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    logging_steps: float = field(default=50, metadata={"help": "Number of steps between logs. Default: 50."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.run_name = self.run_name or Path(self.output_dir).absolute().name
         self.loss_weights = parsed_weights(self.loss_weights)
-        if isinstance(self.method, list):  # as YAML has it
+        if isinstance(self.method, list):  # a YAML list
             self.method = ",".join(self.method)
         if len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
             raise ValueError(
-                f"method must be none, or some of {', '.join(sorted(METHODS))} with commas between them, got "
-                f"{self.method!r}."
+                f"method must be none or a comma-separated list of {', '.join(sorted(METHODS))}, got {self.method!r}."
             )
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
             raise ValueError(
-                "hub_license must be a licence's name as the Hub has it, in small letters and hyphens such as "
-                f"apache-2.0, mit or other, got {self.hub_license!r}."
+                "hub_license must be a license id of the Hub, in lower case with hyphens, such as apache-2.0, mit or "
+                f"other, got {self.hub_license!r}."
             )
         self.schedule()
         parse_image_size(self.teacher_image_size, "teacher_image_size")
         if self.calibrate_weights < 0 or self.calibration_fraction <= 0:
             raise ValueError(
-                "calibrate_weights must be at least 0 and calibration_fraction above, got "
+                "calibrate_weights must be at least 0 and calibration_fraction greater than 0, got "
                 f"{self.calibrate_weights} and {self.calibration_fraction}."
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")
         if self.ema_decay is not None and (self.deepspeed or self.fsdp):
-            raise ValueError("ema_decay needs whole weights on every process: leave it out with DeepSpeed and FSDP.")
+            raise ValueError("ema_decay needs unsharded weights: it cannot be used with DeepSpeed or FSDP.")
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor must be 0: detection losses have no smoothed labels.")
+            raise ValueError("label_smoothing_factor must be 0: detection losses do not support label smoothing.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be false: labels have to reach the model.")
         if self.teacher_dtype is not None and self.teacher_dtype not in ("float32", "bfloat16", "float16"):
@@ -205,7 +227,7 @@ class DistillationConfig(TrainingArguments):
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods; none for plain training."""
+        """Names of the methods; empty for plain training."""
         return method_names(self.method)
 
     @property
@@ -213,7 +235,7 @@ class DistillationConfig(TrainingArguments):
         return any(METHODS[name].needs_teacher for name in self.methods)
 
     def schedule(self) -> DistillationSchedule:
-        """The factor of distillation over the training."""
+        """The schedule of the distillation weight."""
         return DistillationSchedule(self.distillation_schedule, self.distillation_warmup, self.distillation_stop)
 
     def resolved_teacher_dtype(self) -> torch.dtype:
@@ -224,15 +246,15 @@ class DistillationConfig(TrainingArguments):
 
 
 def method_names(method: str) -> list[str]:
-    """The names in `--method a,b`; `none` is no name."""
+    """The method names in `--method a,b`; empty for `none`."""
     return [] if method == "none" else [name.strip() for name in method.split(",")]
 
 
 def parsed_weights(weights: dict[str, Any] | str | None) -> dict[str, float] | None:
-    """`loss_weights` as numbers by name.
+    """`loss_weights` as a dict of numbers by name.
 
     Raises:
-        ValueError: it is neither that nor JSON of it.
+        ValueError: it is neither such a dict nor its JSON.
     """
     try:
         found = json.loads(weights) if isinstance(weights, str) else weights

@@ -1,4 +1,4 @@
-"""The end of a run: what its student costs, its pictures, report and card; then the push, where it is asked for."""
+"""Post-training steps: benchmarks the student, draws plots, writes report and model card, optionally pushes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PREDICTIONS = "predictions.png"
 def finish_run(
     trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher] | None = None, measure: bool = True
 ) -> PushedCommit | HubPush | None:
-    """Writes all that a finished run leaves beside its student, and pushes it where `push_to_hub` is set. What cannot
-    be measured or drawn is a warning: card and push come in any case.
+    """Writes the measurements, plots, report and card of a finished run, and pushes it if `push_to_hub` is set. A
+    failing measurement or plot is only a warning: the card is written in any case.
 
     Args:
         trainer ([`DistillationTrainer`]): trained and evaluated.
-        models (`dict[str, PreTrainedModel | Teacher]`, *optional*): to compare, the student last; default: teacher and
-            student.
+        models (`dict[str, PreTrainedModel | Teacher]`, *optional*): models to compare, the student last;
+            default: teacher and student.
         measure (`bool`): time forward passes and count their operations.
 
     Returns:
@@ -76,9 +76,9 @@ def _models_of(trainer: DistillationTrainer) -> dict[str, PreTrainedModel | Teac
 def _add_measurements(
     trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher], measure: bool
 ) -> None:
-    """Adds cost and predictions of the models."""
+    """Measures the models' cost and draws their predictions."""
     if trainer.weights_are_sharded:
-        logger.warning("Latency and predictions are left out: DeepSpeed and FSDP shard the weights.")
+        logger.warning("Latency and predictions are skipped: DeepSpeed and FSDP shard the weights.")
         return
     if measure:
         _tried("operations and latency", lambda: _measure(trainer, models))
@@ -90,7 +90,7 @@ def _add_measurements(
 
 
 def _measure(trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher]) -> None:
-    """Adds to each model's row what it costs, at the size of the images that it sees."""
+    """Adds each model's cost to its row, measured at its own image size."""
     size = tuple(trainer.eval_dataset[0]["pixel_values"].shape[-2:])
     hidden = trainer.args.disable_tqdm
     for name, model in tqdm(models.items(), desc="Measuring operations and latency", disable=hidden):
@@ -100,9 +100,9 @@ def _measure(trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel 
 
 
 def _tried(what: str, action: Callable[[], T]) -> T | None:
-    """The action's result; a failure is a warning, since the training itself succeeded."""
+    """The action's result; a failure is only a warning, since the training itself succeeded."""
     try:
         return action()
     except Exception as error:  # memory, fonts, disks, whatever a model's code does
-        logger.warning(f"The run's {what} could not be made: {error!r}. Everything else goes on.")
+        logger.warning(f"The run's {what} could not be created: {error!r}. The remaining steps continue.")
         return None

@@ -1,4 +1,4 @@
-"""What stops a run that would train on nonsense: a teacher that cannot detect, a loss that is not finite."""
+"""Guard that stops a run when a loss or a weight is not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..structures.loss_key import LossKey
 
 @dataclass(frozen=True)
 class Watched:
-    """The losses of one micro-batch, on their way to the host."""
+    """The losses of one micro-batch, being copied to the host."""
 
     step: int
     names: tuple[str, ...]
@@ -25,22 +25,22 @@ class Watched:
 
 
 class FiniteGuard:
-    """Finds losses that are NaN or infinite without making the host wait for the device.
+    """Detects losses that are NaN or infinite without making the host wait for the device.
 
-    Whether a loss is finite is copied to the host beside the computation, and read when the copy is there: with the
-    next step, whose matching waits for the device anyway, or by [`settle`] before anything is saved.
+    The flags are copied to the host asynchronously and read when the copy is complete: at the next step, whose
+    matching waits for the device anyway, or by [`settle`] before anything is saved.
     """
 
     def __init__(self) -> None:
         self._watched: deque[Watched] = deque()
 
     def watch(self, step: int, terms: Mapping[LossKey, Tensor], labels: Sequence[Mapping[str, Tensor]]) -> None:
-        """Takes note of a micro-batch's losses, and reads those of earlier ones that have arrived.
+        """Registers a micro-batch's losses, and checks those of earlier ones whose copy is complete.
 
         Args:
             step (`int`)
             terms (`dict[LossKey, torch.Tensor]`): scalars, or one value per layer.
-            labels: of the images, with their `image_id` where there is one.
+            labels: of the images, with their `image_id` if they have one.
 
         Raises:
             FloatingPointError: an earlier loss was not finite.
@@ -61,7 +61,7 @@ class FiniteGuard:
         self._watched.append(Watched(step, tuple(names), finite, torch.cat(ids) if ids else None, copied))
 
     def settle(self, model: nn.Module | None = None) -> None:
-        """Reads everything, waiting for the device; with a model, also whether its weights are finite.
+        """Checks all registered losses, waiting for the device; with a model, also its weights.
 
         Raises:
             FloatingPointError: a loss or a weight is not finite.
@@ -73,8 +73,8 @@ class FiniteGuard:
         if not bool(norms.isfinite().all()):
             broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
             raise FloatingPointError(
-                f"Weights of the student are not finite although every loss was, first {broken[0]!r}: the run stops "
-                "before it saves them. Lower --learning_rate, or use bf16 in place of fp16."
+                f"The student's weights are not finite although every loss was, first {broken[0]!r}: the run stops "
+                "before saving them. Lower --learning_rate, or use bf16 instead of fp16."
             )
 
     def _read(self, wait: bool) -> None:
@@ -95,12 +95,12 @@ def _rows(terms: Mapping[LossKey, Tensor]) -> list[tuple[LossKey, Tensor]]:
 
 
 def message_of(watched: Watched) -> str:
-    """The sentence that names term, layer and images."""
+    """The error message, which names term, layer and images."""
     broken = [name for name, fine in zip(watched.names, watched.finite.tolist(), strict=True) if not fine]
     ids = "unknown" if watched.image_ids is None else ", ".join(map(str, watched.image_ids.tolist()))
     more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
     return (
-        f"Step {watched.step}: not finite are {'; '.join(broken[:5])}{more}, on the images with the ids {ids}. The "
-        "last checkpoint is untouched: resume from it with --resume_from_checkpoint, with a lower --learning_rate or "
-        "in bf16 in place of fp16, and look at these images' boxes."
+        f"Step {watched.step}: non-finite losses: {'; '.join(broken[:5])}{more}, on the images with ids {ids}. The "
+        "last checkpoint is intact: resume from it with --resume_from_checkpoint, with a lower --learning_rate or "
+        "with bf16 instead of fp16, and check the boxes of these images."
     )

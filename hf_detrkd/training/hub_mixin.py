@@ -27,13 +27,14 @@ else:
 
 
 class HubPushMixin(Trainer):
-    """Pushes of a `Trainer` that never interrupt or slow down its training; stands before `Trainer` among the bases.
+    """Non-blocking Hub pushes for a `Trainer`; must come before `Trainer` in the base classes. Hub failures never
+    interrupt or slow down training.
 
-    `push_to_hub`, `hub_model_id`, `hub_strategy`, `hub_private_repo`, `hub_always_push` and `hub_revision` mean what
-    they mean in [`~transformers.TrainingArguments`], except that a repository which is made here is private unless
-    `hub_private_repo` is false. What goes to the Hub is listed in `hf_detrkd.artifacts.hub.files`: student, image
-    processor, card, recipe, results and pictures; never the teacher, a token or a path of the machine, and the
-    optimizer's state only with the strategies `checkpoint` and `all_checkpoints`.
+    `push_to_hub`, `hub_model_id`, `hub_strategy`, `hub_private_repo`, `hub_always_push` and `hub_revision` are as in
+    [`~transformers.TrainingArguments`], except that a repository created here is private unless `hub_private_repo` is
+    false. `hf_detrkd.artifacts.hub.files` lists the uploaded files: student, image processor, card, recipe, results
+    and pictures; never the teacher, a token or a local path, and the optimizer state only with the strategies
+    `checkpoint` and `all_checkpoints`.
     """
 
     args: Any
@@ -41,10 +42,10 @@ class HubPushMixin(Trainer):
     push_in_progress: HubPush | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository and asks for the right to write, on the first process.
+        """Creates the repository and checks write access, on the first process.
 
         Raises:
-            ValueError: the token may not write there. In a resumed run, which has something to lose, a warning.
+            ValueError: the token has no write access. A resumed run only logs a warning, to keep its progress.
         """
         if not self.is_world_process_zero():
             return
@@ -55,11 +56,11 @@ class HubPushMixin(Trainer):
         except ValueError as error:
             if not self.args.resume_from_checkpoint:
                 raise
-            logger.warning(f"{error} The run is resumed nevertheless.")
+            logger.warning(f"{error} The run is resumed anyway.")
         self.hub_model_id = self.push_in_progress.repo_id
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Starts the push of a checkpoint's student; with some strategies, of all the checkpoint."""
+        """Starts the upload of a checkpoint's student or, depending on the strategy, of the whole checkpoint."""
         push, strategy = self.push_in_progress, self.args.hub_strategy
         if push is None or strategy == HubStrategy.END:
             return
@@ -74,7 +75,7 @@ class HubPushMixin(Trainer):
             push.push(Part(folder, ["**/*"], name), f"{message}, checkpoint", quiet=True)
 
     def _finish_current_push(self) -> None:
-        """Nothing: the training does not wait for the Hub, [`push_to_hub`] does."""
+        """Does nothing: training does not wait for the Hub; [`push_to_hub`] does."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -87,7 +88,7 @@ class HubPushMixin(Trainer):
             forget_machine(Path(self.args.output_dir) / STATE)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`; with `push_to_hub` the student is pushed, too, without waiting for the Hub."""
+        """As in `Trainer`; with `push_to_hub` the student is also pushed, without blocking."""
         super().save_model(output_dir, _internal_call=True)
         push = self.push_in_progress
         if push is not None and not _internal_call:
@@ -102,20 +103,20 @@ class HubPushMixin(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> PushedCommit | HubPush | None:
-        """Saves the student with its card, and uploads it with the run's results.
+        """Saves the student with its card and uploads it with the run's results.
 
         Args:
             commit_message (`str`)
-            blocking (`bool`): wait for the upload, `hub_timeout` seconds at most.
-            token, revision, private (*optional*): in place of those of the arguments.
-            card: as in [`create_model_card`].
+            blocking (`bool`): wait for the upload, at most `hub_timeout` seconds.
+            token, revision, private (*optional*): override those of the arguments.
+            card: arguments of [`create_model_card`].
 
         Returns:
-            [`PushedCommit`], or `None` where the Hub did not take it: then a warning says how to push
-            later. With `blocking=False` the [`HubPush`] that is under way, which has `finish()`.
+            [`PushedCommit`], or `None` if the upload failed: a warning then gives the command to push later. With
+            `blocking=False` a [`HubPush`] handle for the pending upload, which has `finish()`.
 
         Raises:
-            ValueError: the token may not write there.
+            ValueError: the token has no write access.
         """
         self._tell_callbacks()
         if self.push_in_progress is None or token is not None or private is not None:
@@ -131,11 +132,11 @@ class HubPushMixin(Trainer):
         return push.finish() if blocking else push
 
     def _tell_callbacks(self) -> None:
-        """Callbacks hear of a push, and trackio's goes to the Hub itself; what fails there stops nothing."""
+        """Notifies callbacks of a push (trackio's uploads to the Hub itself); their errors are only logged."""
         try:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
         except Exception as error:  # every tracker and its network have errors of their own
-            logger.warning(f"A callback failed at the push ({error!r}). The push goes on.")
+            logger.warning(f"A callback failed during the push ({error!r}). The push continues.")
 
     def create_model_card(
         self,
@@ -147,14 +148,14 @@ class HubPushMixin(Trainer):
         dataset: str | None = None,
         dataset_tags: str | None = None,
     ) -> None:
-        """Writes `README.md` into the output folder from the run's files, see [`~hf_detrkd.artifacts.model_card`].
+        """Writes the model card `README.md` from the run's files, see [`~hf_detrkd.artifacts.model_card`].
 
         Args:
-            license (`str`, *optional*): the student's, for example `apache-2.0`. Default: `hub_license`, or that of
-                the model which it started from, where the Hub tells.
-            language, tags (*optional*): for the card's metadata.
-            model_name (`str`, *optional*): the card's title. Default: the repository's name.
-            finetuned_from (`str`, *optional*): Hub id that the student started from.
+            license (`str`, *optional*): the student's license, for example `apache-2.0`. Default: `hub_license`, or
+                the license of the model that it started from, if the Hub states one.
+            language, tags (*optional*): metadata of the card.
+            model_name (`str`, *optional*): title of the card. Default: the repository's name.
+            finetuned_from (`str`, *optional*): Hub id of the model that the student started from.
             dataset (`str`, *optional*): name of the data set.
             dataset_tags (`str`, *optional*): its Hub id.
         """
@@ -174,5 +175,5 @@ class HubPushMixin(Trainer):
         write_card(self.record.write(), None if push is None else push.repo_id)
 
     def fill_record(self) -> None:
-        """Adds to the record what the trainer knows by itself; the trainer implements it."""
+        """Adds the trainer's own facts and metrics to the record; implemented by the trainer."""
         raise NotImplementedError

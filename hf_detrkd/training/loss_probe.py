@@ -1,4 +1,4 @@
-"""What every term of a loss does to the student: measured once before training, or to choose its weight."""
+"""Measures the value and gradient norm of each loss term, before training or to calibrate its weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..structures.loss_key import LossKey
 
 
 Precision = Callable[[], AbstractContextManager[Any]]
-"""Makes the context in which a forward pass runs (autocast)."""
+"""Makes the context manager of a forward pass (autocast)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Term:
     """One term of the loss.
 
     Attributes:
-        name (`str`): without layer; the values are sums over layers.
+        name (`str`): without the layer; values are summed over layers.
         value (`float`): unweighted.
         weighted (`float`): as it enters the loss, before the schedule.
         gradient (`float`): norm of the gradient of the weighted term on the student's parameters.
@@ -39,7 +39,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Probe:
-    """The terms of one batch beside the task loss and the norm of its gradient."""
+    """The terms of one batch, with the task loss and the norm of its gradient."""
 
     task: float
     task_gradient: float
@@ -59,10 +59,10 @@ class Probe:
         return "\n".join(lines)
 
     def faults(self, weights: Mapping[str, float]) -> dict[str, str]:
-        """What is wrong with each term: not finite, zero, or without gradient to the student.
+        """The fault of each faulty term: not finite, zero, or without gradient to the student.
 
         Args:
-            weights (`dict[str, float]`): of the terms by name; those at 0 were switched off on purpose.
+            weights (`dict[str, float]`): weight of each term; terms with weight 0 are not checked.
         """
         faults = {
             term.name: fault
@@ -82,9 +82,9 @@ class Probe:
             return
         listed = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
         raise ValueError(
-            f"Distillation would not teach as it should: {listed}. Look at the class map (with a single class in "
-            "common --class_loss has to be bce), the teacher's preprocessing, frozen parameters and --loss_weights; a "
-            "term with the weight 0 is left out of this check, and --probe false switches it off.\n"
+            f"Distillation would not work as intended: {listed}. Check the class map (with a single class in common "
+            "--class_loss must be bce), the teacher's preprocessing, frozen parameters and --loss_weights. Terms with "
+            "weight 0 are not checked, and --probe false disables the check.\n"
             f"{self.table()}"
         )
 
@@ -100,16 +100,16 @@ def _fault(value: float, gradient: float) -> str | None:
 
 
 def ratio(value: float, whole: float) -> float:
-    """A quotient that is NaN where there is nothing to divide by."""
+    """The quotient; NaN if the divisor is zero."""
     return value / whole if whole else math.nan
 
 
 def probe(distiller: Distiller, batch: Mapping[str, Any], precision: Precision) -> Probe:
-    """Measures the terms of one batch; model, buffers and random numbers stay as they were.
+    """Measures the terms of one batch; model, buffers and random state are left unchanged.
 
     Args:
         distiller ([`Distiller`])
-        batch (`dict`): what the distiller takes, on its device.
+        batch (`dict`): input of the distiller, on its device.
         precision: see [`Precision`].
     """
     with untouched(distiller):
@@ -119,7 +119,7 @@ def probe(distiller: Distiller, batch: Mapping[str, Any], precision: Precision) 
 def measure(
     distiller: Distiller, batch: Mapping[str, Any], precision: Precision, group: Callable[[LossKey], str]
 ) -> Probe:
-    """The terms of one batch, summed over the losses that `group` gives one name; one copy from the device."""
+    """The terms of one batch, summed over the losses that `group` maps to one name; one device-to-host copy."""
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     with precision():
         found = distiller.losses(batch)
@@ -138,7 +138,7 @@ def measure(
 
 
 def _gradient(value: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Norm of the gradient of a scalar, a scalar; 0 where it has none."""
+    """Gradient norm of a scalar, itself a scalar; 0 if there is no gradient."""
     if not value.requires_grad:
         return torch.zeros((), device=value.device)
     gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
@@ -148,7 +148,7 @@ def _gradient(value: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
 
 @contextmanager
 def untouched(distiller: Distiller) -> Iterator[None]:
-    """Inside, the distiller trains; afterwards its weights, buffers, mode and the random state are as before."""
+    """Sets training mode; on exit restores the distiller's weights, buffers and mode, and the random state."""
     state = {name: value.detach().clone() for name, value in distiller.state_dict().items()}
     mode = distiller.training
     with torch.random.fork_rng():
@@ -170,22 +170,22 @@ def calibrate(
     precision: Precision,
     measurements: int = 20,
 ) -> dict[str, float]:
-    """How many times the task loss's gradient is as long as that of each weighted term.
+    """Ratio of the task loss's gradient norm to that of each weighted term.
 
-    The student is trained by the task loss alone for the batches, since the first step says little, and put back
-    afterwards. At evenly spaced steps the norms of all gradients are measured, on the student's parameters.
+    The student is trained with only the task loss on the batches, since the first step says little, and restored
+    afterwards. At evenly spaced steps the norms of all gradients on the student's parameters are measured.
 
     Args:
         distiller ([`Distiller`])
-        batches: what the distiller takes, on its device, one after the other.
-        count (`int`): how many batches there are.
+        batches: inputs of the distiller, on its device.
+        count (`int`): number of batches.
         learning_rate, max_grad_norm (`float`): of the training.
         precision: see [`Precision`].
-        measurements (`int`): how many steps are measured at most.
+        measurements (`int`): number of steps to measure, from this many to just below twice as many.
 
     Returns:
-        `dict[str, float]`: the median ratio for each key of `distiller.loss_weights`, in their order; NaN for one that
-        weighs nothing, or whose terms never had a gradient.
+        `dict[str, float]`: the median ratio for each key of `distiller.loss_weights`, in the same order; NaN for one
+        with weight 0 or whose terms never had a gradient.
     """
     every = max(1, count // measurements)
     ratios: dict[str, list[float]] = {key: [] for key in distiller.loss_weights}

@@ -1,4 +1,4 @@
-"""Checks before the first step: the teacher's mAP and view, the value and gradient of each loss term, and the
+"""Pre-training checks: the teacher's mAP and images, the value and gradient of each loss term, and the
 calibration of their weights.
 
 Each check takes the parts that it needs and returns text or weights; the trainer prints and stores them.
@@ -23,18 +23,18 @@ from ..structures.loss_key import LossKey
 from .loss_probe import Precision, Probe, calibrate, probe
 
 
-PROBED = 4  # batches: a term that is zero in one may be there in the next
-REDRAWN = 20  # times that a batch without a box is drawn again
+PROBED = 4  # batches: a term that is zero in one may be positive in the next
+REDRAWN = 20  # attempts to draw a batch that has boxes
 CAUSES = (
     "the order of its classes (see the class map, --class_map)",
     "its preprocessing (pixel normalisation and size: --teacher_image_size, the teacher's image processor)",
-    "the frame of its boxes (trained on boxes relative to a padded canvas, or in pixels)",
-    "the teacher itself: too little trained, on other images, or with predictions that are not finite",
+    "the format of its boxes (trained on boxes relative to a padded canvas, or in pixels)",
+    "the teacher itself: undertrained, trained on other images, or with predictions that are not finite",
 )
 
 
 def spread_sample(dataset: Any, most: int) -> Any:
-    """At most a number of items, evenly spread over a data set; 0 for all of them."""
+    """At most `most` items, evenly spread over a data set; 0 for all."""
     count = min(len(dataset), most or len(dataset))
     if count == len(dataset):
         return dataset
@@ -50,17 +50,17 @@ def first_dataset(datasets: Any) -> Any:
 def check_teacher(
     teacher: Teacher, metrics: Mapping[str, float], id2label: Mapping[int, str], images: int, least: float
 ) -> str | None:
-    """Judges a teacher by its metrics, over the classes that it knows.
+    """Checks a teacher's mAP over the classes that it knows.
 
     Args:
         teacher ([`Teacher`])
         metrics (`dict[str, float]`): see [`evaluate_teacher`].
         id2label (`dict[int, str]`): the student's classes.
-        images (`int`): number of images behind the metrics.
-        least (`float`): lowest mAP that is accepted.
+        images (`int`): number of images that the metrics are from.
+        least (`float`): minimum mAP.
 
     Returns:
-        `str`: a sentence with its mAP; `None` if the images show no class of the teacher.
+        `str`: a sentence with its mAP; `None` if the images contain none of its classes.
 
     Raises:
         ValueError: its mAP is too low; the message lists the likely causes.
@@ -82,7 +82,7 @@ def check_teacher(
 
 
 def check_view(batch: Mapping[str, Any], teacher_image_size: str) -> None:
-    """Checks that a batch holds the teacher's own view if its size differs from the student's.
+    """Checks that a batch holds `teacher_pixel_values` if the teacher's image size differs from the student's.
 
     Raises:
         ValueError: it does not.
@@ -91,34 +91,34 @@ def check_view(batch: Mapping[str, Any], teacher_image_size: str) -> None:
     if "teacher_pixel_values" not in batch and teacher_image_size not in (size, size.split("x")[0]):
         raise ValueError(
             f"teacher_image_size is {teacher_image_size}, but the data set yields no teacher_pixel_values, and the "
-            f"student's images have {size} pixels: give DetectionTransform the teacher_size."
+            f"student's images have {size} pixels: pass teacher_size to DetectionTransform."
         )
 
 
 @dataclass(frozen=True)
 class ProbedTerms:
-    """The terms of the first batch, and those that a gate kept at zero in all batches."""
+    """The terms of the first batch, and the names of those that a gate kept at zero in all batches."""
 
     probe: Probe
     silent: list[str]
 
 
 def probe_terms(distiller: Distiller, batches: Iterable[Mapping[str, Any]], precision: Precision) -> ProbedTerms:
-    """Measures every term on a batch; if a term is zero, also on further batches.
+    """Measures every term on a batch; if a term is faulty, also on further batches.
 
     Args:
-        distiller ([`Distiller`]): stays as it is.
-        batches: what the distiller takes, on its device.
+        distiller ([`Distiller`]): is left unchanged.
+        batches: inputs of the distiller, on its device.
         precision: see [`Precision`].
 
     Raises:
-        ValueError: a term is not finite, or is zero or does not reach the student in all batches.
+        ValueError: a term is not finite, or is zero or has no gradient to the student in all batches.
     """
     seen: list[Probe] = []
     faults: dict[str, str] = {}
     for batch in batches:
         found = probe(distiller, batch, precision)
-        # A term is off only if all its layers are: a key may weigh single layers.
+        # A term is disabled only if all its layers are: a key may set the weight of single layers.
         weights = {t.name: max(map(abs, distiller.weights_of(cast(LossKey, t.name)))) for t in found.terms}
         now = found.faults(weights)
         faults = {name: fault for name, fault in now.items() if not seen or name in faults}
@@ -141,30 +141,30 @@ def calibrated_weights(
     precision: Precision,
     gather: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """Weights with which each term's gradient has a fraction of the length of the task loss's.
+    """Weights at which each term's gradient norm is a given fraction of the task loss's.
 
     Args:
-        distiller ([`Distiller`]): stays as it is.
-        batches: `count` of what the distiller takes, on its device.
-        count (`int`): training steps of a throw-away copy.
+        distiller ([`Distiller`]): is left unchanged, its loss weights included.
+        batches: `count` inputs of the distiller, on its device.
+        count (`int`): training steps, which are undone afterwards.
         learning_rate, max_grad_norm (`float`): of the training.
-        fraction (`float`): of the gradient's norm.
+        fraction (`float`): of the task loss's gradient norm.
         precision: see [`Precision`].
-        gather: stacks a tensor of every process.
+        gather: stacks a tensor of all processes.
 
     Raises:
         ValueError: a term had no gradient in any step.
     """
     ratios = calibrate(distiller, batches, count, learning_rate, max_grad_norm, precision)
-    # The same keys in the same order on every process; NaN where a term was silent.
+    # The same keys in the same order on every process; NaN if a term had no gradient.
     device = next(distiller.student.parameters()).device
     everyone = gather(torch.tensor([list(ratios.values())], device=device)).nanmean(0)
     weights = dict(distiller.loss_weights)
     for name, ratio in zip(ratios, everyone.tolist(), strict=True):
         if weights[name] and ratio != ratio:
             raise ValueError(
-                f"No weight can be found for {name}: in {count} steps no gradient of it reached the student, or the "
-                "task loss was not finite. Set its weight to 0, or lower --learning_rate."
+                f"The weight of {name} cannot be calibrated: in {count} steps it had no gradient to the student, or "
+                "the task loss was not finite. Set its weight to 0, or lower --learning_rate."
             )
         if ratio == ratio:
             weights[name] *= fraction * ratio
@@ -174,12 +174,12 @@ def calibrated_weights(
 def batches_with_boxes(
     dataset: Any, collate: Callable[[list[Any]], dict[str, Any]], size: int, count: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Batches of random training images; a batch without a box is drawn again, a few times.
+    """Batches of random training images; a batch without a box is drawn again, up to 20 times.
 
     Args:
         dataset: with a length.
         collate: the data collator.
-        size, count (`int`): images of a batch, and batches.
+        size, count (`int`): images per batch, and number of batches.
         seed (`int`): different on each process.
     """
     generator = torch.Generator().manual_seed(seed)

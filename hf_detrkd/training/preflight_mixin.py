@@ -1,4 +1,4 @@
-"""The trainer's part of the checks before the first step: it evaluates, prints and stores."""
+"""Runs the pre-training checks of the trainer, and prints and stores their results."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ logger = logging.get_logger(__name__)
 
 
 class PreflightMixin(Trainer):
-    """Checks of a `Trainer` before its first step; stands before `Trainer` among the bases."""
+    """Pre-training checks for a `Trainer`; must come before `Trainer` in the base classes."""
 
     args: Any
     record: Record
-    teacher_metrics: dict[str, float] | None = None  # of [`check_teacher`]
+    teacher_metrics: dict[str, float] | None = None  # set by [`check_teacher`]
 
     @property
     def distiller(self) -> Distiller:
-        """The module that is trained, without wrappers."""
+        """The trained module, without wrappers."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def student(self) -> PreTrainedModel:
-        """The plain model, without anything around it."""
+        """The plain student model, without wrappers."""
         return self.distiller.student
 
     def evaluate_teacher(self, dataset: Any = None) -> dict[str, float]:
-        """COCO metrics of the teacher, on the images that it will teach from; all processes call it.
+        """COCO metrics of the teacher, on images as it gets them in training; all processes must call it.
 
         Args:
             dataset (*optional*): default: the evaluation set.
@@ -78,10 +78,10 @@ class PreflightMixin(Trainer):
         return metrics
 
     def _preflight(self, resumes: bool) -> None:
-        """All checks that the arguments ask for, in their order; a resumed run was checked when it began.
+        """Runs all checks that the arguments enable, in order; a resumed run was checked when it started.
 
         Raises:
-            ValueError: the teacher is too weak, its view is missing, or a term would not teach.
+            ValueError: the teacher is too weak, its images are missing, or a loss term has no effect.
         """
         args, distiller = self.args, self.distiller
         if not distiller.methods or not args.distillation_weight:
@@ -106,11 +106,11 @@ class PreflightMixin(Trainer):
             self.probe_losses()
 
     def check_teacher(self) -> None:
-        """Evaluates the teacher on images spread over the evaluation set, unless it was; `teacher_results.json` keeps
-        the metrics.
+        """Evaluates the teacher once, on images spread over the evaluation set; the metrics are saved in
+        `teacher_results.json`.
 
         Raises:
-            ValueError: its mAP over the classes that it knows is below `min_teacher_map`.
+            ValueError: its mAP over the classes it knows is below `min_teacher_map`.
         """
         args, teacher = self.args, self.distiller.teacher
         if teacher is None or args.min_teacher_map <= 0 or self.teacher_metrics is not None:
@@ -125,25 +125,27 @@ class PreflightMixin(Trainer):
         id2label = self.student.config.id2label
         verdict = check_teacher(teacher, self.teacher_metrics, id2label, len(sample), args.min_teacher_map)
         if verdict is None:
-            logger.warning(f"The teacher is not checked: none of {len(sample)} evaluation images shows its classes.")
+            logger.warning(
+                f"The teacher is not checked: none of {len(sample)} evaluation images contains its classes."
+            )
         else:
             self.announce(verdict)
 
     def probe_losses(self) -> Probe:
-        """Measures value and gradient of every loss term on a batch and prints the table.
+        """Measures the value and gradient norm of every loss term on a batch and prints the table.
 
         Raises:
-            ValueError: a term is not finite, or is zero or does not reach the student in the first batches.
+            ValueError: a term is not finite, or is zero or has no gradient to the student in the first batches.
         """
         found = probe_terms(self.distiller, self._random_batches(PROBED), self._probe_precision)
         self.announce(found.probe.table())
-        if found.silent:  # a teacher that is nowhere better in a few images is no fault
+        if found.silent:  # the teacher may be nowhere better in a few images
             names = ", ".join(found.silent)
             logger.warning(f"No element of {names} passed the gate in the first batches: these losses are zero there.")
         return found.probe
 
     def _calibrate_weights(self) -> None:
-        """Chooses the weights of the terms, uses them, and writes them into the recipe of the output folder."""
+        """Calibrates the loss weights, applies them, and writes them to the recipe of the output folder."""
         args, count = self.args, self.args.calibrate_weights
         batches = self._progress(self._random_batches(count), "Calibrating the weights", count)
         weights = calibrated_weights(
@@ -168,11 +170,11 @@ class PreflightMixin(Trainer):
 
     @property
     def weights_are_sharded(self) -> bool:
-        """Whether DeepSpeed or FSDP hold parts of the weights on each process."""
+        """True if DeepSpeed or FSDP shards the weights across processes."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _random_batches(self, count: int) -> Iterator[dict[str, Any]]:
-        """Batches of random training images on the device, different ones on each process."""
+        """Batches of random training images on the device, different for each process."""
         args = self.args
         seed = args.seed * 1000 + args.process_index
         batches = batches_with_boxes(

@@ -1,4 +1,4 @@
-"""Facts and figures of a run that its trainer knows by itself, for the record."""
+"""Facts and metrics of a run that its record takes from the trainer."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def facts_of(
     Args:
         args ([`DistillationConfig`])
         distiller ([`Distiller`])
-        train_dataset, eval_dataset: what they do not tell is missing.
+        train_dataset, eval_dataset: facts that they do not provide are missing.
         mixed_precision (`str`): as accelerate names it.
-        push ([`HubPush`], *optional*): where the run pushes to.
+        push ([`HubPush`], *optional*): destination of the run's uploads.
     """
     student, methods = distiller.student, cast(Iterable[DistillationMethod], distiller.methods.values())
     return {
@@ -74,13 +74,13 @@ def teacher_facts(teacher: Teacher | None) -> dict[str, str | None] | None:
 
 
 def student_name(config: DistillationConfig) -> str:
-    """The name of the student beside teacher and control."""
+    """The student's name in the summary, next to teacher and control."""
     return "distilled" if config.methods else "student"
 
 
 def evaluation_of(state: TrainerState, load_best_model_at_end: bool) -> dict[str, Any]:
-    """The logged metrics that belong to the student's present weights: the last evaluation's, or the best
-    checkpoint's if it was loaded at the end and nothing was evaluated since."""
+    """The logged metrics of the student's current weights: those of the last evaluation, or of the best checkpoint
+    if it was loaded at the end and nothing was evaluated since."""
     history = state.log_history
     ended = max((place for place, row in enumerate(history) if "train_runtime" in row), default=len(history))
     rows = [(place, row) for place, row in enumerate(history) if "eval_map" in row]

@@ -20,6 +20,7 @@ from ..adapters import class_names, spec_for
 from ..artifacts.record import Record, row_of
 from ..artifacts.redaction import shareable
 from ..artifacts.run_folder import check_output_folder
+from ..artifacts.trackers import reopen_trackers
 from ..data import DetectionCollator
 from ..distillation.distiller import Distiller
 from ..distillation.freezing import apply_freezing, freeze_stages
@@ -43,10 +44,10 @@ logger = logging.get_logger(__name__)
 
 
 class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
-    """Trains a detector, taught by another one or alone.
+    """Trains a detector, with or without a teacher.
 
     A drop-in for [`~transformers.Trainer`]: callbacks, schedulers, accumulation, mixed precision, `report_to`, best
-    checkpoint and resuming work as there. The loss does not depend on how a batch is split over processes and
+    checkpoint and resuming work as usual. The loss does not depend on how a batch is split over processes and
     micro-batches. COCO mAP is computed in every evaluation without further code.
 
     Args:
@@ -54,8 +55,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         args ([`DistillationConfig`])
         teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): default:
             `args.teacher_model_name_or_path`.
-        method_config (*optional*): options of `args.method`, an instance of its `config_class`, or a list of such for
-            several methods. Default: their defaults.
+        method_config (*optional*): options of `args.method`, an instance of its `config_class`, or a list of them for
+            several methods. Default: the methods' defaults.
         processing_class (image processor, *optional*): the student's; saved with it.
         teacher_processing_class (image processor, *optional*): the teacher's, for its pixel normalisation. Default:
             loaded with a teacher given by name; the student's for a teacher given as an object.
@@ -64,7 +65,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             evaluation `image_id` and `orig_size`.
 
     Raises:
-        ValueError: a method without a teacher or the reverse; a pair of models that the method cannot serve; an
+        ValueError: a method without a teacher or the reverse; a pair of models that the method does not support; an
             `output_dir` that is the folder of one of the models.
 
     Example:
@@ -98,7 +99,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
-            raise ValueError(f"One process found {args.n_gpu} GPUs: use `accelerate launch`, a process for each.")
+            raise ValueError(
+                f"DistillationTrainer does not support DataParallel ({args.n_gpu} GPUs visible): run with "
+                "`accelerate launch`."
+            )
         if isinstance(model, str):
             model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
         apply_freezing(model, args.freeze)
@@ -106,7 +110,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
         sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)
-        set_seed(args.seed)  # the projections' weights belong to the seed of the run
+        set_seed(args.seed)  # the projections' initial weights depend on the run's seed
         methods = make_methods(
             args.methods, method_config, spec_for(model.config), None if teacher is None else teacher.spec
         )
@@ -147,13 +151,14 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
         self._first_step = None
         resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
-        self._guard = FiniteGuard()  # a run that broke off may have left losses in the old one
+        self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
         self._preflight(resumes)
-        # An evaluation before the training marks the student as prepared, and accelerate would then leave out DDP.
+        # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
         vars(self.distiller).pop("_is_accelerate_prepared", None)
         self._log_time = started = time.perf_counter()
         self._evaluation_seconds = 0.0
         output = super().train(*args, **kwargs)
+        reopen_trackers(self)
         self._guard.settle(self.student)
         if self._average is not None:
             self._average.adopt()
@@ -164,7 +169,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Adds to every micro-batch what its loss divides by: counts over all processes and micro-batches."""
+        """Adds to every micro-batch its loss normalisers: counts over all processes and micro-batches."""
         if self._first_step is None:
             self._first_step = self._log_step = self.state.global_step
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -194,7 +199,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `Trainer`, with the backbone in groups of its own where it has its own learning rate."""
+        """As in `Trainer`, with separate parameter groups for a backbone that has its own learning rate."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if self.args.backbone_learning_rate is None or given:
@@ -232,7 +237,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`; an evaluation that broke off leaves nothing in the next one."""
+        """As in `Trainer`; resets the metric first, which an interrupted evaluation may have left filled."""
         if isinstance(self.compute_metrics, CocoEvaluator):
             self.compute_metrics.reset()
         started = time.perf_counter()
@@ -243,18 +248,18 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         return metrics
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Inside, the student has its averaged weights, where there are such."""
+        """Context in which the student has its EMA weights, if there are any."""
         return nullcontext() if self._average is None else self._average.in_place()
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, with the student's averaged weights where there are such."""
+        """As in `Trainer`, with the student's EMA weights if there are any."""
         with self._averaged():
             return super().evaluation_loop(*args, **kwargs)
 
     # --- the record --------------------------------------------------------------------------------------------------
 
     def fill_record(self) -> None:
-        """Adds to the record what the trainer knows by itself: facts of the run, metrics of teacher and student."""
+        """Adds the trainer's own facts of the run and the metrics of teacher and student to the record."""
         datasets = self.train_dataset, self.eval_dataset
         precision, push = self.accelerator.mixed_precision, self.push_in_progress
         self.record.add_facts(facts_of(self.args, self.distiller, *datasets, precision, push))
@@ -293,7 +298,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     # --- saving ------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The student as `from_pretrained` loads it; in a checkpoint also what resuming needs."""
+        """Saves the student for `from_pretrained`; in a checkpoint also the state needed to resume."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -310,19 +315,19 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             save_state(distiller, self._average, folder)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, unless a loss or a weight is not finite: then the checkpoints stay as they are."""
+        """As in `Trainer`; raises before writing anything if a loss or a weight is not finite."""
         self._guard.settle(self.student)
         super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Student and projections; everything else of a checkpoint is loaded by `Trainer`."""
+        """Loads student and projections; `Trainer` loads the rest of a checkpoint."""
         folder = Path(resume_from_checkpoint)
         load_student_weights(self.student, folder)
         load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
 
     def load_student(self, folder: Path) -> None:
-        """Loads a finished student, from the output folder of its run; with `ema_decay` the saved weights are the
-        average, which restarts from them.
+        """Loads a finished student from its run's output folder; with `ema_decay` the saved weights are the EMA
+        weights, from which the average restarts.
 
         Args:
             folder (`Path`): holds `model.safetensors`.
@@ -334,4 +339,4 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its average, if there is one
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its EMA, if there is one

@@ -59,7 +59,7 @@ def test_a_mask_of_ones_is_no_mask(build, name):
 @pytest.mark.parametrize("name", sorted(set(tiny.FAMILIES) - set(MASKING)))
 def test_a_family_that_takes_no_mask_refuses_one(build, name):
     adapter = adapter_for(build(name))
-    with pytest.raises(ValueError, match=f"{name} sees padding as image, but the batch is padded: resize"):
+    with pytest.raises(ValueError, match=f"{name} cannot mask padding, but the batch is padded: resize"):
         run(adapter, tiny.batch(64, padded=True))
 
 

@@ -52,7 +52,7 @@ def test_a_model_without_an_adapter_is_refused_with_the_list_of_known_ones():
 
 
 def test_backbone_parameters_are_those_of_the_backbone_and_no_others(adapter):
-    found, base = {name for name, _ in adapter.backbone_parameters()}, adapter.model.base_model
+    found, base = {name for name, _ in adapter.backbone_parameters()}, adapter.body
     backbone = {
         "deimv2": lambda: base.conv_encoder.model,
         "lw_detr": lambda: base.backbone.backbone,
@@ -68,7 +68,7 @@ def test_yolos_answers_its_own_tokens_alone_and_says_why(build):
     output = run(adapter, inputs_for(adapter))
     assert not adapter.spec.query_fields and not output.queries.fields and len(output.layers) == 1
     assert output.features["encoder"][0].values.shape == output.features["neck"][0].values.shape == (2, 32, 8, 8)
-    with pytest.raises(ValueError, match="yolos cannot be asked other queries: it has no decoder"):
+    with pytest.raises(ValueError, match="yolos cannot decode external queries: it has no decoder"):
         output.decode(ObjectQueries(boxes=tiny.random_boxes(2, 3)))
 
 

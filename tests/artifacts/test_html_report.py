@@ -101,7 +101,7 @@ def test_the_main_table_holds_every_figure(tmp_path):
         ["mAP50, %", "87.8", "55.9", "67.0"],
         ["mAP75, %", "80.0", "33.1", "48.3"],
         ["Parameters", "4,070,856", "2,315,550", "2,315,550"],
-        ["GFLOPs an image", missing, missing, "1.14"],
+        ["GFLOPs / image", missing, missing, "1.14"],
         ["Latency at batch 1, ms", missing, missing, "21.2 (20.0 to 22.9)"],
         ["Training, s / step", missing, missing, "1.660"],
     ):

@@ -68,14 +68,14 @@ def test_the_body_compares_gives_classes_and_cites_every_method(folder: Path) ->
     assert r"| a\|b | not measured | not measured | not measured |" in text
     for name in ("kd_detr", "clockdistill"):
         assert METHODS[name].paper.citation in text and f"arxiv.org/abs/{METHODS[name].paper.arxiv}" in text
-    assert "reaches 25.0 mAP, where the same student without a teacher reaches 12.5" in text
+    assert "reaches 25.0 mAP; the same student trained without a teacher reaches 12.5" in text
     assert "| `output_dir` | `out` |" in text and "/home/me" not in text
 
 
 TEACHERS = {
     "Distilled from `me/t` (revision `abc`) by": {"name": "me/t", "source": "hub", "revision": "abc"},
-    "Distilled from `t` (a folder of the machine that trained it) by": {"name": "t", "source": "folder"},
-    "Distilled from `rt_detr` (given in memory) by": {"name": "rt_detr", "source": "memory"},
+    "Distilled from `t` (a local folder) by": {"name": "t", "source": "folder"},
+    "Distilled from `rt_detr` (passed as an object) by": {"name": "rt_detr", "source": "memory"},
 }
 
 
@@ -92,10 +92,7 @@ def test_how_it_was_measured_and_trained_stands_beside_the_figures(folder: Path)
         models[name] |= {"latency": LATENCY, "image_size": [size, size], "precision": "float32"}
     (folder / "summary.json").write_text(json.dumps(models))
     text = card_of(folder, device="a CPU", seed=3, batch_size=32, processes=4, mixed_precision="bf16").text
-    assert (
-        "forward passes on a CPU, median and the middle half (teacher: 800 x 800 pixels, float32; distilled: 640"
-        in text
-    )
+    assert "forward passes on a CPU, median and quartiles (teacher: 800 x 800 pixels, float32; distilled: 640" in text
     assert "seed 3, batches of 32 images, on 4 processes, in bf16" in text
     text = card_of(folder, arguments={"learning_rate": 1e-4, "hub_token": "x"}).text
     assert "| `learning_rate` | `0.0001` |" in text and "hub_token" not in text
@@ -112,7 +109,7 @@ def test_a_run_without_teacher_and_control_claims_neither(folder: Path) -> None:
     card = card_of(folder)
     assert card.data.eval_results is None and "knowledge-distillation" not in card.data.tags
     assert "Trained without a teacher." in card.text
-    assert "A control, the same student without a teacher, was not measured." in card.text
+    assert "A control (the same student without a teacher) was not measured." in card.text
     assert "| student | not measured | not measured | not measured | 7 |" in card.text
     assert "forward passes" not in card.text
 

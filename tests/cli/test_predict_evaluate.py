@@ -74,7 +74,7 @@ def test_predict_writes_pictures_and_a_coco_file(found):
 
 def test_predict_names_what_it_cannot_read_and_goes_on(found):
     folder, done = found
-    assert f"Left out {folder / 'data' / 'val' / 'broken.jpg'}: cannot identify image file" in done.stderr
+    assert f"Skipped {folder / 'data' / 'val' / 'broken.jpg'}: cannot identify image file" in done.stderr
     assert "notes.txt" not in done.stderr
 
 

@@ -204,13 +204,15 @@ def test_the_splits_have_to_share_their_categories(coco_folder, coco_content):
     coco_folder(coco_content, "train")
     coco_content["categories"][0]["name"] = "horse"
     folder = coco_folder(coco_content, "val")
-    with pytest.raises(DatasetError, match=r"have to have the same categories .* differ in .*'horse'"):
+    with pytest.raises(DatasetError, match=r"must have the same categories .* differ in .*'horse'"):
         load_detection_splits(folder)
 
 
 def test_evaluation_split_and_missing_splits(coco_folder, coco_content):
     folder = coco_folder(coco_content, "train")
-    with pytest.raises(DatasetError, match="no split named validation, val or test to evaluate on: name one of train"):
+    with pytest.raises(
+        DatasetError, match="no split named validation, val or test to evaluate on: choose one of train"
+    ):
         load_detection_splits(folder)
     coco_folder(coco_content, "test")
     assert len(load_detection_splits(folder, max_eval_samples=1).eval) == 1
@@ -221,14 +223,14 @@ def test_evaluation_split_and_missing_splits(coco_folder, coco_content):
     assert len(load_detection_splits(folder, eval_split="test").eval) == 3
     with pytest.raises(DatasetError, match="has no split 'minival': choose one of test, train, val"):
         load_detection_splits(folder, eval_split="minival")
-    with pytest.raises(DatasetError, match="'train' has to be positive, but is 0"):
+    with pytest.raises(DatasetError, match="'train' must be positive, got 0"):
         load_detection_splits(folder, max_train_samples=0)
 
 
 def test_annotations_under_other_names_are_not_found(coco_folder, coco_content):
     folder = coco_folder(coco_content)
     shutil.move(folder / "annotations" / "instances_val.json", folder / "annotations" / "val.json")
-    with pytest.raises(DatasetError, match=r"annotations has to hold instances_<split>.json, but holds none"):
+    with pytest.raises(DatasetError, match=r"annotations must contain instances_<split>.json files, but has none"):
         load_detection_split(folder)
 
 

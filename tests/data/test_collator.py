@@ -38,5 +38,5 @@ def test_padding_changes_neither_boxes_nor_pixels(dataset):
 
 def test_images_of_several_sizes_need_a_mask(dataset):
     items = [dataset.with_transform(DetectionTransform(size))[0] for size in ((32, 48), (32, 40))]
-    with pytest.raises(ValueError, match=r"of one size, but this batch has \[\(32, 40\), \(32, 48\)\]"):
+    with pytest.raises(ValueError, match=r"must have the same size, but this batch has \[\(32, 40\), \(32, 48\)\]"):
         DetectionCollator()(items)

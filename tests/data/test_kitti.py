@@ -138,7 +138,9 @@ def test_lists_of_image_sets_are_the_splits(kitti):
     splits = load_detection_splits(folder)
     assert ids(splits.train) == [5, 1] and ids(splits.eval) == [2]
     (folder / "ImageSets" / "val.txt").unlink()
-    with pytest.raises(DatasetError, match="no split named validation, val or test to evaluate on: name one of train"):
+    with pytest.raises(
+        DatasetError, match="no split named validation, val or test to evaluate on: choose one of train"
+    ):
         load_detection_splits(folder)
     with pytest.raises(DatasetError, match="has no split 'test': choose one of train"):
         load_detection_splits(folder, eval_split="test")
@@ -176,14 +178,14 @@ CAR = line("Car", 10, 5, 30, 25)
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (CAR.rsplit(" ", 1)[0], "an object has 15 fields, or 16 with a score, but this has 14"),
-        (f"{CAR} 0.5 7", "but this has 17"),
-        ("Car", "but this has 1"),
-        (CAR.replace("Car", "Bus"), "the type 'Bus' is none of Car, Pedestrian, Cyclist, Van, .*, DontCare"),
-        (CAR.replace("Car", "car"), "the type 'car' is none of Car"),
-        (line("Car", 10, "five", 30, 25), "the box coordinate 'five' is no finite number"),
-        (line("DontCare", 10, 5, "nan", 25), "the box coordinate 'nan' is no finite number"),
-        (line("Car", "-inf", 5, 30, 25), "the box coordinate '-inf' is no finite number"),
+        (CAR.rsplit(" ", 1)[0], "an object must have 15 fields, or 16 with a score, got 14"),
+        (f"{CAR} 0.5 7", "got 17"),
+        ("Car", "got 1"),
+        (CAR.replace("Car", "Bus"), "the type 'Bus' is not one of Car, Pedestrian, Cyclist, Van, .*, DontCare"),
+        (CAR.replace("Car", "car"), "the type 'car' is not one of Car"),
+        (line("Car", 10, "five", 30, 25), "the box coordinate 'five' is not a finite number"),
+        (line("DontCare", 10, 5, "nan", 25), "the box coordinate 'nan' is not a finite number"),
+        (line("Car", "-inf", 5, 30, 25), "the box coordinate '-inf' is not a finite number"),
         (line("Car", -1e308, 5, 1e308, 25), "which is not finite"),
     ],
 )
@@ -235,7 +237,7 @@ def test_two_files_of_one_image_are_a_problem(kitti):
     folder = kitti({"000001": [], "000002": []})
     kitti({"000001": []}, suffix=".jpg")
     listed(folder, train=["000002", "000002"], val=["000001"])
-    with pytest.raises(DatasetError, match=r"1 problem .*: image_2 holds 000001.png beside 000001.jpg"):
+    with pytest.raises(DatasetError, match=r"1 problem .*: image_2 contains both 000001.png and 000001.jpg"):
         load_detection_split(folder)
     (folder / "image_2" / "000001.jpg").unlink()
     with pytest.raises(DatasetError, match=r"1 problem .*: the image 000002 repeats the image id 2"):

@@ -169,8 +169,8 @@ def test_sizes_that_disagree_with_the_file():
     ("rows", "message"),
     [
         (make().remove_columns("objects"), r"the columns `image` and `objects` .*, but has \['image'\]"),
-        (make(keys=("bbox", "area")), r"but has \['image', 'objects'\], `objects` holds \['area', 'bbox'\]"),
-        (make(fields={**FIELDS, "category": Value("int64")}), "`category` .* has to be a `ClassLabel`, .* is Value"),
+        (make(keys=("bbox", "area")), r"but has \['image', 'objects'\], `objects` has \['area', 'bbox'\]"),
+        (make(fields={**FIELDS, "category": Value("int64")}), "`category` .* must be a `ClassLabel`, .* is Value"),
         (
             make().add_column("photo", ["x"] * 3).remove_columns("image").rename_column("photo", "image"),
             "`Image` feature",
@@ -192,7 +192,9 @@ def test_every_way_to_hand_over_rows(tmp_path):
         assert len(loaded.train) == len(loaded.eval) == 2 and loaded.train.classes == NAMES
     assert len(load_detection_split(tmp_path / "one", "train")) == 2
     assert np.array_equal(load_detection_split(splits).records[0].boxes, loaded.eval.records[0].boxes)
-    with pytest.raises(DatasetError, match="no split named validation, val or test to evaluate on: name one of train"):
+    with pytest.raises(
+        DatasetError, match="no split named validation, val or test to evaluate on: choose one of train"
+    ):
         load_detection_splits(make())
 
 
@@ -204,11 +206,13 @@ def test_a_folder_that_load_dataset_reads(tmp_path):
 
 
 def test_what_is_no_data_set(tmp_path):
-    with pytest.raises(DatasetError, match=r"no data set '.*nowhere' here or within reach \(.*\): give `shapes`"):
+    with pytest.raises(
+        DatasetError, match=r"No data set '.*nowhere' was found locally or on the Hub \(.*\): give `shapes`"
+    ):
         load_detection_splits(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="streamed data sets cannot be indexed"):
         load_detection_splits(make().to_iterable_dataset())
-    with pytest.raises(DatasetError, match=r"split train of .* is IterableDataset: streamed"):
+    with pytest.raises(DatasetError, match=r"split train of .* got IterableDataset: streamed"):
         load_detection_splits({"train": make().to_iterable_dataset()})
     with pytest.raises(DatasetError, match="The split 'train' of the given data set has no images"):
         load_detection_split(make([]), "train")

@@ -229,7 +229,7 @@ def test_flip_only_shows_two_views(noise):
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [({"height": 3}, "has to be .height, width."), ({"shortest_edge": 0}, "positive"), ((0, 3), "positive")],
+    [({"height": 3}, "must be .height, width."), ({"shortest_edge": 0}, "positive"), ((0, 3), "positive")],
 )
 def test_wrong_sizes_are_refused(size, message):
     with pytest.raises(ValueError, match=message):
@@ -239,9 +239,9 @@ def test_wrong_sizes_are_refused(size, message):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="both `image_mean` and `image_std`"):
         DetectionTransform((3, 3), image_mean=[0.5] * 3)
-    with pytest.raises(ValueError, match=r"`iou_crop` has to lie in \[0, 1\], but is 1.5"):
+    with pytest.raises(ValueError, match=r"`iou_crop` must lie in \[0, 1\], got 1.5"):
         AugmentationConfig(iou_crop=1.5)
-    with pytest.raises(ValueError, match="`min_scale` and `max_scale` have to be positive and ordered"):
+    with pytest.raises(ValueError, match="`min_scale` and `max_scale` must be positive and ordered"):
         AugmentationConfig(min_scale=2.0)
 
 

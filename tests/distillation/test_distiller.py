@@ -78,7 +78,7 @@ def test_totals_of_the_whole_batch_replace_those_of_this_process(build):
 
 
 def test_a_method_without_a_teacher_and_the_reverse_are_refused(build):
-    message = "A method needs a teacher and a teacher a method: give both, or none for plain training"
+    message = "Distillation needs a teacher and a method: give both, or neither for plain training"
     for pair in ({"methods": [Stub()]}, {"teacher": Teacher(build("detr"), tiny.LABELS)}):
         with pytest.raises(ValueError, match=message):
             Distiller(build("detr"), **pair)
@@ -89,7 +89,7 @@ def test_in_eval_mode_it_is_the_student_and_no_teacher_is_called(build, family, 
     distiller, method = distiller_of(build, family)
     distiller.eval()
     calls: list[int] = []
-    distiller.teacher.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    distiller.teacher.adapter.body.register_forward_hook(lambda *_: calls.append(1))
     inputs = tiny.batch(64, padded=distiller.adapter.uses_pixel_mask)
     expected = distiller.student(**inputs)
     found = distiller(inputs if labelled else {k: v for k, v in inputs.items() if k != "labels"})

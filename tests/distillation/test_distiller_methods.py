@@ -75,7 +75,7 @@ def test_several_methods_give_what_each_gives_alone_with_one_pass_of_the_teacher
     student.eval()  # no denoising, no dropout: equal answers
     calls: list[str] = []
     hooks = [
-        teacher.model.base_model.register_forward_pre_hook(lambda *_: calls.append("teacher")),
+        teacher.adapter.body.register_forward_pre_hook(lambda *_: calls.append("teacher")),
         adapter_for(student).decoder.register_forward_pre_hook(lambda *_: calls.append("decoder")),
     ]
 
@@ -98,7 +98,7 @@ def test_several_methods_give_what_each_gives_alone_with_one_pass_of_the_teacher
 def test_the_teacher_is_shown_its_own_view_where_there_is_one(build):
     distiller, method = distiller_of(build, "rt_detr")
     seen: list[Tensor] = []
-    distiller.teacher.model.base_model.register_forward_pre_hook(
+    distiller.teacher.adapter.body.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
     )
     batch, view = tiny.batch(64), tiny.batch(96)["pixel_values"]

@@ -51,7 +51,7 @@ def test_chosen_weights_reach_the_loss(build):
 def test_a_key_that_begins_no_loss_is_refused_with_the_names_of_the_parts(build, key):
     known = "stub_one, stub_two, stub_one_left, stub_one_right, stub_two_left, stub_two_right"
     with pytest.raises(
-        ValueError, match=f"loss_weights names '{key}', which begins no loss of this run: they are {known}"
+        ValueError, match=f"No loss of this run starts with the key '{key}' of loss_weights: they are {known}"
     ):
         distiller_of(build, loss_weights={key: 1.0})
 
@@ -70,6 +70,6 @@ def test_every_loss_of_every_method_has_its_part_s_weight(build, config):
 
 
 def test_weights_without_a_method_are_refused(build):
-    message = "loss_weights names 'stub', which begins no loss of this run: they are none, since there is no method"
+    message = "No loss of this run starts with the key 'stub' of loss_weights: they are none, since there is no method"
     with pytest.raises(ValueError, match=message):
         Distiller(build("detr"), loss_weights={"stub": 1.0})

@@ -97,7 +97,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
         load_backbone_weights(model, str(tmp_path / "other.safetensors"))
     first = next(n for n in model.state_dict() if n.startswith("model.backbone.model."))
     save_file({first.removeprefix("model.backbone.model."): torch.zeros(1)}, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match="tensors lack or have another shape"):
+    with pytest.raises(ValueError, match="tensors are missing or have another shape"):
         load_backbone_weights(model, str(tmp_path / "part.safetensors"))
 
 

@@ -53,12 +53,12 @@ FAR = [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 5, 5]}]
 @pytest.mark.parametrize(
     "truth, answers, message",
     [
-        ("{", [], r"truth.json must be a JSON file, got: Expecting"),
-        (coco(), "\x00", r"answers.json must be a JSON file"),
-        ([], [], r"truth.json must be a COCO object with the lists images, annotations, categories, got a list"),
-        ({"images": [], "info": {}}, [], r"got an object with \['images', 'info'\]"),
-        (coco(images=[{"file_name": "a.jpg"}]), [], r"truth.json must hold images with `id`, got {'file_name'"),
-        (coco(categories=[{"id": 3}]), [], r"categories with `id` and `name`, got {'id': 3}"),
+        ("{", [], r"truth.json is not JSON \(Expecting"),
+        (coco(), "\x00", r"answers.json is not JSON"),
+        ([], [], r"truth.json is not COCO: .* lists images, annotations, categories, .* list"),
+        ({"images": [], "info": {}}, [], r"\['images', 'info'\]"),
+        (coco(images=[{"file_name": "a.jpg"}]), [], r"truth.json is not COCO: `images` .* entry 0 has no `id`"),
+        (coco(categories=[{"id": 3}]), [], r"`categories` .* entry 0 has no `name` of type str"),
         (coco(annotations=FAR), [], r"truth.json must hold category ids of the ground truth, got 9"),
         (coco(), {"a": 1}, r"answers.json must be a list of COCO detections, got a dict"),
         (coco(), [detection(bbox=[1, 2, 3])], r"answers.json must hold boxes with .*'bbox': \[1, 2, 3\]"),

@@ -47,7 +47,7 @@ def test_only_the_image_that_deviates_is_blamed():
     theirs.boxes[1, 3, 0] += 0.1
     parity = Parity(compare(ours, theirs, ["good", "bad"], FLOAT32), FLOAT32)
     assert parity.deviations[0].rows_agree and parity.worst.image == "bad"
-    with pytest.raises(OnnxParityError, match=r"bad in a batch of 2 has 0 and 0\.1"):
+    with pytest.raises(OnnxParityError, match=r"bad in a batch of 2 differs by 0 and 0\.1"):
         parity.raise_if_beyond()
 
 
@@ -91,7 +91,7 @@ def test_one_detection_in_a_hundred_may_differ_in_sixteen_bits_and_three_may_not
             parity.raise_if_beyond()
             assert parity.as_dict()["beyond"] == 1
         else:
-            with pytest.raises(OnnxParityError, match="3 of 90 detections do not"):
+            with pytest.raises(OnnxParityError, match="3 of 90 detections differ more"):
                 parity.raise_if_beyond()
     with pytest.raises(OnnxParityError):
         Parity(
@@ -103,7 +103,7 @@ def test_a_check_of_nothing_is_none():
     ours = Predictions(torch.full((1, 2, 1), -4.0), torch.full((1, 2, 4), 0.5), activation="sigmoid")
     (deviation,) = compare(ours, moved(ours, boxes=0.2), ["a"], FLOAT16)
     assert deviation.compared == 0
-    with pytest.raises(OnnxParityError, match=r"needs images on which the detector is sure of something"):
+    with pytest.raises(OnnxParityError, match=r"needs images with detections of a score of at least"):
         Parity([deviation], FLOAT16).raise_if_beyond()
 
 
@@ -122,7 +122,7 @@ def test_the_hundredth_detection_may_change_with_the_next_one_as_good():
 
 
 def test_other_shapes_are_no_answer():
-    with pytest.raises(OnnxParityError, match=r"must have the shapes .* but onnxruntime has"):
+    with pytest.raises(OnnxParityError, match=r"must have the shapes .* but onnxruntime returns"):
         compare(answers(7), answers(6), ["a", "b"], FLOAT32)
 
 

@@ -168,11 +168,11 @@ def test_weights_are_the_config_s_times_those_of_the_formula():
     [
         (
             {"memory_weight": -1.0},
-            r"CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above, got "
+            r"CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above 0, got "
             r"\(-1.0, 1.0\), alpha 5e-05 and beta 1e-07\.",
         ),
         ({"target_queries_weight": -1.0}, r"got \(1.0, -1.0\), alpha"),
-        ({"memory_weight": 0.0, "target_queries_weight": 0.0}, r"target_queries_weight above, got \(0.0, 0.0\)"),
+        ({"memory_weight": 0.0, "target_queries_weight": 0.0}, r"target_queries_weight above 0, got \(0.0, 0.0\)"),
         ({"foreground_alpha": -2.0}, "alpha -2.0 and beta 1e-07"),
         ({"background_beta": -3.0}, "alpha 5e-05 and beta -3.0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
@@ -189,9 +189,9 @@ def test_a_pair_without_a_shared_place_learns_the_memory_alone(first, second):
     for student, teacher in ((first, second), (second, first)):
         specs = spec_for(tiny.config(student)), spec_for(tiny.config(teacher))
         message = (
-            f"CLoCKDistill asks both decoders at the objects' boxes, but a {teacher} teacher and a {student} student "
-            "cannot both be asked at a place: set target_queries_weight to 0, or choose two families with boxes or "
-            "reference points"
+            f"CLoCKDistill decodes queries at the ground-truth boxes, but a {teacher} teacher and a {student} student "
+            "share neither boxes nor reference points: set target_queries_weight to 0, or choose two families with "
+            "boxes or reference points"
         )
         with pytest.raises(ValueError, match=message):
             CLoCKDistill(CLoCKDistillConfig(), *specs)

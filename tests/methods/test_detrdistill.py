@@ -146,8 +146,8 @@ def test_weights_are_those_of_the_released_code():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"logits_weight": -1.0}, r"weights must be at least 0 and one of them above, got \(-1.0, 1.0, 1.0\)"),
-        (ONLY_LOGITS | {"logits_weight": 0.0}, r"at least 0 and one of them above, got \(0.0, 0.0, 0.0\)"),
+        ({"logits_weight": -1.0}, r"weights must be at least 0 and one of them above 0, got \(-1.0, 1.0, 1.0\)"),
+        (ONLY_LOGITS | {"logits_weight": 0.0}, r"at least 0 and one of them above 0, got \(0.0, 0.0, 0.0\)"),
         ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_softmax_student_learns_from_a_sigmoid_teacher_by_answers_and_features
 def test_queries_of_a_detr_teacher_of_another_width_are_refused_and_the_other_losses_not(student, teacher):
     specs = spec_for(tiny.config(student)), spec_for(tiny.config(teacher, 64))
     message = (
-        rf"A {student} student \(32 wide\) cannot be asked the queries of a {teacher} teacher \(64 wide\): set "
+        rf"A {student} student \(32 wide\) cannot decode the queries of a {teacher} teacher \(64 wide\): set "
         "assignment_weight to 0, or choose a teacher of the same family and width"
     )
     with pytest.raises(ValueError, match=message):

@@ -127,9 +127,7 @@ def test_a_decoder_of_embeddings_is_asked_embeddings_spread_like_its_own():
 
 
 def test_a_detector_that_cannot_be_asked_is_refused():
-    message = (
-        "extra_queries needs a decoder that can be asked other queries, and yolos has none: choose --method none."
-    )
+    message = "extra_queries needs a decoder that accepts external queries, but yolos has none: choose --method none."
     with pytest.raises(ValueError, match=message):
         ExtraQueries(ExtraQueriesConfig(), spec_for(tiny.config("yolos")))
 

@@ -161,8 +161,8 @@ def test_the_gate_judges_the_box_that_is_compared():
 def test_methods_of_one_to_one_queries_refuse_it():
     one_to_one = spec(activation="softmax")
     sentence = (
-        "{} cannot do {}, which matches every object with one query: in proposing all boxes that overlap it answer "
-        "for it; choose --method kd_detr, clockdistill or task_adaptive."
+        "{} cannot use {}, which matches every object with one query: proposing predicts it from every box that "
+        "overlaps it; choose --method kd_detr, clockdistill or task_adaptive."
     )
     for sides in ((proposing(), one_to_one), (one_to_one, proposing())):
         pair = f"A {sides[0].family} student and a {sides[1].family} teacher"

@@ -148,8 +148,8 @@ def test_padding_is_no_query_that_a_real_proposal_sees(content):
 def test_a_teacher_that_cannot_be_asked_at_boxes_is_refused_for_proposals(family):
     teacher = spec_for(tiny.config(family))
     message = (
-        f"The proposals of a fake student are boxes, which a {family} teacher cannot be asked about: choose another "
-        "teacher, or set proposals to false and get the features alone."
+        f"The proposals of a fake student are boxes, which a {family} teacher cannot decode: choose another "
+        "teacher, or set proposals to false to distil only the features."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         method_of(proposing(), teacher)

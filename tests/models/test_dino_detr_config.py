@@ -94,5 +94,7 @@ def test_levels_come_from_the_backbone_s_stages_then_from_its_last_then_from_eac
 def test_an_image_with_fewer_cells_than_queries_is_refused(build: Build) -> None:
     model = build("dino_detr", num_queries=86)
     run(model, tiny.batch(72), labels=False)  # 9 x 9 + 5 x 5 + ...
-    with pytest.raises(ValueError, match="86 queries cannot be chosen among the 85 cells of these images: use larger"):
+    with pytest.raises(
+        ValueError, match="86 queries cannot be selected from the 85 cells of these images: use larger"
+    ):
         run(model, tiny.batch(64))

@@ -1,7 +1,7 @@
-"""The way of a student to the Hub: beside the training and never in its way.
+"""Uploads the student to the Hub in background processes.
 
-Every upload is a process of its own (`upload.py`) over a folder of links: a Hub that is down, slow or refuses costs
-the training nothing, and a checkpoint may be deleted while it is on its way.
+Every upload is a separate process (`worker.py`) on a folder of links: a Hub that is down, slow or denies access does
+not interrupt or slow down training, and a checkpoint may be deleted during its upload.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .files import Part, remove_stages, staged
 
 logger = logging.get_logger(__name__)
 
-CHECK_SECONDS = 60.0  # that the check of write access may take before a run
+CHECK_SECONDS = 60.0  # time limit of the check for write access before a run
 
 
 @dataclass(frozen=True)
 class PushedCommit:
-    """Where a push has arrived.
+    """The commit of a finished push.
 
     Attributes:
         repo_id (`str`): with its namespace.
@@ -45,7 +45,7 @@ class PushedCommit:
 
 @dataclass
 class Upload:
-    """One commit on its way: what `upload.py` is told, its folder of links, whether it speaks, and its process."""
+    """One pending commit: the arguments of `worker.py`, its folder of links, its verbosity and its process."""
 
     options: list[str]
     stage: Path
@@ -54,16 +54,16 @@ class Upload:
 
 
 class HubPush:
-    """Uploads an output folder, one commit after the other, in the background while the training goes on.
+    """Uploads an output folder in the background during training, one commit after the other.
 
     Args:
         folder (`Path`): the run's output folder.
         repo_id (`str`): repository, with or without a namespace.
-        token (`str`, *optional*): default: the one that `hf auth login` or the environment gave.
-        private (`bool`): of a repository that is made here.
-        revision (`str`, *optional*): branch to push to, made where it is missing.
-        patience (`float`, *optional*): seconds that [`finish`] waits for uploads before they are given up; default:
-            as long as they take.
+        token (`str`, *optional*): default: that of `hf auth login` or the environment.
+        private (`bool`): visibility of a repository that is created here.
+        revision (`str`, *optional*): branch to push to, created if it is missing.
+        timeout (`float`, *optional*): seconds that [`finish`] waits for pending uploads before giving up; default: no
+            limit.
         strategy (`str`, *optional*): the run's `hub_strategy`.
     """
 
@@ -74,19 +74,19 @@ class HubPush:
         token: str | None = None,
         private: bool = True,
         revision: str | None = None,
-        patience: float | None = None,
+        timeout: float | None = None,
         strategy: str | None = None,
     ):
         self.folder, self.repo_id, self.revision, self.strategy = folder, repo_id, revision, strategy
-        self.private, self.patience = private, patience
+        self.private, self.timeout = private, timeout
         self._environment = os.environ | ({} if token is None else {"HF_TOKEN": token})
-        self._uploads: deque[Upload] = deque()  # the first is under way
-        self._answers: list[dict[str, Any]] = []  # of what [`finish`] waits for
+        self._uploads: deque[Upload] = deque()  # the first is running
+        self._answers: list[dict[str, Any]] = []  # results of the uploads that [`finish`] waits for
         self._warned = False
 
     @classmethod
     def of(cls, args: Any, token: str | None = None, private: bool | None = None) -> HubPush:
-        """That of a run's arguments; a repository that is made here is private unless they say that it is not."""
+        """From a run's arguments; a repository that is created here is private unless `hub_private_repo` is false."""
         folder = Path(args.output_dir)
         chosen = args.hub_private_repo if private is None else private
         return cls(
@@ -95,13 +95,13 @@ class HubPush:
             token=token or args.hub_token,
             private=chosen is not False,
             revision=args.hub_revision,
-            patience=args.hub_timeout,
+            timeout=args.hub_timeout,
             strategy=args.hub_strategy.value,
         )
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a later push has to know."""
+        """Settings that a later push needs."""
         return {
             "repo_id": self.repo_id,
             "private": self.private,
@@ -111,53 +111,53 @@ class HubPush:
 
     @property
     def command(self) -> str:
-        """What pushes the output folder later."""
+        """Command that pushes the output folder later."""
         branch = "" if self.revision is None else f" --hub_revision {for_shell(self.revision)}"
         public = "" if self.private else " --hub_private_repo false"
         return f"hf-detrkd push {for_shell(str(self.folder))} --hub_model_id {for_shell(self.repo_id)}{branch}{public}"
 
     def check(self, make: bool = True) -> bool:
-        """Asks for the right to write to the repository.
+        """Checks write access to the repository.
 
         Args:
-            make (`bool`): make it where there is none.
+            make (`bool`): create it if it does not exist.
 
         Returns:
-            `bool`: false where the Hub does not answer, which is a warning.
+            `bool`: false if the Hub does not respond, which also logs a warning.
 
         Raises:
-            ValueError: the Hub says that this token may not write there, or nobody can.
+            ValueError: the token has no write access, or the repository id is invalid.
         """
         remove_stages(self.folder)
         process = self._start("check" if make else "ask", ["--quiet"], quiet=True)
-        answer = self._answer(process, min(CHECK_SECONDS, self.patience or CHECK_SECONDS))
-        later = f"leave --push_to_hub out and push after the run with `{self.command}`"
+        answer = self._answer(process, min(CHECK_SECONDS, self.timeout or CHECK_SECONDS))
+        later = f"remove --push_to_hub and push after the run with `{self.command}`"
         if answer.get("kind") == "refused":
             raise ValueError(
-                f"push_to_hub needs the right to write to {self.repo_id}, but the Hub refuses it ({answer['error']}): "
-                f"log in with `hf auth login` and a token that may write, change hub_model_id, or {later}."
+                f"push_to_hub needs write access to {self.repo_id}, but the Hub denies it ({answer['error']}): log "
+                f"in with `hf auth login` and a token with write access, change hub_model_id, or {later}."
             )
         if answer.get("kind") == "invalid":
             raise ValueError(
-                f"push_to_hub needs a repository that the Hub takes, but it does not take {self.repo_id} "
-                f"({answer['error']}): change hub_model_id, which is by default the output folder's name, or {later}."
+                f"push_to_hub needs a valid repository, but the Hub rejects {self.repo_id} ({answer['error']}): "
+                f"change hub_model_id, which defaults to the output folder's name, or {later}."
             )
         if "error" in answer:
             self._warned = True
             logger.warning(
-                f"The Hub cannot be reached ({answer['error']}). A run goes on without it, everything stays in "
-                f"{under_home(str(self.folder))}, and each save tries again; later, push it with: {self.command}"
+                f"The Hub cannot be reached ({answer['error']}). A run continues without it: all files stay "
+                f"in {under_home(str(self.folder))}, and each save tries again. To push later, run: {self.command}"
             )
         self.repo_id = answer.get("repo_id", self.repo_id)
         return "error" not in answer
 
     def push(self, part: Part, message: str, quiet: bool = False) -> None:
-        """Uploads files of a folder as one commit, after those before it.
+        """Queues the upload of a folder's files as one commit.
 
         Args:
-            part ([`~hf_detrkd.artifacts.hub.files.Part`]): its folder may change or go as soon as this returns.
+            part ([`~hf_detrkd.artifacts.hub.files.Part`]): its folder may be changed or deleted after this returns.
             message (`str`): of the commit.
-            quiet (`bool`): beside a training: no progress bar, and [`finish`] does not speak of it.
+            quiet (`bool`): for pushes during training: no progress bar, and not reported by [`finish`].
         """
         stage = staged(part, self.folder)
         options = ["--folder", str(stage), "--message", message]
@@ -167,7 +167,7 @@ class HubPush:
         self.is_done()
 
     def is_done(self) -> bool:
-        """Whether no upload is under way; takes the answers of those that ended, and starts the next one."""
+        """Collects the results of ended uploads and starts the next one; true if none is left."""
         while self._uploads:
             upload = self._uploads[0]
             upload.process = upload.process or self._start("push", upload.options, upload.quiet)
@@ -177,24 +177,24 @@ class HubPush:
         return True
 
     def wait_until_done(self) -> None:
-        """Waits for the uploads, as long as the patience allows."""
-        deadline = None if self.patience is None else time.monotonic() + self.patience
+        """Waits for the uploads, at most `timeout` seconds."""
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
         while not self.is_done():
             self._take(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def finish(self) -> PushedCommit | None:
-        """Waits for the uploads and says what has become of them.
+        """Waits for the uploads and reports their result.
 
         Returns:
-            [`PushedCommit`], or `None` where the Hub did not take all: then a warning says how to push later.
+            [`PushedCommit`], or `None` if an upload failed: a warning then gives the command to push later.
         """
         self.wait_until_done()
         answers, self._answers = self._answers or [{"error": "nothing was pushed"}], []
         faults = [answer["error"] for answer in answers if "error" in answer]
         if faults:
             logger.warning(
-                f"The student was not pushed to {self.repo_id} ({faults[0]}). Nothing is lost, all of it is in "
-                f"{under_home(str(self.folder))}; push it with: {self.command}"
+                f"The student was not pushed to {self.repo_id} ({faults[0]}). Nothing is lost: all files are in "
+                f"{under_home(str(self.folder))}. To push them, run: {self.command}"
             )
             return None
         last = answers[-1]
@@ -210,19 +210,19 @@ class HubPush:
         )
 
     def _answer(self, process: subprocess.Popen[str], seconds: float | None) -> dict[str, Any]:
-        """What the Hub said; a process that takes longer is killed."""
+        """The result of a process, which is killed after `seconds`."""
         try:
             printed, _ = process.communicate(timeout=seconds)
             return json.loads(printed.strip().splitlines()[-1])
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return {"error": f"no answer within {seconds:.0f} s"}
+            return {"error": f"no response within {seconds:.0f} s"}
         except (IndexError, ValueError):
-            return {"error": f"the upload ended with {process.returncode}"}
+            return {"error": f"the upload process exited with status {process.returncode}"}
 
     def _take(self, seconds: float | None) -> None:
-        """Takes the answer of the first upload, and removes its links."""
+        """Collects the result of the first upload, and removes its links."""
         upload = self._uploads.popleft()
         assert upload.process is not None
         answer = self._answer(upload.process, seconds)
@@ -232,6 +232,6 @@ class HubPush:
         elif "error" in answer and not self._warned:
             self._warned = True
             logger.warning(
-                f"The Hub did not take a checkpoint ({answer['error']}). The training goes on, nothing is lost, and "
-                "the next save tries again."
+                f"A checkpoint was not pushed to the Hub ({answer['error']}). Training continues, nothing is lost, "
+                "and the next save tries again."
             )

@@ -1,4 +1,4 @@
-"""What of an output folder goes to the Hub, and how it is kept still while it does."""
+"""Selects the files to upload and snapshots them so that training may overwrite the originals."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ STUDENT_FILES = (
     "modeling_*.py",
 )
 RUN_FILES = ("README.md", RECIPE, RESULTS, SUMMARY, FACTS, PRECISION, "teacher_results.json", "*.png", "report.html")
-LINKED = 2**24  # bytes from which a file is linked
-STAGE = ".push-"  # folders of links and copies, inside the output folder, so that they are on one disk
+LINKED = 2**24  # bytes; files of this size or larger are linked
+STAGE = ".push-"  # folders of links and copies, inside the output folder since links need the same disk
 
 
 class Part(NamedTuple):
-    """One commit: patterns of files in a folder, and the folder of the repository that they go to."""
+    """One commit: patterns of files in a folder, and their folder in the repository."""
 
     source: Path
     names: Iterable[str]
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 def parts_of(folder: Path, strategy: str | None) -> list[Part]:
-    """All that a strategy brings from the output folder of a finished run; the student last."""
+    """All commits of a strategy for the output folder of a finished run, the student last."""
     checkpoints = []
     if strategy == HubStrategy.CHECKPOINT and (last := get_last_checkpoint(str(folder))) is not None:
         checkpoints = [Part(Path(last), ["**/*"], "last-checkpoint")]
@@ -52,13 +52,14 @@ def parts_of(folder: Path, strategy: str | None) -> list[Part]:
 
 
 def staged(part: Part, folder: Path) -> Path:
-    """A folder of files as they are now, whatever happens to them; the recipe without the machine's paths.
+    """A snapshot folder of the files as they are now, with local paths removed from the recipe.
 
-    Large files are links, since what writes weights makes new files; small ones, which may be written over, copies.
+    Large files are linked, since weights are always written to new files; small ones, which may be overwritten, are
+    copied.
 
     Args:
         part ([`Part`])
-        folder (`Path`): where the new folder is made.
+        folder (`Path`): parent of the new folder.
     """
     stage = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{os.getpid()}-", dir=folder))
     for file in sorted({file for name in part.names for file in part.source.glob(name) if file.is_file()}):
@@ -81,7 +82,7 @@ def _bring(file: Path, goal: Path) -> None:
 
 
 def remove_stages(folder: Path) -> None:
-    """Removes what processes of this machine left that were killed."""
+    """Removes the snapshots of killed processes of this machine."""
     for left in folder.glob(f"{_own_prefix()}*"):
         process = left.name.removeprefix(_own_prefix()).partition("-")[0]
         if not process.isdigit() or not psutil.pid_exists(int(process)):

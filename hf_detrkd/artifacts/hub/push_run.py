@@ -18,11 +18,11 @@ def push_run(folder: Path, **options: Any) -> PushedCommit | None:
     """Pushes the output folder of a run, with a card for the repository; see [`HubPush`] for options.
 
     Raises:
-        ValueError: the folder holds no student, or the token may not write.
+        ValueError: the folder holds no student, or the token has no write access.
     """
     if not (folder / "config.json").is_file():
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        hint = "" if last is None else f" Its run did not end: push {last}, or resume it."
+        hint = "" if last is None else f" The run is not finished: push {last}, or resume the run."
         raise ValueError(f"{folder} must be the output folder of a run, but holds no config.json of a student.{hint}")
     known = read_json(folder / FACTS).get("hub") or {}
     push = HubPush(folder, **{"repo_id": folder.resolve().name} | known | options)
@@ -36,7 +36,7 @@ def push_run(folder: Path, **options: Any) -> PushedCommit | None:
 
 
 def license_of(repo_id: str | None) -> str | None:
-    """The licence of a model as its card on the Hub says it; `None` where none is to be had."""
+    """The license in a model's card on the Hub, or `None` if unavailable."""
     if repo_id is None:
         return None
     try:

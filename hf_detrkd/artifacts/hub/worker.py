@@ -21,11 +21,11 @@ from huggingface_hub.utils import validate_repo_id
 
 
 WAITS = (2, 8)  # seconds between attempts, on top of those of the client for single requests
-PASSING = (408, 409, 412, 429)  # refusals below 500 that may pass: time-out, conflicts, too many requests
+PASSING = (408, 409, 412, 429)  # retryable statuses below 500: time-out, conflicts, too many requests
 
 
 def attempt(action: Callable[[], Any], quiet: bool = False) -> Any:
-    """The action's result, after a few attempts where the Hub may come back."""
+    """The action's result, with a few retries if the error may be temporary."""
     for wait in WAITS:
         try:
             return action()
@@ -33,13 +33,13 @@ def attempt(action: Callable[[], Any], quiet: bool = False) -> Any:
             if kind_of(error) != "passing":
                 raise
             if not quiet:
-                print(f"The Hub did not answer ({describe(error)}): trying again in {wait} s.", file=sys.stderr)
+                print(f"The Hub did not respond ({describe(error)}): retrying in {wait} s.", file=sys.stderr)
             time.sleep(max(wait, retry_after(error)))
     return action()
 
 
 def kind_of(error: Exception) -> str:
-    """`refused` (this token may not), `invalid` (nobody may), or `passing`: another attempt may succeed."""
+    """`refused` (this token has no permission), `invalid` (nobody has) or `passing` (a retry may succeed)."""
     status = status_of(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return "refused"
@@ -49,7 +49,7 @@ def kind_of(error: Exception) -> str:
 
 
 def chain_of(error: BaseException | None) -> list[BaseException]:
-    """An error and its causes: the client wraps what storage says."""
+    """An error and its causes: the client wraps storage errors."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -58,7 +58,7 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
 
 
 def response_of(error: Exception) -> Any:
-    """The Hub's answer, where there was one."""
+    """The Hub's response, if there was one."""
     answers = (getattr(one, "response", None) for one in chain_of(error))
     return next((answer for answer in answers if answer is not None), None)
 
@@ -68,36 +68,36 @@ def status_of(error: Exception) -> int | None:
 
 
 def retry_after(error: Exception) -> float:
-    """Seconds that the Hub asks to wait, a minute at most."""
+    """Seconds to wait according to the Hub, at most a minute."""
     asked = getattr(response_of(error), "headers", {}).get("Retry-After", "0")
     return min(60.0, float(asked)) if asked.isdigit() else 0.0
 
 
 def describe(error: Exception) -> str:
-    """The first lines of an error and of what the Hub said beneath it."""
+    """The first lines of an error and of the Hub errors that caused it."""
     chain = [one for one in chain_of(error) if one is error or isinstance(one, HfHubHTTPError)]
     lines = [next(iter(str(one).strip().splitlines()), "") or type(one).__name__ for one in chain]
     return " ".join(dict.fromkeys(lines))
 
 
 def made(api: HfApi, given: argparse.Namespace) -> str:
-    """The repository's whole name; it is made where there is none."""
+    """The repository's full name; it is created if it does not exist."""
     create = partial(api.create_repo, given.repo_id, private=given.private, exist_ok=True)
     return attempt(create, given.quiet).repo_id
 
 
 def check(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
-    """Makes the repository where there is none, and asks whether it may be written to."""
+    """Creates the repository if it does not exist, and checks write access."""
     repo_id = made(api, given)
     attempt(lambda: api.auth_check(repo_id, write=True), given.quiet)
     return {"repo_id": repo_id}
 
 
 def ask(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
-    """Asks whether a repository could be pushed to, and makes none.
+    """Checks write access without creating the repository.
 
     Raises:
-        PermissionError: it would be another's, or the token may only read.
+        PermissionError: its namespace belongs to someone else, or the token is read-only.
     """
     account = attempt(api.whoami, given.quiet)
     name, _, _ = given.repo_id.rpartition("/")
@@ -108,15 +108,15 @@ def ask(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     except RepositoryNotFoundError:
         owners = {account["name"], *(one["name"] for one in account.get("orgs") or [])}
         if repo_id.partition("/")[0] not in owners:
-            raise PermissionError(f"{account['name']} is in none of its organisations") from None
+            raise PermissionError(f"{account['name']} is not a member of this organisation") from None
         if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-            raise PermissionError("the token may read, not write") from None
+            raise PermissionError("the token is read-only") from None
     return {"repo_id": repo_id}
 
 
 def push(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
-    """Uploads a folder as one commit; what the Hub has already is not sent again."""
-    # Once more, since it could not be made if the Hub was away when the run began.
+    """Uploads a folder as one commit; files that the Hub already has are not sent again."""
+    # Again, since it was not created if the Hub was unreachable when the run started.
     repo_id = made(api, given)
     if given.revision is not None:
         attempt(lambda: api.create_branch(repo_id, branch=given.revision, exist_ok=True), given.quiet)
@@ -140,18 +140,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--repo_id", required=True)
-    parser.add_argument("--private", action="store_true", help="Of a repository that is made here.")
+    parser.add_argument("--private", action="store_true", help="Make a repository that is created here private.")
     parser.add_argument("--folder")
     parser.add_argument("--path_in_repo")
     parser.add_argument("--revision")
     parser.add_argument("--message")
-    parser.add_argument("--quiet", action="store_true", help="Do not speak of further attempts.")
+    parser.add_argument("--quiet", action="store_true", help="Do not print retries.")
     given = parser.parse_args()
-    # Explicitly, since a user may have forbidden tokens that nobody asked for.
+    # Explicit, since the user may have disabled implicit tokens.
     api = HfApi(library_name="hf-detrkd", token=os.environ.get("HF_TOKEN"))
     try:
         answer = ACTIONS[given.action](api, given)
-    except Exception as error:  # whatever it is, the caller gets it as data
+    except Exception as error:  # any error is returned to the caller as data
         answer = {"error": describe(error), "kind": kind_of(error)}
     print(json.dumps(answer))
 

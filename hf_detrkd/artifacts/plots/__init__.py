@@ -1,6 +1,6 @@
-"""Pictures of a run: its losses and mAP over the steps, AP by class, precision over recall.
+"""Plots of a run: losses and mAP over the steps, AP by class, precision over recall.
 
-Each `draw_*` gives a [`~matplotlib.figure.Figure`], or `None` where the run's files hold nothing for it. A model has
+Each `draw_*` returns a [`~matplotlib.figure.Figure`], or `None` if the run's files hold no data for it. A model has
 the same colour in all of them; AP, precision and recall are in percent.
 """
 
@@ -15,13 +15,13 @@ DPI = 150
 
 
 def write_plots(run: Run) -> list[Path]:
-    """Draws what the run's files allow into its folder: `curves.png`, `per_class.png`, `pr_curves.png`.
+    """Draws all plots that the run's files allow into its folder: `curves.png`, `per_class.png`, `pr_curves.png`.
 
     Args:
         run ([`~hf_detrkd.artifacts.run_folder.Run`])
 
     Returns:
-        `list[Path]`: the pictures; those without data are skipped.
+        `list[Path]`: the image files; plots without data are skipped.
     """
     from .curves import draw_curves  # loads matplotlib
     from .per_class import draw_per_class

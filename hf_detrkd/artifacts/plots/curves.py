@@ -1,4 +1,4 @@
-"""Losses and mAP over the steps of a training."""
+"""Plot of losses and mAP over the training steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..run_folder import Run
 from .style import TEACHER, color_of, finish, head
 
 
-MOST_POINTS = 30  # values of a line; of more than these none is marked by itself
-LOG_RANGE = 30  # a loss whose largest value is so many times its smallest gets a logarithmic axis
+MOST_POINTS = 30  # values of a line; lines with more have no markers
+LOG_RANGE = 30  # a loss whose largest value exceeds this many times its smallest gets a logarithmic axis
 Series = dict[int, float]  # values by step
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart of the curves: a series for each model, and the teacher's level."""
+    """One subplot: a series for each model, and the teacher's level."""
 
     title: str
     unit: str
@@ -31,11 +31,11 @@ class Panel:
 
 
 def draw_curves(run: Run) -> Figure | None:
-    """Task loss, mAP, mAP50 and every term of the distillation over the steps, each in a chart of its own, since
-    terms of one run differ by orders of magnitude. The teacher is a dashed level.
+    """Task loss, mAP, mAP50 and every distillation term over the steps, each in its own subplot, since the terms of
+    a run differ by orders of magnitude. The teacher is a dashed level.
 
     Returns:
-        [`~matplotlib.figure.Figure`] or `None`: none without a history.
+        [`~matplotlib.figure.Figure`] or `None`: `None` without a history.
     """
     panels = [panel for panel in curve_panels(run) if panel.series]
     if not panels:
@@ -58,7 +58,7 @@ def draw_curves(run: Run) -> Figure | None:
 
 
 def curve_panels(run: Run) -> list[Panel]:
-    """All charts of the curves, also those without a value."""
+    """All subplots, including those without values."""
     names = sorted(run.histories, key=lambda name: name == run.student)  # the student's line on top
     trained = {name: [row for row in run.histories[name] if "loss" in row] for name in names}
     prefixes = tuple(f"{method}_" for method in run.facts["methods"])
@@ -77,17 +77,17 @@ def curve_panels(run: Run) -> list[Panel]:
 
 
 def series_of(histories: Mapping[str, list[dict[str, Any]]], key: str) -> dict[str, Series]:
-    """What each model logged under a name; models that did not are left out."""
+    """The values that each model logged under a name; models without any are omitted."""
     found = {name: {row["step"]: row[key] for row in rows if key in row} for name, rows in histories.items()}
     return {name: values for name, values in found.items() if values}
 
 
 def evaluations(run: Run, name: str, key: str) -> Series:
-    """A model's figure in percent over the steps; without evaluations in between, the last one's."""
+    """A model's metric in percent over the steps; without evaluations during training, only the final one."""
     values: Series = {}
     for row in run.histories[name]:
         if row.get(f"eval_{key}", -1) >= 0:
-            # What comes again at a step is of the best checkpoint, which was loaded after the last step.
+            # A second value at a step is from the best checkpoint, which was loaded after the last step.
             values.setdefault(row["step"], 100 * row[f"eval_{key}"])
     final = (run.models.get(name) or {}).get(key)
     if not values and run.histories[name] and final is not None and final >= 0:

@@ -1,4 +1,4 @@
-"""AP of every class, model beside model."""
+"""Plot of the AP of every class, with a bar for each model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..run_folder import Run
 from .style import color_of, finish, head, plain
 
 
-MOST_BARS = 40  # classes; of more than these the best and the worst are drawn
+MOST_BARS = 40  # classes; of more than this only the best and the worst are drawn
 
 
 def draw_per_class(run: Run) -> Figure | None:
     """AP of every class and model as bars, the student's best class first; of many classes the 20 best and worst.
 
     Returns:
-        [`~matplotlib.figure.Figure`] or `None`: none without APs of classes.
+        [`~matplotlib.figure.Figure`] or `None`: `None` without APs of classes.
     """
     models = {name: row["classes"] for name, row in run.models.items() if row.get("classes")}
     if not models:
         return None
     ranking = run.student if run.student in models else list(models)[-1]
     names, title = ranked_classes(models, models[ranking], ranking)
-    height = max(0.17 * len(models), 0.25)  # inches of a class
+    height = max(0.17 * len(models), 0.25)  # inches per class
     figure = Figure(figsize=(8.0, height * len(names) * 1.25 + 1.5), layout="constrained")
     ax = figure.subplots()
     for place, name in enumerate(names):
@@ -52,7 +52,7 @@ def draw_per_class(run: Run) -> Figure | None:
 def ranked_classes(
     models: Mapping[str, Mapping[str, float | None]], ranks: Mapping[str, float | None], ranking: str
 ) -> tuple[list[str], str]:
-    """The classes to draw, best first and those without objects last, and what to say of the choice."""
+    """The classes to draw, best first and those without objects last, and the plot's title."""
     names = dict.fromkeys(itertools.chain.from_iterable(models.values()))
     known = sorted((name for name in names if ranks.get(name) is not None), key=lambda name: -(ranks[name] or 0.0))
     rest = [name for name in names if ranks.get(name) is None]
@@ -66,7 +66,7 @@ def ranked_classes(
 
 
 def draw_bar(ax: Axes, place: float, ap: float | None, height: float, model: str) -> None:
-    """A model's AP with its number, which tells none from zero."""
+    """A model's AP as a bar with its number, or a note if it was not measured."""
     if ap is None:
         ax.text(0, place, " not measured", va="center", fontsize=6, color="#666666")
         return

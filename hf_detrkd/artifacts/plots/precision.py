@@ -1,4 +1,4 @@
-"""Precision over recall, of models and of the student's classes."""
+"""Plot of precision over recall, for the models and for the student's classes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .style import TEACHER, color_of, finish, plain
 
 CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 GREY = "#bbbbbb"
-UNNAMED = "_nolegend_"  # matplotlib's word for a line that no legend shows
+UNNAMED = "_nolegend_"  # matplotlib's label for a line without a legend entry
 
 
 def draw_precision(run: Run) -> Figure | None:
     """Precision over recall at IoU 0.50 and 0.75: each model's mean over classes, and the student by class.
 
     Returns:
-        [`~matplotlib.figure.Figure`] or `None`: none where no precision was kept.
+        [`~matplotlib.figure.Figure`] or `None`: `None` if no precision was recorded.
     """
     levels = [level for level in ("50", "75") if any(curves.get(level) for curves in run.precision.values())]
     if not levels:
@@ -50,14 +50,14 @@ def draw_models(ax: Axes, models: Mapping[str, Mapping[str, Sequence[float]]]) -
 
 
 def class_colors(classes: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """The classes that are named, best first, and their colours: of many the four best and the three worst."""
+    """The classes in the legend, best first, and their colours: of many the four best and the three worst."""
     order = sorted(classes, key=lambda name: -mean(classes[name]))
     named = order if len(order) <= len(CLASS_COLORS) else order[:4] + order[-3:]
     return dict(zip(named, CLASS_COLORS, strict=False))
 
 
 def draw_classes(ax: Axes, classes: Mapping[str, Sequence[float]], colors: Mapping[str, str]) -> None:
-    """One line for each class; those without a colour are grey and behind the others."""
+    """One line for each class; those without a colour are grey and drawn under the others."""
     others = [name for name in classes if name not in colors]
     for name in others:
         draw_curve(ax, classes[name], UNNAMED, color=GREY, linewidth=0.6)
@@ -81,8 +81,8 @@ def draw_curve(
 
 def fill_curves(ax: Axes, title: str, heading: str) -> None:
     lines = [line for line in ax.get_lines() if line.get_label() != UNNAMED]
-    labels = [str(line.get_label()) for line in lines]  # given, since a name that begins with _ would be left out
-    beside = (1.0, 1.0)  # the chart, on no line
+    labels = [str(line.get_label()) for line in lines]  # explicit, since matplotlib skips names that begin with _
+    beside = (1.0, 1.0)  # outside the axes, on no line
     ax.legend(
         lines,
         labels,

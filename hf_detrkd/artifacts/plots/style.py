@@ -1,4 +1,4 @@
-"""What all pictures of a run share: colours, legend, grid."""
+"""Style shared by all plots of a run: colours, legend, grid."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..run_folder import CONTROL
 
 
 TEACHER = "teacher"
-# Okabe and Ito's colours: kinds of colour blindness tell them apart.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 MODEL_COLORS = {TEACHER: "#444444", CONTROL: "#E69F00", "distilled": "#0072B2", "student": "#0072B2"}
 
 
 def head(figure: Figure, title: str, handles: Mapping[str, Artist]) -> None:
-    """Title and models over all charts. It is one legend, since a second one or a title would lie on it."""
+    """Title and models above all axes, as one legend, since a separate title would overlap it."""
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -31,7 +31,7 @@ def head(figure: Figure, title: str, handles: Mapping[str, Artist]) -> None:
 
 
 def finish(ax: Axes, grid: Literal["both", "x"] = "both") -> None:
-    """What all charts share: thin grid lines behind the data, and no box around it."""
+    """Thin grid lines under the data, and no box around it."""
     ax.grid(True, axis=grid, linewidth=0.5, alpha=0.5)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -43,6 +43,6 @@ def color_of(model: str) -> str:
 
 
 def plain(name: str, most: int = 32) -> str:
-    """A class name as a label: on one line, cut where it is very long, and a dollar begins no formula."""
+    """A class name as a label: on one line, truncated to `most` characters, and with dollar signs escaped."""
     line = " ".join(name.split())
     return (line if len(line) <= most else f"{line[: most - 1]}…").replace("$", r"\$")

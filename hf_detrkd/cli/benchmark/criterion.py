@@ -1,4 +1,4 @@
-"""`benchmark.py criterion`: the detection loss, ours against transformers' own, on the same random answers."""
+"""`benchmark.py criterion`: compares our detection loss with transformers' own, on the same random predictions."""
 
 import argparse
 import statistics
@@ -32,7 +32,7 @@ def seconds(loss: Callable[[], Tensor], leaves: list[Tensor], device: str) -> tu
 
 
 def synchronizations(loss: Callable[[], Tensor], leaves: list[Tensor]) -> int:
-    """How often a step waits for the GPU, as torch itself reports it."""
+    """Number of times a step waits for the GPU, as reported by torch."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -42,7 +42,7 @@ def synchronizations(loss: Callable[[], Tensor], leaves: list[Tensor]) -> int:
 
 
 def measure(model_type: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Both losses in turns on the same answers."""
+    """Measures both losses in turns on the same predictions."""
     torch.manual_seed(0)
     case = Case(model_type, given)
     times: dict[str, list[float]] = {"ours": [], "transformers": []}
@@ -50,7 +50,7 @@ def measure(model_type: str, given: argparse.Namespace) -> dict[str, Any]:
     for step in range(given.repeats + 1):
         for name, loss in (("ours", case.ours), ("transformers", case.theirs)):
             elapsed, values[name] = seconds(loss, case.leaves, given.device)
-            if step:  # the first is for warming up
+            if step:  # the first is the warm-up
                 times[name].append(elapsed * 1e3)
     found: dict[str, Any] = {f"{name}_ms": statistics.median(series) for name, series in times.items()}
     found |= {f"{name}_loss": value for name, value in values.items()}
@@ -76,7 +76,7 @@ def criterion(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
             f"| {name} | {row['transformers_ms']:.0f} | {row['ours_ms']:.0f} | {row['times_faster']:.1f} | "
             f"{row['transformers_loss']:.3f} | {row['ours_loss']:.3f} | {equal} |"
         )
-    print("Equal to 1e-5; for D-FINE and DEIMv2 to transformers' loss with its layers aligned: see PAPERS.md.")
+    print("Equal to 1e-5; for D-FINE and DEIMv2, to transformers' loss with aligned layers: see PAPERS.md.")
     if not all(row["equal"] for row in results.values()):
         raise SystemExit("The losses differ.")
     return results

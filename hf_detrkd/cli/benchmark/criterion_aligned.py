@@ -1,4 +1,4 @@
-"""transformers' loss of D-FINE and DEIMv2 without its known fault: answers of a layer beside its own distributions."""
+"""transformers' loss of D-FINE and DEIMv2 without its known bug: predictions and distributions of the same layer."""
 
 import functools
 from typing import Any
@@ -12,8 +12,8 @@ from transformers.loss.loss_deimv2 import Deimv2Loss
 
 
 def aligned_parts(config: PreTrainedConfig, output: Any, labels: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The weighted parts of transformers' own criterion of D-FINE or DEIMv2, given every layer's answers beside its
-    own distributions, as the authors have it: transformers pairs the answers of each layer with the next one's.
+    """The weighted parts of transformers' own criterion of D-FINE or DEIMv2, with every layer's predictions paired
+    with its own distributions, as in the authors' code: transformers pairs them with those of the next layer.
 
     Args:
         output: a model's output in training mode.
@@ -26,7 +26,7 @@ def aligned_parts(config: PreTrainedConfig, output: Any, labels: list[dict[str, 
         guess, layers = _entries(output, meta["dn_num_split"], 0)
         outputs |= {"dn_auxiliary_outputs": [guess, *layers], "denoising_meta_values": meta}
     criterion = {"d_fine": DFineLoss, "deimv2": Deimv2Loss}[config.model_type](config)
-    # DEIMv2's union of matches breaks ties by a sort that is not stable.
+    # DEIMv2's union of matches breaks ties with an unstable sort.
     with mock.patch("torch.argsort", functools.partial(torch.argsort, stable=True)):
         return criterion.to(proposals["logits"].device)(outputs, labels)
 

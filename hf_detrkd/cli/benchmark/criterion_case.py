@@ -1,6 +1,7 @@
-"""What `benchmark.py criterion` measures: random answers of one family, for our loss and for transformers' own."""
+"""Input of `benchmark.py criterion`: random predictions of one family, for our loss and for transformers' own."""
 
 import argparse
+import inspect
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.loss import loss_rt_detr
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
@@ -28,8 +30,15 @@ def random_boxes(*shape: int, device: str) -> Tensor:
     return torch.cat([sizes / 2 + torch.rand(*shape, 2, device=device) * (1 - sizes), sizes], -1)
 
 
+def drops_denoising() -> bool:
+    """True if transformers drops the denoising queries from the last layer's loss of RT-DETR (its pull request 48528);
+    earlier versions count them as predictions."""
+    source = inspect.getsource(loss_rt_detr.RTDetrForObjectDetectionLoss)
+    return source.count("denoising_meta_values is not None") > 2
+
+
 class Case:
-    """Random answers of one family, as leaves of a graph, in the form that each of the two losses takes.
+    """Random predictions of one family, as graph leaves, in the form of each of the two losses.
 
     Args:
         model_type (`str`)
@@ -43,7 +52,7 @@ class Case:
             fields["cls_loss_coefficient"] = 1  # transformers ignores the default, 2
         if model_type in GROUPED:
             fields["group_detr"] = given.groups
-        if model_type == "yolos":  # transformers knows no auxiliary loss of YOLOS
+        if model_type == "yolos":  # transformers has no auxiliary loss for YOLOS
             fields.pop("decoder_layers")
         self.config: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
         self.config.auxiliary_loss = model_type != "yolos"
@@ -68,7 +77,7 @@ class Case:
         self.encoder_boxes = random_boxes(batch, own, device=device).requires_grad_()
         self.leaves = [self.logits, self.boxes]
         self.corners: Tensor | None = None
-        self.references: Any = None  # a tensor where there are corners
+        self.references: Any = None  # a tensor if there are corners
         if model_type in RT_DETRS + GROUPED:
             self.leaves += [self.encoder_logits, self.encoder_boxes]
         if extra:
@@ -108,7 +117,7 @@ class Case:
         logits = self.corners[:, :, part].unflatten(-1, (4, self.config.max_num_bins + 1))
         return EdgeDistributions(logits, self.references[:, part], self.config.up, self.config.reg_scale)
 
-    def theirs(self) -> Tensor:
+    def theirs(self, last: slice = slice(None)) -> Tensor:
         name = MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[self.model_type]
         loss = LOSS_MAPPING[name if name in LOSS_MAPPING else "ForObjectDetection"]
         logits, boxes = self.logits, self.boxes
@@ -123,12 +132,14 @@ class Case:
             options["predicted_corners"] = self.corners.transpose(0, 1)
             options["initial_reference_points"] = self.references[:, None].expand(-1, self.layers, -1, -1)
         device = torch.device(self.given.device)
-        return loss(self.logits[-1], self.labels, device, self.boxes[-1], self.config, logits, boxes, **options)[0]
+        final = self.logits[-1][:, last], self.labels, device, self.boxes[-1][:, last]
+        return loss(*final, self.config, logits, boxes, **options)[0]
 
     def right(self) -> Tensor:
-        """What transformers' loss would be without its known faults."""
+        """transformers' loss without its known bugs."""
         if self.corners is None:
-            return self.theirs()
+            denoises = self.model_type in RT_DETRS and not drops_denoising()
+            return self.theirs(slice(self.denoising_rows, None) if denoises else slice(None))
         output = SimpleNamespace(
             intermediate_logits=self.logits.transpose(0, 1),
             intermediate_reference_points=self.boxes.transpose(0, 1),

@@ -1,4 +1,4 @@
-"""`benchmark.py latency`: parameters, arithmetic, latency and throughput of detectors, side by side."""
+"""`benchmark.py latency`: parameters, FLOPs, latency and throughput of several detectors."""
 
 import argparse
 from contextlib import AbstractContextManager
@@ -16,23 +16,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def add_latency(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", required=True, help="Hub ids or folders; ratios are to the first.")
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--image_size", default="640", help="A number or HEIGHTxWIDTH in pixels.")
-    parser.add_argument("--seconds", type=float, default=5.0, help="For each model and batch size.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads.")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="16-bit types run under autocast, weights in float32."
+        "--models", nargs="+", required=True, help="Hub ids or folders of detectors; ratios are relative to the first."
     )
-    parser.add_argument("--output_file", help="JSON file for the figures.")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="Images per batch. Default: 1 8.")
+    parser.add_argument("--image_size", default="640", help="A number or HEIGHTxWIDTH in pixels. Default: 640.")
+    parser.add_argument("--seconds", type=float, default=5.0, help="Seconds per model and batch size. Default: 5.")
+    parser.add_argument("--threads", type=int, default=1, help="Number of CPU threads. Default: 1.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="Device to measure on. Default: cpu.")
+    parser.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="Precision; 16-bit types use autocast. Default: float32."
+    )
+    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=latency)
 
 
 def latency(given: argparse.Namespace) -> dict[str, Any]:
     """Prints the table and returns its figures."""
     size = parse_image_size(given.image_size)
-    assert size is not None  # only None gives None
+    assert size is not None  # None only for None
     models = {name: load(name, given.device) for name in given.models}
 
     def precision() -> AbstractContextManager[Any]:
@@ -57,7 +59,7 @@ def load(name: str, device: str) -> PreTrainedModel:
 
 
 def latency_table(found: dict[str, dict[str, Any]]) -> str:
-    """One line for each model and batch size; in brackets what part of the first model's it is."""
+    """One row for each model and batch size, with the ratio to the first model in parentheses."""
     lines = ["| model | parameters | GFLOPs | batch | ms | images / s |", "|---|---|---|---|---|---|"]
     first = next(iter(found.values()))
     for name, row in found.items():
@@ -77,5 +79,5 @@ def latency_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def share(value: float, of: float, is_first: bool) -> str:
-    """The ratio in brackets, nothing for the first model."""
+    """The ratio in parentheses; empty for the first model."""
     return "" if is_first else f" ({value / of:.2f})"

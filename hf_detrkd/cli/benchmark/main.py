@@ -1,4 +1,4 @@
-"""Measures what this package claims, side by side in one run.
+"""Benchmarks of the detection loss, the distillation methods and detector latency.
 
     python scripts/benchmark.py criterion
     python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
@@ -6,14 +6,14 @@
     python scripts/benchmark.py methods --output_dir outputs/methods --only_cost
     python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
 
-`criterion`: forward and backward of the detection loss, ours against transformers' own, on the same random answers of
-every family (six decoder layers, encoder proposals, denoising rows and query groups as in training), with the values
-of both. Times are medians; read the ratios, since both sides are measured in turns.
+`criterion`: forward and backward time of the detection loss, ours and transformers' own, on the same random
+predictions of every family (six decoder layers, encoder proposals, denoising rows and query groups as in training),
+and both loss values. Times are medians; both sides are measured in turns, so their ratio is reliable.
 
-`methods`: the control, extra queries without a teacher, and every method on one data set, teacher and student: what a
-step costs and where, and the mAP over several seeds, at equal steps and at equal seconds.
+`methods`: the control, extra queries without a teacher, and every method on one data set, teacher and student: the
+cost of a step and its parts, and the mAP over several seeds, at equal steps and at equal seconds.
 
-`latency`: parameters, operations, latency and throughput of detectors on the present device, in turns.
+`latency`: parameters, operations, latency and throughput of detectors on this device, measured in turns.
 """
 
 import argparse
@@ -29,42 +29,59 @@ from .methods import methods
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, metavar="FAMILY")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--boxes", type=int, default=20, help="Per image.")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--denoising", type=int, default=100, help="Denoising queries of the RT-DETR line.")
-    parser.add_argument("--groups", type=int, default=13, help="Query groups of LW-DETR and RF-DETR.")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads.")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--output_file", help="JSON file for the figures.")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        default=FAMILIES,
+        choices=FAMILIES,
+        metavar="FAMILY",
+        help="Detector families to measure. Default: all.",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="Images per batch. Default: 8.")
+    parser.add_argument("--queries", type=int, default=300, help="Queries per image and group. Default: 300.")
+    parser.add_argument("--boxes", type=int, default=20, help="Number of boxes per image. Default: 20.")
+    parser.add_argument("--layers", type=int, default=6, help="Decoder layers. Default: 6.")
+    parser.add_argument("--classes", type=int, default=80, help="Number of classes. Default: 80.")
+    parser.add_argument(
+        "--denoising", type=int, default=100, help="Denoising queries of RT-DETR-like families. Default: 100."
+    )
+    parser.add_argument("--groups", type=int, default=13, help="Query groups of LW-DETR and RF-DETR. Default: 13.")
+    parser.add_argument("--repeats", type=int, default=5, help="Timed passes; their median is reported. Default: 5.")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads. Default: 1.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="Device to measure on. Default: cpu.")
+    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=criterion)
 
 
 def add_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variants", default=str(shipped("scripts/recipes/methods.yaml")), help="YAML file as of ablate.py."
+        "--variants",
+        default=str(shipped("scripts/recipes/methods.yaml")),
+        help="YAML file of variants, as for ablate.py.",
     )
-    parser.add_argument("--only", nargs="*", help="Names of the variants to run; default: all. The first is control.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
-    parser.add_argument("--output_dir", required=True, help="Runs whose results are there are not run again.")
-    parser.add_argument("--cost_steps", type=int, default=15, help="Steps of which the cost is the median.")
-    parser.add_argument("--only_cost", action="store_true", help="Measure the cost of a step alone.")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the cost's measurement.")
-    parser.add_argument("--output_file", help="JSON file for the figures.")
+    parser.add_argument(
+        "--only", nargs="*", help="Names of the variants to run; the first is the control. Default: all."
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of the runs of each variant. Default: 0 1 2."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Number of parallel runs. Default: 1.")
+    parser.add_argument("--output_dir", required=True, help="Output folder; runs with results in it are not repeated.")
+    parser.add_argument(
+        "--cost_steps", type=int, default=15, help="Timed steps; their median is the cost. Default: 15."
+    )
+    parser.add_argument("--only_cost", action="store_true", help="Only measure the cost of a step.")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the cost measurement. Default: 2.")
+    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=methods)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_criterion(commands.add_parser("criterion", help="The detection loss against transformers' own."))
-    add_methods(commands.add_parser("methods", help="Every method against its controls."))
-    add_latency(commands.add_parser("latency", help="Detectors side by side: parameters, GFLOPs, latency."))
+    add_criterion(commands.add_parser("criterion", help="Compare the detection loss with transformers' own."))
+    add_methods(commands.add_parser("methods", help="Compare every method with its controls."))
+    add_latency(commands.add_parser("latency", help="Compare detectors: parameters, GFLOPs, latency."))
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results = given.run(given)

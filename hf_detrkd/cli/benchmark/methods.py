@@ -1,4 +1,4 @@
-"""`benchmark.py methods`: what every method gains over its controls, and what it costs."""
+"""`benchmark.py methods`: the gain of every method over its controls, and its cost."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ PARTS = ("teacher", "decoder passes", "losses")
 
 
 class Clock:
-    """Seconds by the name of a part; on a GPU every part waits for the device, so that it pays for its own work."""
+    """Seconds by the name of a part; on a GPU every part waits for the device to include all its own work."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -64,7 +64,7 @@ def cost_of(arguments: list[str], steps: int) -> dict[str, float]:
     size = trainer.args.per_device_train_batch_size
     items = [trainer.train_dataset[i] for i in range(size)]
     batch = trainer._prepare_inputs(trainer.data_collator(items))
-    seen = [one_step(trainer, batch) for _ in range(steps + 2)][2:]  # the first warm up
+    seen = [one_step(trainer, batch) for _ in range(steps + 2)][2:]  # the first two are the warm-up
     return {name: statistics.median(step[name] for step in seen) for name in ("step", *PARTS)}
 
 
@@ -99,7 +99,7 @@ def one_step(trainer: DistillationTrainer, batch: dict[str, Any]) -> dict[str, f
 
 
 def cost_table(costs: dict[str, dict[str, float]]) -> str:
-    """Shares of a step; what is left beside the control's step is the backward pass of what the method added."""
+    """Shares of a step; the rest, after the control's step, is the backward pass of the method's additions."""
     control = next(iter(costs.values()))["step"]
     lines = ["| run | s / step | / control | teacher | decoder passes | losses | their backward |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -115,7 +115,7 @@ def cost_table(costs: dict[str, dict[str, float]]) -> str:
 
 
 def steps_for(seconds: float, cost: dict[str, float]) -> int:
-    """Steps that a budget pays for."""
+    """Number of steps in a time budget."""
     return max(1, round(seconds / cost["step"]))
 
 
@@ -145,7 +145,7 @@ def gain_table(results: dict[str, list[dict[str, float]]], steps: dict[str, int]
 def costs_of(
     chosen: dict[str, dict[str, Any]], common: dict[str, Any], given: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """The cost of every run, kept in the output folder: a series that goes on keeps its budget of seconds."""
+    """The cost of every run, cached in the output folder, so that a continued series keeps its time budget."""
     file = Path(given.output_dir, "costs.json")
     costs = json.loads(file.read_text()) if file.is_file() else {}
     for name in tqdm([name for name in chosen if name not in costs], desc="costs", leave=False):

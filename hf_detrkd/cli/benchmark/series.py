@@ -1,10 +1,10 @@
-"""Runs a recipe in several variants and seeds, and writes the table of their mean and spread.
+"""Runs a recipe in several variants and seeds, and writes a table of means and standard deviations.
 
     python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
 
 The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:`
-(a name and its arguments each); arguments that are not this script's own go to all runs, too. A run whose results are
-there is not run again, so that a broken series goes on.
+(a name and its arguments each); arguments that are not this script's own are passed to all runs. Runs with results are
+not repeated, so that an interrupted series can be continued.
 """
 
 import argparse
@@ -33,12 +33,12 @@ def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: in
 
 
 def as_text(value: object) -> str:
-    """A value as the command line takes it."""
+    """A value in command-line form."""
     return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
 def as_arguments(words: list[str]) -> dict[str, object]:
-    """`--name value` pairs by name; a name that stands alone is a switch."""
+    """`--name value` pairs by name; a name without a value is a switch."""
     found: dict[str, object] = {}
     for place, word in enumerate(words):
         if word.startswith("--"):
@@ -50,7 +50,7 @@ def as_arguments(words: list[str]) -> dict[str, object]:
 
 
 def run(command: list[str], folder: Path) -> None:
-    """One run; its output goes to `log.txt` in its folder."""
+    """Starts one run, with its output in `log.txt` in its folder; does nothing if it has results."""
     if (folder / "all_results.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +77,13 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 def run_series(
     series: dict[str, Any], seeds: list[int], jobs: int, output_dir: Path
 ) -> dict[str, list[dict[str, float]]]:
-    """Runs all variants with all seeds; the results of each, seed by seed."""
-    # Latencies of models that share the machine would say nothing.
+    """Runs all variants with all seeds; returns the results of each variant by seed."""
+    # Latencies of models that share the machine would be meaningless.
     common = {"measure_efficiency": False} | (series.get("arguments") or {})
     folders = {name: [output_dir / name / str(seed) for seed in seeds] for name in series["variants"]}
     with ThreadPoolExecutor(jobs) as pool:
         runs = []
-        for place, seed in enumerate(seeds):  # seed by seed, so that a table can be read early
+        for place, seed in enumerate(seeds):  # seed by seed, so that early results cover all variants
             for name, arguments in series["variants"].items():
                 folder = folders[name][place]
                 command = command_of(series["recipe"], common | (arguments or {}), folder, seed)
@@ -96,10 +96,12 @@ def run_series(
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", required=True, help="YAML file with recipe, arguments and variants.")
-    parser.add_argument("--only", nargs="*", help="Names of the variants to run; default: all.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--only", nargs="*", help="Names of the variants to run. Default: all.")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of the runs of each variant. Default: 0 1 2."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Number of parallel runs. Default: 1.")
+    parser.add_argument("--output_dir", required=True, help="Output folder; runs with results in it are not repeated.")
     given, further = parser.parse_known_args(argv)
     series = yaml.safe_load(Path(given.variants).read_text())
     series["variants"] = {n: v for n, v in series["variants"].items() if not given.only or n in given.only}

@@ -1,8 +1,8 @@
-"""What is wrong with a data set and a teacher, before a run: found in the boxes alone, and in the teacher's answers.
+"""Finds problems of a data set and a teacher before a run, from the boxes and from the teacher's predictions.
 
-A teacher that knows its trade is a witness: where its boxes fit the truth only once that is moved, the truth is in
-another frame; where its names fit only once they are exchanged, the classes are in another order; where it sees better
-through another preprocessing, its image processor is wrong. Each check asks for far better, not for better.
+A trained teacher is used to detect annotation errors: if its boxes match the ground truth only after a transform, the
+box format is wrong; if its classes match only after a permutation, the class order is wrong; if it is much better with
+another preprocessing, its image processor is wrong. Each check requires a large difference.
 """
 
 from .annotations import Statistics, offered_splits, repair_fault

@@ -1,4 +1,4 @@
-"""What is annotated in a data set, what was mended when it was read, and which splits it offers."""
+"""Statistics of annotations, faults found by their repairs on loading, and the splits of a data set."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ...data.records import RepairedBoxes
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is annotated in a split.
+    """Statistics of the annotations of a split.
 
     Attributes:
-        images, boxes, empty, crowds (`int`): `empty` are images without a box, `crowds` regions of groups.
+        images, boxes, empty, crowds (`int`): `empty` are images without a box, `crowds` crowd regions.
         classes (`dict[str, int]`): boxes of each class.
-        sides (`tuple[float, float, float]`): square root of a box's area in pixels of its image: tenth percentile,
-            median, ninetieth.
-        per_image (`tuple[float, int]`): median and most boxes of an image.
-        reach (`tuple[float, float]`): the right and lower edges that no box crosses, as fractions of the image.
+        sides (`tuple[float, float, float]`): square root of a box's area in pixels of its image: 10th percentile,
+            median, 90th.
+        per_image (`tuple[float, int]`): median and maximum number of boxes per image.
+        reach (`tuple[float, float]`): the largest right and lower edges of all boxes, as fractions of the image.
         furthest (`float`): largest coordinate of a box in pixels; 0 without boxes.
     """
 
@@ -43,7 +43,7 @@ class Statistics:
         boxes = np.concatenate([record.boxes for record in records]).reshape(-1, 4)
         sizes = [(r.width or np.nan, r.height or np.nan) for r in records for _ in r.boxes]
         ends, frames = boxes[:, :2] + boxes[:, 2:], np.array(sizes, dtype=float).reshape(-1, 2)
-        reach = np.fmax.reduce(ends / frames, axis=0, initial=0.0)  # sizes that are not known are left out
+        reach = np.fmax.reduce(ends / frames, axis=0, initial=0.0)  # ignores unknown sizes
         kinds = np.bincount(np.concatenate([r.categories for r in records]), minlength=len(dataset.classes))
         counts = [len(record.boxes) for record in records]
         sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
@@ -61,33 +61,33 @@ class Statistics:
         )
 
     def fault(self) -> str | None:
-        """Why the boxes cannot be in pixels of their images; `None` where nothing says so."""
+        """The reason why the boxes cannot be in pixels of their images, or `None`."""
         if not self.boxes or self.furthest > 1.5:
             return None
         return (
-            f"no coordinate is above {self.furthest:.3g}, so the boxes look divided by the image's width and height: "
-            "multiply them, since x, y, width, height in pixels are asked"
+            f"no coordinate is above {self.furthest:.3g}, so the boxes look normalised by the image size: write them "
+            "as x, y, width, height in pixels"
         )
 
 
 def repair_fault(repaired: RepairedBoxes) -> str | None:
-    """Why the boxes of a split cannot be in the frame of their images; `None` if most needed no repair."""
+    """The reason why the boxes of a split cannot be in pixels of their images; `None` if most needed no repair."""
     outside = repaired.dropped + repaired.clipped
     if outside <= repaired.boxes / 2:
         return None
     return (
-        f"{outside} of {repaired.boxes} boxes of {repaired.source} reach out of their image or lie outside: they look "
-        "like x_min, y_min, x_max, y_max, or like boxes of larger images, and x, y, width, height in pixels of "
-        "the image files are asked"
+        f"{outside} of {repaired.boxes} boxes of {repaired.source} extend beyond their image: they look like x_min, "
+        "y_min, x_max, y_max, or like boxes of larger images, but must be x, y, width, height in pixels of the image "
+        "files"
     )
 
 
 def offered_splits(dataset_name: str, train: str, evaluation: str | None) -> tuple[list[str], str | None, str | None]:
-    """The splits that a data set has, and those of them that a run most likely means by its two; `None` for none.
+    """The splits of a data set, and the two of them that a run most likely means, or `None`.
 
     Args:
         dataset_name (`str`): see [`~hf_detrkd.data.load_detection_splits`].
-        train, evaluation (`str`): as they were asked.
+        train, evaluation (`str`): the requested names.
     """
     names = datasets.split_names(dataset_name)
     chosen = _nearest(names, [train, "train"])
@@ -96,7 +96,7 @@ def offered_splits(dataset_name: str, train: str, evaluation: str | None) -> tup
 
 
 def _nearest(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first name that is wanted, begins like it, or is written much like it."""
+    """The first name that equals, starts with or resembles a wanted one."""
     for want in wanted:
         alike = [name for name in names if name.lower().startswith(want.lower())]
         near = [name for name in names if name == want] or alike or difflib.get_close_matches(want, names, 1)

@@ -1,4 +1,4 @@
-"""Whether the annotated boxes are in the frame of the images, by the boxes that a teacher finds."""
+"""Detects wrong box formats (xyxy, cxcywh, normalised, rescaled) by comparison with a teacher's boxes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from .teacher_views import Seen, overlaps
 
 
-LEAST_BOXES = 10  # fewer prove nothing
+LEAST_BOXES = 10  # fewer are no evidence
 
 Frame = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
-"""Corners `(num_boxes, 4)` as they were read, and (height, width) of the image, to corners in its pixels."""
+"""Corners `(num_boxes, 4)` as loaded, and (height, width) of the image, to corners in its pixels."""
 
 
 def _as_read(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -56,8 +56,8 @@ FRAMES: dict[str, Frame] = {
 
 
 def reframed(seen: Sequence[Seen], frame: Frame) -> list[Seen]:
-    """The same images with the annotated boxes read in a frame. Those that reach the lower or right border are left
-    out: what was clipped there when it was read cannot be read otherwise any more."""
+    """The same images with the annotated boxes reinterpreted in a frame, except boxes at the lower or right border:
+    they may have been clipped on loading."""
     found = []
     for image in seen:
         whole = (image.truth[:, 2:] < np.array(image.size[::-1]) - 0.5).all(1)
@@ -68,8 +68,8 @@ def reframed(seen: Sequence[Seen], frame: Frame) -> list[Seen]:
 
 
 def agreement(seen: Sequence[Seen], frame: Frame) -> float:
-    """Share of the annotated boxes that overlap one of the teacher's best by half, once read in a frame; NaN where
-    there are too few."""
+    """Fraction of the annotated boxes, reinterpreted in a frame, that overlap one of the teacher's best with an IoU of
+    0.5 or more; NaN if there are too few."""
     total = sum(len(image.truth) for image in reframed(seen, _as_read))
     if total < LEAST_BOXES:
         return float("nan")
@@ -78,23 +78,23 @@ def agreement(seen: Sequence[Seen], frame: Frame) -> float:
 
 
 def better_frame(seen: Sequence[Seen]) -> tuple[str, Frame, float, float] | None:
-    """The frame in which the annotated boxes fit the teacher's far better than as they were read.
+    """The frame in which the annotated boxes match the teacher's far better than as loaded.
 
     Returns:
-        its words, the frame, the agreement as read and in it; `None` where there is none.
+        its description, the frame, the agreement as loaded and in this frame; `None` if there is no such frame.
     """
     now = agreement(seen, _as_read)
     best: tuple[str, Frame, float] = "", _as_read, now
     for words, frame in [*FRAMES.items(), *_scaled(seen)]:
         found = agreement(seen, frame)
-        if found > best[2] + 0.02:  # the first and simplest of equals
+        if found > best[2] + 0.02:  # prefers the first and simplest
             best = words, frame, found
     return (*best[:2], now, best[2]) if best[2] >= 0.4 and best[2] >= now + 0.25 else None
 
 
 def _scaled(seen: Sequence[Seen]) -> Iterator[tuple[str, Frame]]:
-    """Frames with another scale and origin that were fitted to the teacher's boxes: in pixels, and relative to the
-    images' sizes (boxes of images that were all resized to one)."""
+    """Frames with another scale and origin, fitted to the teacher's boxes: in pixels, and relative to the image size
+    (boxes of images that were all resized to one size)."""
     images = [image for image in seen if len(image.truth) and len(image.boxes)]
     if sum(len(image.truth) for image in images) < LEAST_BOXES:
         return
@@ -113,8 +113,8 @@ def _scaled(seen: Sequence[Seen]) -> Iterator[tuple[str, Frame]]:
 
 
 def _fitted(truth: list[np.ndarray], goals: list[np.ndarray], rounds: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift `(2,)` each, of x and y, that bring boxes onto others: nearest pairs, the better half of them,
-    least squares, again."""
+    """Scale and shift of x and y, `(2,)` each, that map boxes to others: repeated least squares on the better half of
+    the nearest pairs."""
     given, wanted = np.concatenate(truth), np.concatenate(goals)
     scale = np.median(wanted[:, 2:] - wanted[:, :2], axis=0) / np.median(given[:, 2:] - given[:, :2], axis=0)
     shift = np.zeros(2)

@@ -15,7 +15,7 @@ MOST_CLASSES_SHOWN = 30
 
 
 def load_data(report: Report, arguments: Arguments) -> DetectionSplits | None:
-    """The splits; where one is missing, those that were most likely meant."""
+    """Loads the splits; if one is missing, those that were most likely meant."""
     splits: DetectionSplits | None
     try:
         splits = load_splits(arguments)
@@ -32,7 +32,7 @@ def load_data(report: Report, arguments: Arguments) -> DetectionSplits | None:
 
 
 def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> DetectionSplits | None:
-    """Reports why a data set could not be read, and reads the splits that were meant."""
+    """Reports why a data set could not be loaded, and loads the splits that were most likely meant."""
     script = arguments.script
     train, evaluation = script.dataset_train_split, script.dataset_eval_split
     try:
@@ -41,14 +41,14 @@ def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> Det
         report.problem("data set", str(error))
         return None
     asked = [evaluation] if evaluation else EVAL_SPLITS
-    if train in names and set(asked) & set(names):  # something else is wrong
+    if train in names and set(asked) & set(names):  # the error has another cause
         report.problem("data set", str(error))
         return None
     if near_train is None or near_evaluation is None:
         report.problem("splits", f"{error} Training needs two splits, one to train on and one to evaluate on.")
         return None
     remedy = f"--dataset_train_split {near_train} --dataset_eval_split {near_evaluation}"
-    report.problem("splits", f"{error} Pass {remedy}; the rest was looked at with these.")
+    report.problem("splits", f"{error} Pass {remedy}; the remaining checks use these splits.")
     meant = dataclasses.replace(script, dataset_train_split=near_train, dataset_eval_split=near_evaluation)
     try:
         return load_splits(dataclasses.replace(arguments, script=meant))
@@ -58,7 +58,7 @@ def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> Det
 
 
 def say_repaired(report: Report, repaired: RepairedBoxes) -> None:
-    """Dropped and clipped boxes: a problem if they are so many that their format must be wrong, else a warning."""
+    """Reports dropped and clipped boxes: as a problem if most are affected, which suggests a wrong format."""
     fault = repair_fault(repaired)
     if fault is not None:
         report.problem("boxes", f"{fault}.")
@@ -71,7 +71,7 @@ def say_repaired(report: Report, repaired: RepairedBoxes) -> None:
 
 
 def describe(report: Report, name: str, found: Statistics) -> None:
-    """What is annotated in a split, and what is odd about it."""
+    """Reports the statistics of a split, and anything unusual in them."""
     report.facts[name] = dataclasses.asdict(found)
     fault = found.fault() if found.boxes else "no image has a box"
     if fault is None:
@@ -84,8 +84,8 @@ def describe(report: Report, name: str, found: Statistics) -> None:
     if found.boxes >= 50 and fault is None and 0 < min(found.reach) < 0.8:
         report.warning(
             name,
-            f"no box reaches beyond {100 * found.reach[0]:.0f} % of an image's width and {100 * found.reach[1]:.0f} % "
-            "of its height: are the annotations of smaller images?",
+            f"no box extends beyond {100 * found.reach[0]:.0f} % of an image's width and {100 * found.reach[1]:.0f} % "
+            "of its height: were smaller images annotated?",
         )
 
 
@@ -95,6 +95,6 @@ def in_words(found: Statistics) -> str:
     more = f" and {len(found.classes) - MOST_CLASSES_SHOWN} more" if len(found.classes) > MOST_CLASSES_SHOWN else ""
     return (
         f"{found.images} images ({found.empty} without a box), {found.boxes} boxes, median {found.per_image[0]:g} and "
-        f"at most {found.per_image[1]} an image, {found.crowds} crowd regions; sides of {low:.0f} / {middle:.0f} / "
+        f"at most {found.per_image[1]} per image, {found.crowds} crowd regions; sides of {low:.0f} / {middle:.0f} / "
         f"{high:.0f} pixels (10 %, median, 90 %).\nClasses: {shown}{more}."
     )

@@ -18,7 +18,7 @@ from .findings import Report
 def build_pair(
     report: Report, arguments: Arguments, splits: DetectionSplits, folder: str
 ) -> DistillationTrainer | None:
-    """The run's trainer, that leaves nothing behind; `None` where it refuses the pair."""
+    """The run's trainer with a temporary output folder; `None` if it rejects the pair."""
     config: Any = dataclasses.replace(
         cast(Any, arguments.config),
         output_dir=folder,
@@ -36,7 +36,7 @@ def build_pair(
         report.facts["control"] = True
     if trainer.distiller.teacher is not None:
         describe_teacher(report, trainer)
-        report.ok("method", f"{config.method} can serve this pair.")
+        report.ok("method", f"{config.method} supports this pair.")
     return trainer
 
 
@@ -46,7 +46,7 @@ def describe_student(report: Report, trainer: DistillationTrainer) -> None:
     report.ok("student", f"{words}, {queries} queries; images {view}.")
     most = max(report.facts[name]["per_image"][1] for name in ("train", "evaluation"))
     if most > queries:
-        report.warning("student", f"an image has {most} boxes, and the student can find {queries}.")
+        report.warning("student", f"an image has {most} boxes, but the student detects at most {queries}.")
 
 
 def describe_teacher(report: Report, trainer: DistillationTrainer) -> None:
@@ -57,12 +57,12 @@ def describe_teacher(report: Report, trainer: DistillationTrainer) -> None:
 
 
 def student_view(trainer: DistillationTrainer) -> View:
-    """How the run shows the student images."""
+    """The run's preprocessing for the student."""
     return View(dict(trainer.processing_class.size), normalization_of(trainer.processing_class))
 
 
 def teacher_view(trainer: DistillationTrainer) -> View:
-    """How the run shows the teacher images."""
+    """The run's preprocessing for the teacher."""
     size = parse_image_size(trainer.args.teacher_image_size) or student_view(trainer).size
     return View(size, normalization_of(teacher_processor(trainer)))
 

@@ -1,4 +1,4 @@
-"""The doctor's checks of one real training step and of what a run needs: memory, time, room on the disk."""
+"""The doctor's checks of one real training step and of a run's requirements: memory, time, disk space."""
 
 import math
 import shutil
@@ -16,12 +16,12 @@ from .findings import Report
 
 
 def check_step(report: Report, trainer: DistillationTrainer, limit: float | None) -> bool:
-    """Trains single steps of growing batches up to the asked one; whether that one fits into the memory.
+    """Trains single steps with growing batches up to the requested size; true if that one fits into memory.
 
     Args:
         report ([`Report`])
         trainer ([`DistillationTrainer`])
-        limit (`float`, *optional*): GiB in place of what the device has.
+        limit (`float`, *optional*): memory in GiB; default: that of the device.
     """
     limit = memory_of(trainer.args.device) if limit is None else limit
     asked = trainer.args.per_device_train_batch_size
@@ -29,7 +29,7 @@ def check_step(report: Report, trainer: DistillationTrainer, limit: float | None
     trainer.distiller.to(trainer.args.device)
     trainer.create_optimizer()
     for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0  # the student stays as it is
+        group["lr"] = 0.0  # leaves the student unchanged
     peaks, seconds = try_batches(trainer, sizes, limit)
     report.facts["memory"] = {"peak_gb": peaks, "limit_gb": limit}
     fits = peaks.get(asked, math.inf) <= limit
@@ -42,12 +42,12 @@ def check_step(report: Report, trainer: DistillationTrainer, limit: float | None
 def try_batches(
     trainer: DistillationTrainer, sizes: list[int], limit: float
 ) -> tuple[dict[int, float], list[dict[str, float]]]:
-    """GiB that a step takes by batch size, as far as the memory goes, and the seconds of steps of the last size."""
+    """Peak GiB of a step by batch size, until memory runs out, and the seconds of the last size's steps."""
     peaks: dict[int, float] = {}
     seconds: list[dict[str, float]] = []
     for size in tqdm(sizes, desc="Trying a step", leave=False):
         if max(peaks.values(), default=0.0) > limit or (len(peaks) > 1 and fitting_batch(peaks, limit) < size):
-            break  # not tried: an operating system may end a process without memory
+            break  # not tried: the system may kill a process that runs out of memory
         try:
             with PeakMemory(trainer.args.device) as memory:
                 seconds = [one_step(trainer, size) for _ in range(4 if size == sizes[-1] else 2)][1:]
@@ -58,7 +58,7 @@ def try_batches(
 
 
 def one_step(trainer: DistillationTrainer, size: int) -> dict[str, float]:
-    """Seconds to read a batch of random training images and to train on it."""
+    """Seconds to load a batch of random training images and to train on it."""
     device, distiller = trainer.args.device, trainer.distiller.train()
     started = time.perf_counter()
     places = torch.randint(len(trainer.train_dataset), (size,)).tolist()
@@ -82,12 +82,12 @@ def say_memory(report: Report, peaks: dict[int, float], sizes: list[int], limit:
     most = fitting_batch(peaks, limit) if len(peaks) > 1 else 0
     text = f"a step needs {measured or f'too much with a batch of {sizes[0]}'}, of {limit:.2f} GiB"
     if not fits:
-        would = f"about {most} would fit, with --gradient_accumulation_steps for the same whole"
+        would = f"about {most} would fit, with --gradient_accumulation_steps for the same total"
         report.problem(
             "memory",
             f"{text}, and --per_device_train_batch_size {asked} does not fit: "
             f"{would if most else f'not even {sizes[0]} would'}; a smaller --image_size, --bf16 or a smaller teacher "
-            "need less.",
+            "needs less.",
         )
     elif peaks[asked] > 0.9 * limit:
         report.warning("memory", f"{text}: less than a tenth is left.")
@@ -96,17 +96,17 @@ def say_memory(report: Report, peaks: dict[int, float], sizes: list[int], limit:
 
 
 def say_time(report: Report, trainer: DistillationTrainer, seconds: dict[str, float]) -> None:
-    """How long the run will take, in one process, without evaluations."""
+    """Reports the expected duration of the run, in one process and without evaluations."""
     workers, steps = trainer.args.dataloader_num_workers, steps_of(trainer)
     read, step = seconds["read"], seconds["step"]
     each = max(step, read / workers) if workers else step + read
     whole = each * steps * trainer.args.gradient_accumulation_steps
     report.facts["time"] = {"step_seconds": step, "read_seconds": read, "steps": steps, "seconds": whole}
     text = (
-        f"about {in_words(whole)} for {steps} steps in one process, without evaluations: {step:.3f} s for a batch, "
-        f"and {read:.3f} s to read it with {workers} workers"
+        f"about {in_words(whole)} for {steps} steps in one process, without evaluations: {step:.3f} s to train on a "
+        f"batch, and {read:.3f} s to load it with {workers} workers"
     )
-    control = "; the control comes on top" if "control" in report.facts else ""
+    control = "; the control takes additional time" if "control" in report.facts else ""
     if read > step and workers * step < read:
         report.warning("time", f"{text}: more --dataloader_num_workers would help{control}.")
     else:
@@ -128,7 +128,7 @@ def steps_per_epoch(trainer: DistillationTrainer) -> int:
 
 
 def check_terms(report: Report, trainer: DistillationTrainer) -> None:
-    """Every term of the loss on a batch, as the run itself does it first."""
+    """Checks every loss term on a batch, as the run itself does before training."""
     trainer.optimizer.zero_grad(set_to_none=True)
     try:
         found = trainer.probe_losses()
@@ -136,11 +136,11 @@ def check_terms(report: Report, trainer: DistillationTrainer) -> None:
         report.problem("terms", str(error))
         return
     names = ", ".join(f"{term.name} {term.weighted / found.task:.2g}" for term in found.terms)
-    report.ok("terms", f"all are finite and reach the student; their shares of the task loss are {names}.")
+    report.ok("terms", f"all are finite and reach the student; their ratios to the task loss are {names}.")
 
 
 def check_disk(report: Report, config: DistillationConfig, trainer: DistillationTrainer) -> None:
-    """Room for the checkpoints: weights, and two moments of the optimizer for what is trained."""
+    """Checks the disk space for checkpoints: weights, and two optimizer moments of the trained parameters."""
     parameters = sum(p.numel() for p in trainer.distiller.parameters())
     trained = sum(p.numel() for p in trainer.distiller.parameters() if p.requires_grad)
     one, final = 4 * (parameters + 2 * trained) / GIB, 4 * parameters / GIB
@@ -151,7 +151,7 @@ def check_disk(report: Report, config: DistillationConfig, trainer: Distillation
     free = shutil.disk_usage(folder).free / GIB
     report.facts["disk"] = {"needed_gb": needed, "free_gb": free}
     kept = f"the student and {count} checkpoint{'s' * (count != 1)}" if count else "the student"
-    text = f"about {needed:.2f} GiB are needed for {kept}, and {folder} has {free:.1f} GiB left"
+    text = f"about {needed:.2f} GiB are needed for {kept}, and {folder} has {free:.1f} GiB free"
     if needed > free:
         report.problem("disk", f"{text}: set --save_total_limit, or another --output_dir.")
     else:
@@ -159,10 +159,10 @@ def check_disk(report: Report, config: DistillationConfig, trainer: Distillation
 
 
 def checkpoints_of(config: DistillationConfig, steps: int, steps_per_epoch: int) -> int:
-    """How many checkpoints there will be at a time."""
+    """Maximum number of checkpoints at the same time."""
     kind = str(config.save_strategy.value)
     epochs = math.ceil(steps / steps_per_epoch)
-    every = {"no": 0, "best": epochs, "epoch": epochs}  # each epoch may be the best
+    every = {"no": 0, "best": epochs, "epoch": epochs}  # every epoch may be the best
     interval = config.save_steps if config.save_steps >= 1 else max(1, config.save_steps * steps)
     made = every.get(kind, math.ceil(steps / interval))
     return made if config.save_total_limit is None else min(made, config.save_total_limit + 1)

@@ -1,4 +1,4 @@
-"""The doctor's checks by the teacher's answers: frame, preprocessing, class order and mAP."""
+"""The doctor's checks by the teacher's predictions: box format, preprocessing, class order and mAP."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from .findings import Report
 
 @dataclass(frozen=True)
 class Look:
-    """What a teacher saw through a view, and its mAP once its classes are put in order."""
+    """Predictions of a teacher for a view, and its mAP after correction of the class order."""
 
     view: View
     seen: list[Seen]
@@ -34,7 +34,7 @@ class Look:
 
 
 def check_teacher(report: Report, trainer: DistillationTrainer, splits: DetectionSplits, samples: int) -> None:
-    """Frame, preprocessing, class order and mAP, on images spread over the evaluation set."""
+    """Checks box format, preprocessing, class order and mAP on images spread over the evaluation set."""
     teacher: Any = trainer.distiller.teacher
     classes = teacher.class_map
     count = min(samples, len(splits.eval))
@@ -48,15 +48,17 @@ def check_teacher(report: Report, trainer: DistillationTrainer, splits: Detectio
     check_classes(report, check_preprocessing(report, looks), classes)
     least = trainer.args.min_teacher_map
     if math.isnan(mean):
-        report.warning("teacher", f"{count} evaluation images show no class that it knows: nothing can be said of it.")
+        report.warning("teacher", f"{count} evaluation images contain no class that it knows: it cannot be checked.")
     elif mean < least:
-        report.problem("teacher", f"its mAP is {mean:.3f} on {count} evaluation images, and {least:g} is asked.")
+        report.problem(
+            "teacher", f"its mAP is {mean:.3f} on {count} evaluation images, below the minimum of {least:g}."
+        )
     else:
         report.ok("teacher", f"its mAP is {mean:.3f} on {count} evaluation images.")
 
 
 def candidate_views(trainer: DistillationTrainer) -> list[View]:
-    """The run's view of the teacher, and others: its own processor's size, and the usual normalisations."""
+    """The run's preprocessing for the teacher, and others: its processor's size, and the usual normalisations."""
     given, own = teacher_view(trainer), dict(teacher_processor(trainer).size)
     same = DetectionTransform(own).size == DetectionTransform(given.size).size
     others = [kind for kind in NORMALIZATIONS.values() if not np.array_equal(kind, given.normalization)]
@@ -65,44 +67,44 @@ def candidate_views(trainer: DistillationTrainer) -> list[View]:
 
 
 def ask(trainer: DistillationTrainer, images: DetectionDataset, views: list[View]) -> list[list[Seen]]:
-    """What the teacher finds through each view, in its own classes."""
+    """The teacher's predictions for each view, in its own classes."""
     teacher: Any = trainer.distiller.teacher
     alone = Teacher(teacher.model, teacher.class_map.teacher, teacher.dtype)  # without a normalisation
-    shown = tqdm(views, desc="Asking the teacher", unit="view", leave=False)
-    # One by one where the run does not show them so: a family without masks takes no batch that is padded.
+    shown = tqdm(views, desc="Running the teacher", unit="view", leave=False)
+    # One by one at sizes that the run does not use: families without masks take no padded batches.
     sizes = [trainer.args.eval_batch_size if view.size == views[0].size else 1 for view in views]
     return [look(alone, images, view, size) for view, size in zip(shown, sizes, strict=True)]
 
 
 def check_frame(report: Report, seen: list[list[Seen]]) -> list[list[Seen]]:
-    """Whether the annotated boxes are in the images' frame; what was seen, with the boxes where they belong."""
+    """Checks the format of the annotated boxes; returns the predictions with corrected boxes."""
     found = better_frame(seen[0])
     if found is None:
-        report.ok("frame", "nothing suggests that the annotated boxes are in another frame than the images.")
+        report.ok("frame", "nothing suggests that the annotated boxes have a wrong format.")
         return seen
     words, frame, now, then = found
     report.problem(
         "frame",
-        f"{100 * now:.0f} % of the annotated boxes fit the teacher's as they are, and {100 * then:.0f} % when they "
-        f"are read as {words}: write them as x, y, width, height in pixels of the image files.",
+        f"{100 * now:.0f} % of the annotated boxes match the teacher's as they are, and {100 * then:.0f} % when "
+        f"read as {words}: write them as x, y, width, height in pixels of the image files.",
     )
     return [reframed(images, frame) for images in seen]
 
 
 def check_preprocessing(report: Report, looks: list[Look]) -> Look:
-    """Whether the teacher sees far better through another view; the look that is right."""
+    """Checks if another preprocessing suits the teacher far better; returns the best look."""
     given, best = looks[0], max(looks, key=lambda one: -1.0 if math.isnan(one.map) else one.map)
     report.facts["views"] = [{"view": view_in_words(one.view), "map": one.map} for one in looks]
-    if math.isnan(given.map):  # the images show nothing that it knows
+    if math.isnan(given.map):  # the images contain none of its classes
         return given
     if best.map < 0.1:
-        report.warning("preprocessing", "the teacher finds next to nothing however images are shown.")
+        report.warning("preprocessing", "the teacher detects almost nothing with any preprocessing.")
         return given
     if best.map < given.map + 0.05 or best.map < 1.1 * given.map:
-        report.ok("preprocessing", f"nothing suits the teacher better than images {view_in_words(given.view)}.")
+        report.ok("preprocessing", f"none is clearly better for the teacher than images {view_in_words(given.view)}.")
         return given
     text = (
-        f"shown images {view_in_words(given.view)}, the teacher has a mAP of {given.map:.3f}, and {best.map:.3f} with "
+        f"with images {view_in_words(given.view)} the teacher has a mAP of {given.map:.3f}, and {best.map:.3f} with "
         f"images {view_in_words(best.view)}: {remedy_for(given.view, best.view)}."
     )
     report.add("problem" if given.map < 0.6 * best.map else "warning", "preprocessing", text)
@@ -110,7 +112,7 @@ def check_preprocessing(report: Report, looks: list[Look]) -> Look:
 
 
 def remedy_for(given: View, best: View) -> str:
-    """What makes a run show the teacher images as it should."""
+    """Instructions that give the teacher its correct preprocessing in a run."""
     remedies = []
     size = DetectionTransform(best.size).size
     if size != DetectionTransform(given.size).size:
@@ -125,14 +127,15 @@ def remedy_for(given: View, best: View) -> str:
 
 
 def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
-    """Whether the teacher calls the classes what the class map says."""
+    """Checks the class map against the classes that the teacher predicts."""
     if not found.renamed:
-        report.ok("class order", "the teacher calls no class plainly otherwise than the class map says.")
+        report.ok("class order", "the teacher's predictions agree with the class map.")
         return
     columns, ours, names = classes.columns, classes.student, classes.teacher
     counts = confusion(found.seen, len(ours), len(names))
     said = [
-        f"{ours[i]} {names[other]!r} ({counts[i, other]} of {counts[i].sum()})" for i, other in found.renamed.items()
+        f"{ours[i]} as {names[other]!r} ({counts[i, other]} of {counts[i].sum()})"
+        for i, other in found.renamed.items()
     ]
     fixed = with_renamed(columns, found.renamed)
     lines = [f"{ours[i]}: {'null' if c is None else names[c]}" for i, c in enumerate(fixed) if c != columns[i]]
@@ -140,7 +143,7 @@ def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
     report.add(
         "problem" if any(columns[i] is not None for i in found.renamed) else "warning",
         "class order",
-        f"the teacher calls {', '.join(said)}; with these exchanged its mAP is {found.map:.3f} in place of "
+        f"the teacher classifies {', '.join(said)}; with these exchanged its mAP is {found.map:.3f} instead of "
         f"{before:.3f}: correct id2label in its config.json or the data set's categories, whichever is wrong, or pass "
         "--class_map with the lines\n" + "\n".join(lines),
     )

@@ -1,4 +1,4 @@
-"""Whether a teacher calls the classes what the class map says."""
+"""Detects permuted class orders from a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .teacher_views import Columns, Seen, overlaps
 
 
 def confusion(seen: Sequence[Seen], classes: int, named: int) -> np.ndarray:
-    """How often an object of each class is called each of the teacher's, `(classes, named)`: by the best detection
-    that overlaps it by half."""
+    """Confusion matrix of the objects' classes and the teacher's, `(classes, named)`: by the best detection that
+    overlaps an object with an IoU of 0.5 or more."""
     counts = np.zeros((classes, named), dtype=int)
     for image in seen:
         if len(image.truth) == 0:
@@ -25,16 +25,16 @@ def confusion(seen: Sequence[Seen], classes: int, named: int) -> np.ndarray:
 
 
 def renamed(counts: np.ndarray, columns: Columns) -> dict[int, int]:
-    """Classes that the teacher plainly calls otherwise than the class map says, and what it calls them.
+    """Classes for which the teacher's predictions clearly contradict the class map, and the predicted classes.
 
     Args:
         counts (`numpy.ndarray` of shape `(classes, named)`): see [`confusion`].
-        columns: the class map's.
+        columns: those of the class map.
 
     Returns:
-        `dict[int, int]`: the teacher's class for some of the data set's: those that the best one-to-one assignment
-        pairs otherwise, with three objects or more, most of them called so, hardly others called so, and more than
-        twice as many as by the map's name.
+        `dict[int, int]`: the teacher's class by the data set's class, for pairs of the best one-to-one assignment that
+        are not in the map, with at least three objects, more than half the objects of the larger of both classes, and
+        more than twice as many as with the map's class.
     """
     rows, best = linear_sum_assignment(counts, maximize=True)
     found: dict[int, int] = {}
@@ -42,13 +42,13 @@ def renamed(counts: np.ndarray, columns: Columns) -> dict[int, int]:
         given = columns[row]
         by_name = 0 if given is None else counts[row, given]
         seen = counts[row, name]
-        most = max(counts[row].sum(), counts[:, name].sum()) / 2  # a teacher may call everything one name
+        most = max(counts[row].sum(), counts[:, name].sum()) / 2  # a teacher may predict one class for everything
         if name != given and seen >= 3 and seen > most and seen > 2 * by_name:
             found[row] = name
     return found
 
 
 def with_renamed(columns: Columns, found: Mapping[int, int]) -> list[int | None]:
-    """The class map once the renamed classes have their partners; one whose partner was taken has none."""
+    """The class map with the renamed classes corrected; a class whose partner is now taken has none."""
     taken = set(found.values())
     return [found.get(i, None if column in taken else column) for i, column in enumerate(columns)]

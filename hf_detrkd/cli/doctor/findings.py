@@ -1,14 +1,14 @@
-"""What the doctor's checks have found, printed as it comes."""
+"""Findings of the doctor's checks, printed as they come."""
 
 from typing import Any
 
 
 class Report:
-    """Findings, and the figures behind them.
+    """Findings, and the figures they are based on.
 
     Attributes:
         findings (`list[dict[str, str]]`): `status` (ok, warning or problem), `subject` and `text`, in their order.
-        facts (`dict[str, Any]`): figures by subject, all of which JSON can hold.
+        facts (`dict[str, Any]`): JSON-serialisable figures by subject.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,6 @@ class Report:
         return sum(finding["status"] == status for finding in self.findings)
 
     def summary(self) -> str:
-        """How many problems and warnings there are, as a sentence."""
+        """The numbers of problems and warnings, as a sentence."""
         problems, warnings = self.count("problem"), self.count("warning")
         return f"{problems} problem{'s' * (problems != 1)} and {warnings} warning{'s' * (warnings != 1)}."

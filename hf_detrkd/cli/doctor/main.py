@@ -1,18 +1,17 @@
-"""Checks a run before it starts, without training, and says what it would do.
+"""Checks a run without training, and reports what would go wrong.
 
     python scripts/doctor.py --config scripts/recipes/quickstart.yaml
 
     hf-detrkd doctor --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder --output_dir outputs/s \
         --teacher_model_name_or_path path/to/teacher --method kd_detr --output_file found.json
 
-It takes the arguments of distill.py, and three of its own: `--doctor_samples` images for the teacher's checks,
-`--memory_limit_gb` in place of what the device has, and `--output_file` for a JSON of what was found.
+It takes the arguments of distill.py and three of its own: `--doctor_samples`, the number of images for the teacher's
+checks, `--memory_limit_gb`, which overrides the memory of the device, and `--output_file` for the findings as JSON.
 
-Looked at: the environment; the splits, their classes and boxes; the pair of models, its classes, and whether the
-method can serve it; whether the annotated boxes are in the frame of the images, whether the classes are in the
-teacher's order, and whether another preprocessing suits the teacher far better (all three by its answers); one real
-training step, its memory and time; every term of the loss; room on the disk. Each line begins with ok, warning or
-problem; with a problem the exit status is 1.
+It checks the environment; the splits, their classes and boxes; the models, their classes, and if the method supports
+them; the format of the annotated boxes, the order of the classes and the teacher's preprocessing (all three by its
+predictions); memory and time of one real training step; every loss term; disk space. Each line starts with ok, warning
+or problem; with a problem the exit status is 1.
 """
 
 import json
@@ -49,11 +48,13 @@ from .findings import Report
 class DoctorArguments:
     """The doctor's own arguments."""
 
-    doctor_samples: int = field(default=32, metadata={"help": "Evaluation images for the teacher's checks."})
-    memory_limit_gb: float | None = field(
-        default=None, metadata={"help": "Memory of the device in GiB. Default: what it has."}
+    doctor_samples: int = field(
+        default=32, metadata={"help": "Number of evaluation images for the teacher's checks. Default: 32."}
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file of what was found."})
+    memory_limit_gb: float | None = field(
+        default=None, metadata={"help": "Memory limit in GiB. Default: the memory of the device."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for the findings. Default: none."})
 
     def __post_init__(self) -> None:
         if self.doctor_samples < 1:
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> None:
-    """Everything in its order, as far as it can be looked at."""
+    """Runs all checks in order, and stops where later ones are impossible."""
     check_environment(report, arguments.config)
     if arguments.config.push_to_hub:
         check_hub(report, arguments.config)
@@ -92,14 +93,14 @@ def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> N
     splits = load_data(report, arguments)
     if splits is None:
         return
-    with tempfile.TemporaryDirectory() as folder:  # a trainer makes its folder
+    with tempfile.TemporaryDirectory() as folder:  # a trainer creates its output folder
         trainer = build_pair(report, arguments, splits, folder)
         if trainer is None:
             return
         if trainer.distiller.teacher is not None:
             try:
                 check_teacher(report, trainer, splits, options.doctor_samples)
-            except ValueError as error:  # the teacher refuses the run's images
+            except ValueError as error:  # the teacher rejects the run's images
                 report.problem("teacher", str(error))
                 return
         fits = check_step(report, trainer, options.memory_limit_gb)
@@ -109,7 +110,7 @@ def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> N
 
 
 def as_json(value: Any) -> Any:
-    """Facts with null for what is no number, which JSON does not know."""
+    """Facts with null for NaN and infinity, which JSON does not support."""
     if isinstance(value, dict):
         return {name: as_json(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -123,7 +124,7 @@ def check_environment(report: Report, config: DistillationConfig) -> None:
     memory = memory_of(config.device)
     report.facts |= {"versions": versions, "device": device_name(config.device), "memory_gb": memory}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    report.ok("environment", f"{listed}; {device_name(config.device)}, {memory:.1f} GiB of memory to be had.")
+    report.ok("environment", f"{listed}; {device_name(config.device)}, {memory:.1f} GiB of memory available.")
 
 
 def check_output(report: Report, arguments: Arguments) -> None:
@@ -146,4 +147,4 @@ def check_hub(report: Report, config: DistillationConfig) -> None:
     if answers:
         report.ok("Hub", f"this run may push to {push.repo_id}.")
     else:
-        report.warning("Hub", "it does not answer now: the run would go on without it, and push later.")
+        report.warning("Hub", "it does not respond now: the run would continue without it, and push later.")

@@ -1,4 +1,4 @@
-"""The memory that a step takes, and the batch that fits."""
+"""Peak memory of a step, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ GIB = 2**30
 
 
 class PeakMemory:
-    """The most memory in GiB that this process had inside, on a device.
+    """Context manager that measures the peak memory of this process on a device, in GiB.
 
     Args:
         device (`torch.device`)
 
     Attributes:
-        gib (`float`): known once it is left: what torch reserved on a GPU, elsewhere all that the process held.
+        gib (`float`): valid on exit: memory reserved by torch on a GPU, else the resident memory of the process.
     """
 
     def __init__(self, device: torch.device):
@@ -49,17 +49,17 @@ class PeakMemory:
 
 
 def memory_of(device: torch.device) -> float:
-    """GiB that this process can have on a device, with what it has."""
+    """GiB that this process can use on a device, including what it uses already."""
     if device.type == "cuda":
         return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / GIB
     return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / GIB
 
 
 def fitting_batch(peaks: Mapping[int, float], limit: float) -> int:
-    """The largest batch whose memory, on the line through two measured ones, stays within a limit; 0 where none does.
+    """The largest batch whose memory, extrapolated linearly from two measured ones, is within a limit; 0 if none is.
 
     Args:
-        peaks (`dict[int, float]`): GiB by batch size, two sizes or more.
+        peaks (`dict[int, float]`): GiB by batch size, for at least two sizes.
         limit (`float`): GiB.
     """
     (small, low), (large, high) = min(peaks.items()), max(peaks.items())

@@ -1,4 +1,4 @@
-"""What a teacher finds in images that it is shown in some way, beside what is annotated in them."""
+"""Predictions of a teacher for images with different preprocessing, together with the ground truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...evaluation import CocoBoxMetric, class_figures
 
 
 Columns = Sequence[int | None]
-"""For each class of the data set the teacher's, as in [`ClassMap`]."""
+"""The teacher's class for each class of the data set, as in [`ClassMap`]."""
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -33,7 +33,7 @@ NORMALIZATIONS = {
 
 @dataclass(frozen=True)
 class View:
-    """How a teacher is shown images: a size as [`DetectionTransform`] takes it, and the normalisation of pixels."""
+    """Preprocessing of images: a size as in [`DetectionTransform`], and the normalisation of pixels."""
 
     size: tuple[int, int] | Mapping[str, int]
     normalization: Normalization
@@ -41,7 +41,7 @@ class View:
 
 @dataclass(frozen=True)
 class Seen:
-    """One image: what is annotated and what the teacher found, best first; boxes are corners in pixels.
+    """Ground truth and teacher predictions (best first) of one image; boxes are corners in pixels.
 
     Attributes:
         image_id (`int`)
@@ -62,19 +62,19 @@ class Seen:
     scores: np.ndarray
 
     def best(self) -> np.ndarray:
-        """As many boxes as there are objects, the best of all classes, without repetitions, `(num_boxes, 4)`."""
+        """As many boxes as there are objects: the best of all classes, without duplicates, `(num_boxes, 4)`."""
         kept = nms(torch.from_numpy(self.boxes).float(), torch.from_numpy(self.scores).float(), 0.7)
         return self.boxes[kept[: len(self.truth)].numpy()]
 
 
 def look(teacher: Teacher, dataset: DetectionDataset, view: View, batch_size: int) -> list[Seen]:
-    """What a teacher finds in the images of a data set through a view.
+    """Predictions of a teacher for the images of a data set in a view.
 
     Args:
         teacher ([`Teacher`]): with its own classes, and without a normalisation of its own.
         dataset ([`DetectionDataset`])
         view ([`View`])
-        batch_size (`int`): images at a time.
+        batch_size (`int`): images per batch.
     """
     shown = dataset.with_transform(DetectionTransform(view.size, *view.normalization))
     found: list[Seen] = []
@@ -82,7 +82,7 @@ def look(teacher: Teacher, dataset: DetectionDataset, view: View, batch_size: in
         sizes = [tuple(label["orig_size"].tolist()) for label in batch["labels"]]
         device = teacher.model.device
         tensors = {name: v.to(device) for name, v in batch.items() if name != "labels"}
-        if "pixel_mask" in tensors and tensors["pixel_mask"].all():  # families without masks take what is not padded
+        if "pixel_mask" in tensors and tensors["pixel_mask"].all():  # families without masks take unpadded batches
             del batch["pixel_mask"], tensors["pixel_mask"]
         for (answer, truth), size in zip(detections_and_truth(teacher, batch | tensors), sizes, strict=True):
             single = truth["iscrowd"] == 0
@@ -92,7 +92,7 @@ def look(teacher: Teacher, dataset: DetectionDataset, view: View, batch_size: in
 
 
 def map_of(seen: Sequence[Seen], columns: Columns, classes: Sequence[str]) -> float:
-    """mAP over the classes that the teacher knows and the images show; NaN where there is none such."""
+    """mAP over the classes that the teacher knows and the images contain; NaN if there are none."""
     numbers = {column: number for number, column in enumerate(columns) if column is not None}
     answers: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []

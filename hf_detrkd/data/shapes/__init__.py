@@ -1,7 +1,7 @@
 """The generated data set `shapes`: six classes of drawn objects on textured backgrounds, without a download.
 
-Every image is a function of (seed, split, index) alone and is drawn when it is read. The scene (which objects, where)
-is drawn up apart from the pixels, so annotations are known without rendering.
+Every image depends only on (seed, split, index) and is rendered on access. The scene (the objects and their places)
+is generated separately from the pixels, so annotations are known without rendering.
 """
 
 from .records import SHAPES_SIZES, ShapesRecords

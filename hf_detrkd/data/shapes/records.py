@@ -1,4 +1,4 @@
-"""The records of the data set `shapes`, made when they are asked for."""
+"""Records of the data set `shapes`, created on access."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CACHE_BYTES = 200 * 2**20
 
 
 class ShapesRecords(Records):
-    """The records of one split, made when they are asked for.
+    """The records of one split, created on access.
 
     Args:
         size (`int`): number of images.
-        seed (`int`): of the data set, 0 or more; the split is mixed into it.
+        seed (`int`): seed of the data set, 0 or more, combined with the split.
         split (`str`): one of `SHAPES_SIZES`.
         image_size (`tuple[int, int]`): (height, width) in pixels; objects, 12 to 48 pixels on 128x128, scale with it.
-        cache (`bool`, *optional*): keep annotations and drawn images in the memory of this process. On by default
-            while the images of the whole split stay below 200 MB.
+        cache (`bool`, *optional*): keep annotations and rendered images in the memory of this process. On by default
+            if all images of the split take less than 200 MiB.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class ShapesRecords(Records):
         return record
 
     def scene(self, index: int) -> Scene:
-        """The scene of one image, without drawing it."""
+        """The scene of one image, without rendering it."""
         return draw_up(np.random.default_rng([*self._entropy, index, 0]), *self.image_size)
 
     def image(self, index: int) -> Image.Image:
-        """Draws one image, or takes it from the cache."""
+        """Renders one image, or takes it from the cache."""
         pixels = self._images.get(index)
         if pixels is None:
             pixels = render(self.scene(index), np.random.default_rng([*self._entropy, index, 1]), *self.image_size)

@@ -1,4 +1,4 @@
-"""Pictures of the scenes of the data set `shapes`."""
+"""Renders the scenes of the data set `shapes`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _background(scene: Scene, rng: np.random.Generator, height: int, width: int)
 
 
 def _enlarge(cells: np.ndarray, height: int, width: int) -> Image.Image:
-    """A small uint8 picture, smoothly enlarged: texture from random cells."""
+    """A small uint8 image, smoothly enlarged: texture from random cells."""
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
 

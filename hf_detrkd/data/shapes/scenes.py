@@ -1,4 +1,4 @@
-"""Scenes of the data set `shapes`: which objects are where, without a pixel."""
+"""Generates the scenes of the data set `shapes`: objects and their places, without pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Bar:
-    """A strip across the whole image that hides what lies under it."""
+    """A strip across the whole image that hides everything under it."""
 
     normal: tuple[float, float]
     offset: float
@@ -57,7 +57,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is on an image: objects from back to front, then bars before them."""
+    """The content of an image: objects from back to front, then bars in front of them."""
 
     shapes: tuple[Shape, ...]
     bars: tuple[Bar, ...]
@@ -65,7 +65,7 @@ class Scene:
 
 
 def draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Places objects back to front, then bars; what would hide too much of an object is tried again, then left out."""
+    """Places objects back to front, then bars; one that would hide too much of an object is redrawn, then skipped."""
     background = rng.uniform(40, 215, 3)
     scale = min(height, width) / 128
     shapes: list[Shape] = []
@@ -91,7 +91,7 @@ def draw_up(rng: np.random.Generator, height: int, width: int) -> Scene:
 
 
 def _left_visible(visible: list[np.ndarray], totals: list[int], cover: Shape | Bar) -> list[np.ndarray] | None:
-    """The sample points of each object that `cover` does not hide; `None` if of one too few are left."""
+    """The sample points of each object that `cover` does not hide; `None` if an object keeps too few."""
     if not visible:
         return []
     points = np.concatenate(visible)

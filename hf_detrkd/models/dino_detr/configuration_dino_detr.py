@@ -1,4 +1,4 @@
-"""Config of DINO."""
+"""Configuration of DINO."""
 
 from typing import Any
 
@@ -6,25 +6,26 @@ from transformers import DeformableDetrConfig
 
 
 class DinoDetrConfig(DeformableDetrConfig):
-    """Config of [`DinoDetrForObjectDetection`]: that of Deformable DETR with the paper's values (ResNet-50, 4-scale)
-    and what DINO adds.
+    """Configuration of [`DinoDetrForObjectDetection`]: Deformable DETR's with the paper's values (ResNet-50, 4-scale)
+    and DINO's additional options.
 
     Args:
-        num_queries (`int`, defaults to 900): queries, each with a learned content and a box that the encoder proposes.
-        encoder_ffn_dim, decoder_ffn_dim (`int`, defaults to 2048), dropout (`float`, defaults to 0): the paper's.
-        num_feature_levels (`int`, defaults to 4): 5 for the 5-scale model, whose backbone gives stride 4 too.
-        num_denoising (`int`, defaults to 100): noised boxes an image in training, as many positive as negative ones,
-            split into groups by the image with most boxes; 0 for none.
-        label_noise_ratio (`float`, defaults to 0.5): half of this share of their labels is drawn anew.
-        box_noise_scale (`float`, defaults to 1.0): corners of positive ones move by less than this part of half the
-            box, those of negative ones by one to two times as much.
-        share_prediction_heads (`bool`, defaults to `True`): one class and one box head for all decoder layers, as the
-            original repository trains; `False` as detrex does.
-        position_temperature (`float`, defaults to 20): of the sine embeddings of the feature maps (detrex: 10000).
-        centered_positions (`bool`, defaults to `False`): whether these are taken at the centres of cells, as detrex
-            does, or at their ends.
-        class_cost (`float`, defaults to 2), class_loss_coefficient (`float`, defaults to 1): of matcher and loss; the
-            rest as in Deformable DETR.
+        num_queries (`int`, defaults to 900): queries, each with a learned content and a box proposed by the encoder.
+        encoder_ffn_dim, decoder_ffn_dim (`int`, defaults to 2048), dropout (`float`, defaults to 0): as in the paper.
+        num_feature_levels (`int`, defaults to 4): 5 for the 5-scale model, whose backbone also returns stride 4.
+        num_denoising (`int`, defaults to 100): positive denoising queries (noised boxes) per image in training, and
+            as many negative ones, split into groups by the image with most boxes; 0 disables denoising.
+        label_noise_ratio (`float`, defaults to 0.5): half of this fraction of their labels is resampled.
+        box_noise_scale (`float`, defaults to 1.0): the corners of positive boxes move by less than this fraction of
+            half the box size, those of negative boxes by one to two times as much.
+        share_prediction_heads (`bool`, defaults to `True`): one class and one box head for all decoder layers, as in
+            the original repository; `False` as in detrex.
+        position_temperature (`float`, defaults to 20): temperature of the sine position embeddings of the feature maps
+            (detrex: 10000).
+        centered_positions (`bool`, defaults to `False`): compute these at the centres of cells, as in detrex, instead
+            of their ends.
+        class_cost (`float`, defaults to 2), class_loss_coefficient (`float`, defaults to 1): class weights of matcher
+            and loss; the others as in Deformable DETR.
         kwargs: see [`~transformers.DeformableDetrConfig`]; `backbone` names a timm model.
 
     References:
@@ -32,7 +33,7 @@ class DinoDetrConfig(DeformableDetrConfig):
     """
 
     model_type = "dino_detr"
-    _auto_class = "AutoConfig"  # a saved config carries its code
+    _auto_class = "AutoConfig"  # saved configs include this code
 
     backbone_config: Any = None
     num_queries: int = 900
@@ -54,10 +55,10 @@ class DinoDetrConfig(DeformableDetrConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_feature_levels < 2:
             raise ValueError(
-                f"DINO reads at least 2 feature levels, got num_feature_levels={self.num_feature_levels}."
+                f"DINO needs at least 2 feature levels, got num_feature_levels={self.num_feature_levels}."
             )
         if self.backbone_config is None:
-            stages = min(self.num_feature_levels - 1, 4)  # the coarsest level is made from the one before
+            stages = min(self.num_feature_levels - 1, 4)  # the coarsest level is computed from the one before
             self.backbone_config = {
                 "model_type": "timm_backbone",
                 "backbone": kwargs.pop("backbone", None) or "resnet50",

@@ -1,11 +1,11 @@
-"""Makes a model of this package from a checkpoint of DINO's original repository, or of detrex.
+"""Converts a checkpoint of DINO's original repository or of detrex to a model of this package.
 
     python scripts/convert_dino.py --checkpoint checkpoint0011_4scale.pth --output_dir dino_r50
 
     python scripts/convert_dino.py --checkpoint dino_r50.pth --output_dir dino_r50 --config names.json
 
-The size of the model is read off the tensors; its backbone is a ResNet. Every tensor of the checkpoint has a place, or
-is an equal copy of one that has, and no place stays empty: otherwise nothing is written.
+The model size is derived from the tensor shapes; the backbone must be a ResNet. Nothing is written unless every tensor
+of the checkpoint is used or is a copy of one that is used, and every tensor of the model is set.
 
 References:
     [original] IDEA-Research/DINO, https://github.com/IDEA-Research/DINO
@@ -28,26 +28,31 @@ from .convert_names import Copies, Layout, differing, joined, layout_of, transla
 
 @dataclass
 class ConvertArguments:
-    """Which checkpoint becomes which model."""
+    """Arguments of the conversion."""
 
-    checkpoint: str = field(metadata={"help": "File of torch.save: the weights, or a dict that has them as `model`."})
-    output_dir: str = field(metadata={"help": "Folder for the model and its image processor."})
+    checkpoint: str = field(
+        metadata={"help": "Checkpoint file of torch.save: the weights, or a dict with the key `model` for them."}
+    )
+    output_dir: str = field(metadata={"help": "Output folder of the model and its image processor."})
     config: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file, or folder of a config.json, whose fields win over those read off the tensors, such as "
-            "id2label. Default: none; 91 or 80 classes are then named as COCO's."
+            "help": "JSON file, or folder with a config.json, whose fields override those derived from the tensors, "
+            "for example id2label. Default: none; 91 or 80 classes then get COCO's names."
         },
     )
     layout: Literal["auto", "original", "detrex"] = field(
-        default="auto", metadata={"help": "Repository that wrote the checkpoint. Default: auto, told by its names."}
+        default="auto",
+        metadata={
+            "help": "Repository that wrote the checkpoint: original or detrex. Default: auto, by its tensor names."
+        },
     )
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The weights in a file, on the CPU; `model` comes before `ema_model`."""
+    """Reads the weights of a file onto the CPU; the key `model` is preferred to `ema_model`."""
     if not file.is_file():
-        raise ValueError(f"--checkpoint must be a file, but {file} is none.")
+        raise ValueError(f"--checkpoint must be a file, but {file} is not one.")
     with torch.serialization.safe_globals([Namespace]):  # the original repository saves its arguments too
         content = torch.load(file, map_location="cpu", weights_only=True)
     state: Any = (
@@ -56,7 +61,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)] if state else ["nothing"]
     if strange:
         raise ValueError(
-            f"--checkpoint must hold tensors by name, or have them as `model`, but it holds {strange[:5]}."
+            f"--checkpoint must contain tensors by name, or under the key `model`, but it contains {strange[:5]}."
         )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -64,12 +69,12 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 def convert(
     state: dict[str, Tensor], layout: Layout, fields: dict[str, Any] | None = None
 ) -> DinoDetrForObjectDetection:
-    """The model of a checkpoint.
+    """Builds the model of a checkpoint.
 
     Args:
         state (`dict[str, torch.Tensor]`): from [`read_checkpoint`].
         layout (`str`): `"original"` or `"detrex"`.
-        fields (`dict[str, Any]`, *optional*): of the config, which win over those read off the tensors.
+        fields (`dict[str, Any]`, *optional*): config fields that override those derived from the tensors.
 
     Returns:
         [`~hf_detrkd.models.DinoDetrForObjectDetection`]
@@ -85,7 +90,7 @@ def convert(
     model = DinoDetrForObjectDetection(config)
     tensors = {place: next(iter(copies.values())) for place, copies in found.items()}
     labels = tensors.get("denoising_class_content.weight")
-    if labels is not None and len(labels) >= config.num_labels:  # of noised labels alone; padding was zero in both
+    if labels is not None and len(labels) >= config.num_labels:  # label rows only: both layouts pad with zeros
         tensors["denoising_class_content.weight"] = torch.cat(
             [labels[: config.num_labels], torch.zeros_like(labels[:1])]
         )
@@ -95,7 +100,7 @@ def convert(
 
 
 def check(wanted: dict[str, Tensor], tensors: dict[str, Tensor], found: Copies) -> None:
-    """Raises a `ValueError` that names what is missing, unexpected or of another shape, five of each."""
+    """Raises a `ValueError` that lists missing, unexpected and misshaped tensors, up to five of each."""
     missing = [place for place in wanted if place not in tensors]
     unexpected = [name for place, copies in found.items() if place not in wanted for name in copies]
     misshaped = [

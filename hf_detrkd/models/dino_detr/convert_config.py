@@ -1,4 +1,4 @@
-"""The config of the model that `convert_dino.py` makes: read off the tensors, and from a file whose fields win."""
+"""Derives the config of a converted DINO model from the checkpoint's tensors and an optional config file."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ POSITIONS: dict[Layout, dict[str, Any]] = {
     "original": {"position_temperature": 20, "centered_positions": False},
     "detrex": {"position_temperature": 10000, "centered_positions": True},
 }
-HEADS = 8  # of attention, which no shape tells; both repositories have no other number
+HEADS = 8  # attention heads; not visible in any shape, and 8 in both repositories
 RESNETS = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
@@ -23,15 +23,15 @@ RESNETS = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-"""timm's names, by whether blocks are bottlenecks, and by how many every stage has."""
+"""timm model names by (bottleneck blocks, number of blocks per stage)."""
 
 
 def read_off(found: Copies, fields: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """Fields of [`DinoDetrConfig`] that the tensors tell; those that are known already win."""
+    """Derives the fields of [`DinoDetrConfig`] from tensor shapes; given `fields` override them."""
 
     def shape(place: str) -> torch.Size:
         if place not in found:
-            raise ValueError(f"--checkpoint must have a tensor for {place}, which tells the size of the model.")
+            raise ValueError(f"--checkpoint must have a tensor for {place}, which determines the model size.")
         return next(iter(found[place].values())).shape
 
     known: dict[str, Any] = {"num_feature_levels": shape("level_embed")[0], **POSITIONS[layout]}
@@ -51,7 +51,7 @@ def read_off(found: Copies, fields: dict[str, Any], layout: Layout) -> dict[str,
 
 
 def resnet_of(found: Copies) -> str:
-    """timm's name of the backbone."""
+    """timm's name of the backbone, from its blocks."""
     bottlenecks = "backbone.model.layer1.0.conv3.weight" in found
     blocks = tuple(count(found, rf"backbone\.model\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
     found_resnet = RESNETS.get(cast(Any, (bottlenecks, blocks)))
@@ -61,7 +61,7 @@ def resnet_of(found: Copies) -> str:
 
 
 def class_names(number: int) -> list[str]:
-    """COCO's, if there are as many as it has with the gaps in its numbers (91) or without (80)."""
+    """COCO's class names for 91 classes (with the gaps in its category ids) or 80, otherwise generic names."""
     names = ["N/A", *FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]]
     for choice in (names, [name for name in names if name != "N/A"]):
         if len(choice) == number:
@@ -70,15 +70,15 @@ def class_names(number: int) -> list[str]:
 
 
 def read_fields(config: str | None) -> dict[str, Any]:
-    """The content of a JSON file, or of the config.json of a folder; nothing without one."""
+    """Reads a JSON file, or the config.json of a folder; empty if `config` is `None`."""
     if config is None:
         return {}
     path = Path(config) / "config.json" if Path(config).is_dir() else Path(config)
     if not path.is_file():
-        raise ValueError(f"--config must be a JSON file, or a folder with config.json, but {path} is none.")
+        raise ValueError(f"--config must be a JSON file, or a folder with config.json, but {path} is not one.")
     fields = json.loads(path.read_text())
     if fields.get("model_type", DinoDetrConfig.model_type) != DinoDetrConfig.model_type:
         raise ValueError(
-            f"--config must be that of a {DinoDetrConfig.model_type}, but it is a {fields['model_type']}'s."
+            f"--config must have the model type {DinoDetrConfig.model_type}, but it has {fields['model_type']}."
         )
     return fields

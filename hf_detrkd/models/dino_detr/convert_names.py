@@ -1,4 +1,4 @@
-"""Where tensors of `convert_dino.py` go, by their names in DINO's original repository and in detrex."""
+"""Translates tensor names of DINO's original repository and of detrex to this package's names."""
 
 import re
 from collections import defaultdict
@@ -12,10 +12,10 @@ from torch import Tensor
 Layout = Literal["original", "detrex"]
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 Copies = dict[str, dict[str, Tensor]]
-"""Tensors by the place they go to, and for each by the names that it has in the checkpoint."""
+"""Tensors by target name, and for each target by the names in the checkpoint."""
 
 LEVELS: dict[Layout, str] = {"original": "transformer.level_embed", "detrex": "transformer.level_embeds"}
-"""The tensor that tells the layouts apart."""
+"""The tensor whose name distinguishes the layouts."""
 
 SHARED: Rules = [
     (r"^label_enc\.", "denoising_class_content."),
@@ -32,8 +32,8 @@ ORIGINAL: Rules = [
     (r"^(transformer\.encoder\..+)\.norm1\.", r"\1.self_attn_layer_norm."),
     (r"^(transformer\.encoder\..+)\.norm2\.", r"\1.final_layer_norm."),
     (r"\.cross_attn\.", ".encoder_attn."),
-    (r"^(transformer\.decoder\..+)\.norm1\.", r"\1.encoder_attn_layer_norm."),  # numbered in another order
-    (r"^(transformer\.decoder\..+)\.norm2\.", r"\1.self_attn_layer_norm."),  # than they are used in
+    (r"^(transformer\.decoder\..+)\.norm1\.", r"\1.encoder_attn_layer_norm."),  # the decoder's norms are numbered
+    (r"^(transformer\.decoder\..+)\.norm2\.", r"\1.self_attn_layer_norm."),  # in another order than they are used
     (r"^(transformer\.decoder\..+)\.norm3\.", r"\1.final_layer_norm."),
 ]
 DETREX: Rules = [
@@ -58,22 +58,23 @@ DETREX: Rules = [
 
 
 def layout_of(state: dict[str, Tensor]) -> Layout:
-    """The repository whose names the tensors have."""
+    """Detects the repository that wrote a checkpoint by its tensor names."""
     for layout, name in LEVELS.items():
         if name in state:
             return layout
     raise ValueError(
-        f"--checkpoint must hold one of {sorted(LEVELS.values())}, got names such as {sorted(state)[:5]}."
+        f"--checkpoint must contain one of {sorted(LEVELS.values())}, got names such as {sorted(state)[:5]}."
     )
 
 
 def translate(state: dict[str, Tensor], layout: Layout) -> Copies:
-    """Tensors by the names of [`DinoDetrModel`], joint projections split; a name that fits no rule stays as it is."""
+    """Renames tensors to the names of [`DinoDetrModel`] and splits joint q, k, v projections; names that match no rule
+    are kept."""
     rules = [*(ORIGINAL if layout == "original" else [*numbered(state), *DETREX]), *SHARED]
     found: Copies = defaultdict(dict)
     for source, tensor in state.items():
         if source.endswith(".num_batches_tracked"):
-            continue  # a frozen BatchNorm does not count
+            continue  # frozen BatchNorm layers have no such counter
         place = source
         for pattern, replacement in rules:
             place = re.sub(pattern, replacement, place)
@@ -86,7 +87,7 @@ def translate(state: dict[str, Tensor], layout: Layout) -> Copies:
 
 
 def numbered(state: dict[str, Tensor]) -> Rules:
-    """Rules of detrex where numbers go on: levels without a stage after the others, the encoder's heads last."""
+    """detrex rules with continued numbering: extra levels after those of the stages, the encoder's heads last."""
     levels = count(state, r"neck\.convs\.(\d+)\.")
     layers = count(state, r"transformer\.decoder\.layers\.(\d+)\.")
     return [
@@ -96,12 +97,12 @@ def numbered(state: dict[str, Tensor]) -> Rules:
 
 
 def count(names: Any, pattern: str) -> int:
-    """How many different things names that begin with the pattern speak of."""
+    """Number of distinct matches of a pattern at the start of the names."""
     return len({match.groups() for name in names if (match := re.match(pattern, name))})
 
 
 def joined(found: Copies) -> Copies:
-    """The same with the heads of all decoder layers as copies of the first."""
+    """The same tensors, with the heads of all decoder layers as copies of the first layer's heads."""
     layers = count(found, r"decoder\.layers\.(\d+)\.")
     together: Copies = defaultdict(dict)
     for place, copies in found.items():
@@ -111,7 +112,7 @@ def joined(found: Copies) -> Copies:
 
 
 def differing(found: Copies) -> list[str]:
-    """Names of copies that are not equal: the first of each place, and those that differ from it."""
+    """Names of unequal copies: for each target, the first copy and those that differ from it."""
     names: list[str] = []
     for first, *others in (list(copies.items()) for copies in found.values()):
         strange = [name for name, tensor in others if not torch.equal(tensor, first[1])]

@@ -1,4 +1,4 @@
-"""DINO's loss on the building blocks of transformers, for a model that is trained without hf_detrkd's trainer."""
+"""DINO's loss built from transformers' components, for models trained without hf_detrkd's trainer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 
 
 def dino_detr_loss(outputs: Any, labels: list[dict[str, Tensor]], config: Any) -> dict[str, Tensor]:
-    """Weighted parts by name: focal loss, L1 and GIoU of every decoder layer, of the encoder's proposals, and of the
-    denoising queries, which answer for the box that they were made from.
+    """Weighted loss parts by name: focal loss, L1 and GIoU of every decoder layer, of the encoder's proposals, and of
+    the denoising queries, which are assigned to the box that they were made from.
 
     Args:
-        outputs (`RTDetrModelOutput`): of [`DinoDetrModel`].
+        outputs (`RTDetrModelOutput`): output of [`DinoDetrModel`].
         labels (`list[dict]`): `class_labels` and `boxes` of each image.
         config ([`DinoDetrConfig`])
     """

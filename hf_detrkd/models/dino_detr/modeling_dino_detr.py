@@ -1,6 +1,6 @@
-"""DINO on the building blocks of transformers' Deformable DETR.
+"""DINO built from transformers' Deformable DETR.
 
-Needs transformers and torch alone, so that a saved model can carry this file with it.
+Depends only on transformers and torch, because the file is copied into saved models.
 """
 
 import math
@@ -29,8 +29,8 @@ from .configuration_dino_detr import DinoDetrConfig
 from .loss_dino_detr import dino_detr_loss
 
 
-PRIOR = 0.01  # probability that a class head starts with
-EPSILON = 1e-3  # of the inverse sigmoid, in the original repository and in detrex
+PRIOR = 0.01  # initial class probability
+EPSILON = 1e-3  # clamp of the inverse sigmoid, as in the original repository and in detrex
 
 
 def inverse_sigmoid(values: Tensor) -> Tensor:
@@ -39,14 +39,14 @@ def inverse_sigmoid(values: Tensor) -> Tensor:
 
 
 class DinoDetrClassHead(nn.Linear):
-    """Logits of hidden states; it starts with a probability of [`PRIOR`] for every class."""
+    """Class logits of hidden states, initialised to the probability [`PRIOR`] for every class."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config.d_model, config.num_labels)
 
 
 class DinoDetrBoxHead(DeformableDetrMLPPredictionHead):
-    """Change of a box, before the sigmoid; it starts with none."""
+    """Box deltas before the sigmoid, initialised to zero."""
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config.d_model, config.d_model, 4, 3)
@@ -57,7 +57,7 @@ class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
     _no_split_modules = ["DeformableDetrConvEncoder", "DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"]
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Foreign code is taken for initialised where a module holds no parameter itself; here each parameter tells.
+        # For remote code, transformers takes modules without own parameters as initialised; check each parameter.
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
@@ -71,10 +71,10 @@ class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
 
 
 class DinoDetrDecoder(DinoDetrPreTrainedModel):
-    """Decoder whose queries are boxes: every layer embeds the box that the layer before refined.
+    """Decoder with boxes as queries: every layer embeds the box refined by the previous layer.
 
-    Look forward twice: a layer's box is refined from the *trained* box of the layer before, so its loss reaches that
-    layer's refinement too; the layer itself looks at a box without gradient.
+    Look forward twice (section 3.5 of the paper): a layer's predicted box is refined from the previous layer's box
+    *with gradient*, so its loss also trains that layer's refinement; as reference of a layer the box is detached.
     """
 
     def __init__(self, config: DinoDetrConfig):
@@ -106,14 +106,15 @@ class DinoDetrDecoder(DinoDetrPreTrainedModel):
             self_attention_mask (`torch.Tensor`, *optional*): added to the logits of the self-attention.
 
         Returns:
-            `RTDetrDecoderOutput`: hidden states, logits and boxes of every layer, layers in the second dimension;
-            `intermediate_reference_points` are the boxes.
+            `RTDetrDecoderOutput`: hidden states, logits and boxes (`intermediate_reference_points`) of every layer,
+            with the layers in the second dimension.
         """
         states, logits, boxes = [], [], []
         hidden, reference = inputs_embeds, reference_points
         ratios = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
         for number, layer in enumerate(self.layers):
             seen = reference.detach()
+            # in units of the padded canvas, (batch_size, num_queries, num_levels, 4)
             canvas = seen[:, :, None] * ratios.to(seen.dtype)
             sine = encode_sinusoidal_position_embedding(canvas[:, :, 0], self.config.d_model // 2)
             hidden = layer(
@@ -145,7 +146,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
-        del self.pos_trans, self.pos_trans_norm  # of two-stage Deformable DETR, which embeds its proposals otherwise
+        del self.pos_trans, self.pos_trans_norm  # only for the proposal embedding of two-stage Deformable DETR
         width = config.d_model
         sine = DeformableDetrSinePositionEmbedding if config.centered_positions else DetrSinePositionEmbedding
         self.position_embedding = sine(width // 2, temperature=config.position_temperature, normalize=True)
@@ -167,8 +168,8 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`)
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): 1 where a pixel is real.
-            labels (`list[dict]`, *optional*): `class_labels` and `boxes`, which denoising queries are made from in
-                training; denoising rows come first in all that the decoder returns.
+            labels (`list[dict]`, *optional*): `class_labels` and `boxes`, from which denoising queries are made in
+                training; they come first in all outputs of the decoder.
 
         Raises:
             ValueError: the images have fewer cells than the model has queries.
@@ -189,7 +190,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
             )
             if meta is not None:
                 content = torch.cat([noised, content], 1)
-                if self.config.box_noise_scale > 0:  # else they are no logits
+                if self.config.box_noise_scale > 0:  # otherwise they are not logits
                     noised_boxes = noised_boxes.sigmoid()
                 reference = torch.cat([noised_boxes, reference], 1)
         decoded = self.decoder(inputs_embeds=content, reference_points=reference, self_attention_mask=mask, **memory)
@@ -206,7 +207,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         )
 
     def _memory(self, pixel_values: Tensor, pixel_mask: Tensor | None, **kwargs: Any) -> dict[str, Any]:
-        """What the decoder reads: the encoded levels, flattened, and their shapes."""
+        """Decoder arguments of the memory: the encoded levels, flattened, their mask and their shapes."""
         if pixel_mask is None:
             pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.long)
         features = [values for values, _ in self.backbone(pixel_values, pixel_mask)]
@@ -238,11 +239,11 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         return {"encoder_hidden_states": encoded.last_hidden_state, "encoder_attention_mask": mask} | layout
 
     def _proposals(self, memory: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits and boxes of the tokens with the highest class score, which are the queries' first boxes."""
+        """Logits and boxes of the tokens with the highest class score; they are the initial boxes of the queries."""
         wanted, available = self.config.num_queries, memory["encoder_hidden_states"].shape[1]
         if available < wanted:
             raise ValueError(
-                f"{wanted} queries cannot be chosen among the {available} cells of these images: use larger images, "
+                f"{wanted} queries cannot be selected from the {available} cells of these images: use larger images, "
                 "or a config with fewer num_queries."
             )
         tokens, anchors = self.gen_encoder_output_proposals(
@@ -255,10 +256,10 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
 
 
 class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
-    """DINO, with its loss where labels are given: `logits` `(batch_size, num_queries, num_labels)`, before the
-    sigmoid, and `pred_boxes`, cxcywh in [0, 1], of the last layer, without denoising queries."""
+    """DINO with its loss if labels are given. Returns the last layer's `logits` `(batch_size, num_queries,
+    num_labels)`, before the sigmoid, and `pred_boxes`, cxcywh in [0, 1], without denoising queries."""
 
-    _auto_class = "AutoModelForObjectDetection"  # a saved model carries its code
+    _auto_class = "AutoModelForObjectDetection"  # saved models include this code
 
     def __init__(self, config: DinoDetrConfig):
         super().__init__(config)
@@ -273,7 +274,7 @@ class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> RTDetrObjectDetectionOutput | tuple:
-        """See [`DinoDetrModel.forward`]; with `labels` the output has `loss` and its parts, `loss_dict`."""
+        """See [`DinoDetrModel.forward`]; with `labels` the output has `loss` and its parts in `loss_dict`."""
         outputs = self.model(pixel_values, pixel_mask, labels, **kwargs)
         own = slice(-self.config.num_queries, None)
         loss = parts = None

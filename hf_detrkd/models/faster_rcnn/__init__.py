@@ -1,4 +1,4 @@
-"""Faster R-CNN (Ren et al., https://arxiv.org/abs/1506.01497) of torchvision as a transformers model."""
+"""torchvision's Faster R-CNN (Ren et al., https://arxiv.org/abs/1506.01497) as a transformers model."""
 
 from typing import TYPE_CHECKING
 

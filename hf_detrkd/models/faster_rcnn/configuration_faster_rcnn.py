@@ -1,4 +1,4 @@
-"""Config of Faster R-CNN."""
+"""Configuration of Faster R-CNN."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from transformers import PreTrainedConfig
 
 
 class FasterRCNNConfig(PreTrainedConfig):
-    """Config of [`FasterRCNNForObjectDetection`]: one of torchvision's detectors, or its parts behind a timm backbone.
+    """Configuration of [`FasterRCNNForObjectDetection`]: a torchvision detector, or its parts on a timm backbone.
 
     Args:
-        torchvision_name (`str`, defaults to `"fasterrcnn_resnet50_fpn"`): builder of torchvision; not used with a
+        torchvision_name (`str`, defaults to `"fasterrcnn_resnet50_fpn"`): torchvision's builder; not used with a
             `backbone`.
-        backbone (`str`, *optional*): name of a timm model that gives features at strides 4, 8, 16 and 32.
+        backbone (`str`, *optional*): name of a timm model that returns features at strides 4, 8, 16 and 32.
         backbone_kwargs (`dict`, *optional*): arguments of `timm.create_model`.
         fpn_channels (`int`, defaults to 256), representation_size (`int`, defaults to 1024): widths of pyramid and
-            box head, behind a timm backbone.
+            box head, only with a timm backbone.
         anchor_sizes (`list[int]`, defaults to `[32, 64, 128, 256, 512]`): in pixels, for the four levels of the
-            pyramid and the coarser one that only proposes; behind a timm backbone.
+            pyramid and the coarser one used only for proposals; only with a timm backbone.
         options (`dict`, *optional*): further arguments of torchvision's `FasterRCNN`, such as `box_score_thresh`.
-        frozen_batch_norm (`bool`, defaults to `False`): the backbone's BatchNorm layers neither train nor follow the
-            data, as in torchvision's trained detectors.
-        batch_norm_eps (`float`, *optional*): of those frozen layers; default: the backbone's own.
+        frozen_batch_norm (`bool`, defaults to `False`): the backbone's BatchNorm layers have fixed weights and
+            statistics, as in torchvision's pretrained detectors.
+        batch_norm_eps (`float`, *optional*): epsilon of the frozen layers. Default: that of the backbone.
 
     References:
         Ren et al., Faster R-CNN, https://arxiv.org/abs/1506.01497; Lin et al., Feature Pyramid Networks,
@@ -28,7 +28,7 @@ class FasterRCNNConfig(PreTrainedConfig):
     """
 
     model_type = "faster_rcnn"
-    _auto_class = "AutoConfig"  # a saved config carries its code
+    _auto_class = "AutoConfig"  # saved configs include this code
 
     torchvision_name: str = "fasterrcnn_resnet50_fpn"
     backbone: str | None = None
@@ -54,7 +54,7 @@ class FasterRCNNConfig(PreTrainedConfig):
 
     @property
     def num_detections(self) -> int:
-        """Detections of an image, padding included."""
+        """Number of detections per image, including padding."""
         return (self.options or {}).get("box_detections_per_img", 100)
 
 

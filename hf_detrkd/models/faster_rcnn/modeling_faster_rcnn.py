@@ -1,7 +1,6 @@
-"""Faster R-CNN of torchvision's parts behind transformers' interface: one tensor of images in, DETR-style labels,
-DETR-style answers out.
+"""torchvision's Faster R-CNN with transformers' interface: images, labels and predictions in the format of DETR.
 
-Needs transformers, torch, torchvision and timm alone, so that a saved model can carry this file with it.
+Depends only on transformers, torch, torchvision and timm, because the file is copied into saved models.
 """
 
 from collections import OrderedDict
@@ -26,20 +25,20 @@ from transformers.utils import ModelOutput
 from .configuration_faster_rcnn import FasterRCNNConfig
 
 
-STRIDE = 32  # torchvision pads images to a multiple of it
-NOTHING = -1e4  # logit of a class that a detection is not
+STRIDE = 32  # torchvision pads images to a multiple of this
+NOTHING = -1e4  # logit of the classes that a detection does not have
 
 
 @dataclass
 class FasterRCNNOutput(ModelOutput):
-    """What [`FasterRCNNForObjectDetection`] returns.
+    """Output of [`FasterRCNNForObjectDetection`].
 
     Attributes:
-        loss (`torch.Tensor`, *optional*): sum of `loss_dict`, with labels.
+        loss (`torch.Tensor`, *optional*): sum of `loss_dict`, if labels are given.
         loss_dict (`dict`, *optional*): `classifier`, `box_reg`, `objectness`, `rpn_box_reg`.
         logits (`torch.Tensor` of shape `(batch_size, num_detections, num_labels + 1)`): logarithms of the scores after
-            NMS, no-object last: softmax gives a detection's score at its label, and no-object the rest. Images with
-            fewer detections are filled up with no-object.
+            NMS, no-object last: the softmax is a detection's score at its label, and the rest at no-object. Images
+            with fewer detections are padded with no-object.
         pred_boxes (`torch.Tensor` of shape `(batch_size, num_detections, 4)`): cxcywh in [0, 1] of the image.
     """
 
@@ -51,7 +50,7 @@ class FasterRCNNOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch as all later steps need it: the padded images with their sizes in pixels, and the pyramid."""
+    """An encoded batch: the padded images with their sizes in pixels, and the feature pyramid."""
 
     images: ImageList
     pyramid: dict[str, Tensor]
@@ -63,11 +62,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the box head says of boxes, those of all images in one row.
+    """Output of the box head for boxes, concatenated over images.
 
     Attributes:
         states (`torch.Tensor` of shape `(num_boxes, hidden_size)`)
-        logits (`torch.Tensor` of shape `(num_boxes, 1 + num_labels)`): background first, as torchvision has it.
+        logits (`torch.Tensor` of shape `(num_boxes, 1 + num_labels)`): background first, as in torchvision.
         deltas (`torch.Tensor` of shape `(num_boxes, 4 * (1 + num_labels))`)
     """
 
@@ -78,8 +77,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Samples:
-    """Boxes that a training step is computed on, one tensor an image: the boxes in pixels, their torchvision labels (0
-    for background), the ground-truth box that each is compared with, and what the head says of them."""
+    """Sampled boxes of a training step, one tensor per image: boxes in pixels, torchvision labels (0 for background),
+    the ground-truth box matched to each, and the output of the box head."""
 
     boxes: list[Tensor]
     labels: list[Tensor]
@@ -90,14 +89,14 @@ class Samples:
 class FasterRCNNForObjectDetection(PreTrainedModel):
     """Faster R-CNN with a feature pyramid. Its weights have torchvision's names.
 
-    Images are expected as a DETR image processor makes them: normalised, padded with a `pixel_mask` where they differ
-    in size. In eval mode it detects; in training mode with labels it gives the loss alone.
+    It expects images in the format of DETR's image processor: normalised, and padded with a `pixel_mask` if sizes
+    differ. In eval mode it returns detections; in training mode it needs labels and returns only the loss.
     """
 
     config: FasterRCNNConfig
     main_input_name = "pixel_values"
     base_model_prefix = ""
-    _auto_class = "AutoModelForObjectDetection"  # a saved model carries its code
+    _auto_class = "AutoModelForObjectDetection"  # saved models include this code
     input_modalities = ("image",)
     _keep_in_fp32_modules_strict = ["rpn", "roi_heads"]  # 16 bits would round boxes to several pixels
 
@@ -107,7 +106,7 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         self.backbone, self.rpn, self.roi_heads = detector.backbone, detector.rpn, detector.roi_heads
         if not any(parameter.is_meta for parameter in self.parameters()):
             for module in self.modules():
-                module._is_hf_initialized = True  # by torchvision and timm
+                module._is_hf_initialized = True  # torchvision and timm have initialised them
         self.post_init()
 
     @classmethod
@@ -118,14 +117,14 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         batch_norm_eps: float | None = None,
         **options: Any,
     ) -> "FasterRCNNForObjectDetection":
-        """One of torchvision's detectors, with the same detections.
+        """Converts a torchvision detector; the detections are the same.
 
         Args:
-            name (`str`): of torchvision's builder.
+            name (`str`): name of torchvision's builder.
             weights (`str`, a torchvision weights enum, or a state dict, *optional*): `"DEFAULT"` downloads the best
-                ones; `None` leaves random weights for COCO's 90 category numbers.
-            batch_norm_eps (`float`, *optional*): of frozen BatchNorm layers; a state dict does not tell it. Default:
-                torchvision's, 1e-5 for a state dict.
+                weights; `None` gives random weights for COCO's 90 category ids.
+            batch_norm_eps (`float`, *optional*): epsilon of frozen BatchNorm layers, which a state dict does not
+                contain. Default: torchvision's, 1e-5 for a state dict.
             options: arguments of torchvision's `FasterRCNN`.
         """
         own = weights if isinstance(weights, Mapping) else None
@@ -152,10 +151,10 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         model.load_state_dict(detector.state_dict() if own is None else own)
         return model.eval()
 
-    # --- the steps of a pass -----------------------------------------------------------------------------------------
+    # --- steps of a forward pass ----------------------------------------------------------------------------------
 
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Encoded:
-        """The feature pyramid of a batch.
+        """Computes the feature pyramid of a batch.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`)
@@ -171,29 +170,30 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         return Encoded(ImageList(canvas, [(h, w) for h, w in sizes]), pyramid)
 
     def propose(self, encoded: Encoded, targets: list[dict[str, Tensor]] | None = None) -> tuple[list[Tensor], dict]:
-        """Proposals of each image in pixels, xyxy, best first; with targets as many as training takes, and the losses
-        `loss_objectness` and `loss_rpn_box_reg`. In float32: 16 bits would round anchors to several pixels."""
+        """Proposals of each image in pixels, xyxy, best first. With targets their number is that of training, and the
+        losses `loss_objectness` and `loss_rpn_box_reg` are returned too. In float32: 16 bits would round anchors to
+        several pixels."""
         device_type = encoded.images.tensors.device.type
         with torch.autocast(device_type, enabled=False), in_mode(self.rpn, targets is not None):
             return self.rpn(encoded.images, encoded.pyramid, targets)
 
     def answer(self, encoded: Encoded, boxes: list[Tensor]) -> Answer:
-        """What the box head says of boxes in pixels, xyxy, one tensor an image."""
-        canvas = [tuple(encoded.images.tensors.shape[-2:])] * len(boxes)  # which the pyramid's strides refer to
+        """Runs the box head on boxes in pixels, xyxy, one tensor per image."""
+        canvas = [tuple(encoded.images.tensors.shape[-2:])] * len(boxes)  # padded size, for the pyramid's strides
         states = self.roi_heads.box_head(self.roi_heads.box_roi_pool(encoded.pyramid, boxes, canvas))
         logits, deltas = self.roi_heads.box_predictor(states)
         return Answer(states, logits.float(), deltas.float())
 
     def boxes_of(self, answer: Answer, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """Where the head moves boxes for each class, without background, `(num_boxes, num_labels, 4)` an image: xyxy
-        in pixels, inside the image."""
+        """Predicted boxes for each class without background, `(num_boxes, num_labels, 4)` per image: xyxy in pixels,
+        clipped to the image."""
         moved = self.roi_heads.box_coder.decode(answer.deltas, boxes)
-        moved = moved.reshape(len(answer.deltas), self.config.num_labels + 1, 4)[:, 1:]  # also where there is no box
+        moved = moved.reshape(len(answer.deltas), self.config.num_labels + 1, 4)[:, 1:]  # also for 0 boxes
         parts = moved.split([len(one) for one in boxes])
         return [clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]
 
     def learn(self, encoded: Encoded, labels: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Samples]:
-        """The four losses, and the samples that two of them are computed on."""
+        """Computes the four losses, and the samples that the two losses of the box head use."""
         targets = to_torchvision(labels, encoded.sizes)
         proposals, losses = self.propose(encoded, targets)
         boxes, indices, classes, deltas = self.roi_heads.select_training_samples(proposals, targets)
@@ -210,7 +210,7 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
         return {"classifier": classifier, "box_reg": box_reg} | found, Samples(boxes, classes, matched, answer)
 
     def detect(self, encoded: Encoded, proposals: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Detections after NMS: see [`FasterRCNNOutput`] for `logits` and `pred_boxes`."""
+        """Detections after NMS: `logits` and `pred_boxes` as in [`FasterRCNNOutput`]."""
         proposals = self.propose(encoded)[0] if proposals is None else proposals
         answer = self.answer(encoded, proposals)
         found = self.roi_heads.postprocess_detections(answer.logits, answer.deltas, proposals, encoded.sizes)
@@ -256,11 +256,11 @@ class FasterRCNNForObjectDetection(PreTrainedModel):
 
 
 class TimmPyramid(nn.Module):
-    """Backbone of timm with torchvision's feature pyramid, under the names of torchvision's own."""
+    """timm backbone with torchvision's feature pyramid, with the same module names as torchvision's backbone."""
 
     def __init__(self, config: FasterRCNNConfig):
         super().__init__()
-        import timm  # takes a while, and most detectors of this file do without
+        import timm  # slow to import, and not needed for torchvision's backbones
 
         assert config.backbone is not None
         arguments: dict[str, Any] = {"features_only": True, "out_indices": (1, 2, 3, 4)} | (
@@ -276,7 +276,7 @@ class TimmPyramid(nn.Module):
 
 
 def build_detector(config: FasterRCNNConfig) -> FasterRCNN:
-    """torchvision's detector of a config, with random weights."""
+    """Builds torchvision's detector of a config, with random weights."""
     options, num_classes = dict(config.options or {}), config.num_labels + 1
     if config.backbone is None:
         detector = torchvision.models.get_model(
@@ -304,7 +304,8 @@ def build_detector(config: FasterRCNNConfig) -> FasterRCNN:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module's own flag for a while, and not that of its children: it chooses counts and losses alone."""
+    """Sets the module's `training` flag temporarily, not that of its children: it selects only proposal counts and
+    losses."""
     before, module.training = module.training, training
     try:
         yield
@@ -313,7 +314,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def to_torchvision(labels: list[dict[str, Tensor]], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Labels with boxes in pixels and 0 left for background."""
+    """Converts labels to torchvision's format: boxes in pixels, class 0 reserved for background."""
     return [
         {"labels": label["class_labels"] + 1, "boxes": to_pixels(label["boxes"].float(), size)}
         for label, size in zip(labels, sizes, strict=True)
@@ -321,13 +322,13 @@ def to_torchvision(labels: list[dict[str, Tensor]], sizes: list[tuple[int, int]]
 
 
 def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """xyxy in pixels of cxcywh in [0, 1]."""
+    """Converts cxcywh in [0, 1] to xyxy in pixels."""
     height, width = size
     return box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
 
 
 def to_unit(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """cxcywh in [0, 1] of xyxy in pixels."""
+    """Converts xyxy in pixels to cxcywh in [0, 1]."""
     height, width = size
     return box_convert(boxes / boxes.new_tensor([width, height, width, height]), "xyxy", "cxcywh")
 

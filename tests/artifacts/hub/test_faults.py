@@ -51,7 +51,7 @@ def test_what_stays_is_one_warning_and_a_later_push_completes(
     (folder / "model.safetensors").write_text("better" * 2000)
     pending = hub.fail(pattern, times=1000, **fault)
     started = time.monotonic()
-    push = HubPush(folder, STUDENT, patience=8.0)
+    push = HubPush(folder, STUDENT, timeout=8.0)
     assert pushed(push) is None
     assert time.monotonic() - started < 20
     assert len(warnings) == 1 and push.command in warnings[0]
@@ -67,7 +67,7 @@ def test_a_hub_that_is_down_is_a_warning_and_a_later_push_completes(
     hub: HubServer, folder: Path, warnings: list
 ) -> None:
     hub.stop()
-    push = HubPush(folder, STUDENT, patience=4.0)
+    push = HubPush(folder, STUDENT, timeout=4.0)
     assert not push.check()
     assert len(warnings) == 1 and "cannot be reached" in warnings[0]
     assert pushed(push) is None and len(warnings) == 2
@@ -80,7 +80,7 @@ def test_a_token_that_may_not_write_is_refused_before_anything_is_trained(
     hub: HubServer, folder: Path, status: int
 ) -> None:
     hub.fail("/auth-check/write|/repos/create", status=status, times=10)
-    with pytest.raises(ValueError, match=r"push_to_hub needs the right to write to user/student.*hf auth login"):
+    with pytest.raises(ValueError, match=r"push_to_hub needs write access to user/student.*hf auth login"):
         HubPush(folder, STUDENT).check()
 
 
@@ -97,10 +97,10 @@ def test_a_name_that_the_hub_cannot_take_is_refused_before_anything_is_trained(
 def test_to_ask_makes_no_repository(hub: HubServer, folder: Path, warnings: list) -> None:
     assert HubPush(folder, "student").check(make=False) and not hub.repos
     hub.stop()
-    assert not HubPush(folder, "student", patience=4.0).check(make=False)
+    assert not HubPush(folder, "student", timeout=4.0).check(make=False)
     hub.start()
     hub.read_only = True
-    with pytest.raises(ValueError, match="the token may read, not write"):
+    with pytest.raises(ValueError, match="the token is read-only"):
         HubPush(folder, "student").check(make=False)
 
 

@@ -74,7 +74,7 @@ def test_another_process_leaves_a_running_upload_alone(hub: HubServer, folder: P
 
 def test_a_run_that_did_not_end_is_refused_with_what_to_push(tmp_path: Path) -> None:
     make_trainer(tmp_path / "out", save_strategy="steps", save_steps=1).train()
-    with pytest.raises(ValueError, match=r"Its run did not end: push .*checkpoint-2, or resume it\."):
+    with pytest.raises(ValueError, match=r"The run is not finished: push .*checkpoint-2, or resume the run\."):
         push_run(tmp_path / "out")
 
 
@@ -89,7 +89,7 @@ def test_an_upload_that_is_killed_leaves_the_old_commit(hub: HubServer, folder: 
         time.sleep(0.05)
     push._uploads[0].process.kill()
     assert push.finish() is None
-    assert "the upload ended with -9" in warnings[0]
+    assert "the upload process exited with status -9" in warnings[0]
     assert hub.repos[STUDENT].head == old
 
 

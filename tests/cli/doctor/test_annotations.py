@@ -17,7 +17,7 @@ from tests.cli.doctor.runs import IMAGES, SIDE, line, said, write_shapes
 def test_boxes_betray_themselves(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "relative", lambda b: [v / SIDE for v in b])
     fault = Statistics.of(load_detection_split(folder), "it").fault()
-    assert fault is not None and "divided by the image's width and height: multiply" in fault
+    assert fault is not None and "normalised by the image size: write them as" in fault
     folder = write_shapes(tmp_path / "corners", lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
     repaired = load_detection_split(folder).repaired
     assert repair_fault(repaired) is not None
@@ -39,7 +39,7 @@ def test_statistics_are_those_of_the_annotations(tmp_path: Path, shapes: str) ->
     assert [finding["status"] for finding in report.findings] == ["ok"]
     small = load_detection_split(write_shapes(tmp_path, lambda b: [v / 2 for v in b]))
     doctor_data.describe(report, "small", Statistics.of(small, "it"))
-    assert "are the annotations of smaller images?" in report.findings[-1]["text"]
+    assert "were smaller images annotated?" in report.findings[-1]["text"]
 
 
 def test_a_missing_split_is_named_with_what_to_pass_and_the_rest_is_looked_at(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_single_split_is_not_enough_and_other_faults_keep_their_own_words(tmp_
     assert "Training needs two splits" in said(report, "splits", "problem")
     report = Report()
     assert doctor_data.load_data(report, distill_arguments.parse(line(tmp_path, str(tmp_path / "none")))) is None
-    assert "There is no data set" in said(report, "data set", "problem")
+    assert "No data set" in said(report, "data set", "problem")
     whole = write_shapes(tmp_path / "whole", splits=(("train", 2), ("val", 2)))
     (Path(whole) / "train" / "1.png").unlink()
     report = Report()

@@ -58,7 +58,7 @@ def test_boxes_in_their_frame_are_left_alone(seen: list[Seen]) -> None:
 
 def test_corners_in_place_of_sizes_are_found_by_the_boxes_and_by_the_teacher(tmp_path: Path) -> None:
     report = answers(line(tmp_path, write_shapes(tmp_path / "data", FRAMES["corners"][0])))
-    assert "reach out of their image or lie outside: they look like x_min" in said(report, "boxes", "problem")
+    assert "extend beyond their image: they look like x_min" in said(report, "boxes", "problem")
     assert "read as x_min, y_min, x_max, y_max:" in said(report, "frame", "problem")
     said(report, "class order", "ok")  # looked at with the boxes in their place
     said(report, "preprocessing", "ok")

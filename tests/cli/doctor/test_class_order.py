@@ -24,13 +24,13 @@ def test_exchanged_names_are_named_and_the_class_map_that_is_offered_heals_them(
     ids = {name: i for i, name in enumerate(names)}
     teacher = changed_teacher(tmp_path, "config.json", id2label={str(i): n for n, i in ids.items()}, label2id=ids)
     text = said(answers(line(tmp_path, shapes, teacher=teacher)), "class order", "problem")
-    assert "box 'ring'" in text and "ring 'box'" in text and "disc" not in text
+    assert "box as 'ring'" in text and "ring as 'box'" in text and "disc" not in text
     offered = text.splitlines()[-2:]
     assert yaml.safe_load("\n".join(offered)) == {"box": "ring", "ring": "box"}
     (tmp_path / "map.yaml").write_text("\n".join(offered))
     healed = answers(line(tmp_path, shapes, "--class_map", str(tmp_path / "map.yaml"), teacher=teacher))
     said(healed, "class order", "ok")
-    promised = re.search(r"its mAP is ([\d.]+) in place of ([\d.]+):", text)
+    promised = re.search(r"its mAP is ([\d.]+) instead of ([\d.]+):", text)
     assert promised is not None and float(promised[1]) > float(promised[2]) + 0.1
     assert f"{healed.facts['teacher']['map']:.3f}" == promised[1]
 

@@ -56,14 +56,14 @@ def test_the_hub_is_asked_only_by_a_run_that_pushes(
         doctor.main(line(tmp_path, shapes, *stops))
         assert not hub.requests and "Hub:" not in capsys.readouterr().out
         doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_model_id", "user/it"))
-        assert "problem  Hub: push_to_hub needs the right to write to user/it" in capsys.readouterr().out
+        assert "problem  Hub: push_to_hub needs write access to user/it" in capsys.readouterr().out
         hub.read_only = False
         doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_model_id", "user/it"))
         assert "ok       Hub: this run may push to user/it." in capsys.readouterr().out
         assert not hub.repos  # it asks and makes nothing
         hub.stop()
         doctor.main(line(tmp_path, shapes, *stops, "--push_to_hub", "--hub_timeout", "3"))
-        assert "warning  Hub: it does not answer now" in capsys.readouterr().out
+        assert "warning  Hub: it does not respond now" in capsys.readouterr().out
 
 
 def test_a_teacher_whose_own_size_keeps_the_aspect_ratio_is_asked_image_by_image(tmp_path: Path, shapes: str) -> None:

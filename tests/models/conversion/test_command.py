@@ -38,7 +38,7 @@ def test_whatever_does_not_fit_is_named(layout: str) -> None:
         convert_dino.convert(state | {f"{norms}.weight": torch.ones(31)}, layout)
     with pytest.raises(ValueError, match=r"misshaped label_enc\.weight \(10, 32\) for \(12, 32\)"):
         convert_dino.convert(state | {"label_enc.weight": torch.ones(10, 32)}, layout)
-    with pytest.raises(ValueError, match=r"must have a tensor for query_content\.weight, which tells the size"):
+    with pytest.raises(ValueError, match=r"must have a tensor for query_content\.weight, which determines the"):
         convert_dino.convert({name: t for name, t in state.items() if "tgt_embed" not in name}, layout)
     with pytest.raises(ValueError, match=r"a ResNet of 18 to 152 layers, but its stages have \(2, 2, 2, 0\) blocks"):
         convert_dino.convert({n: t for n, t in state.items() if "layer4." not in n and "res5." not in n}, layout)
@@ -61,12 +61,14 @@ def test_files_and_layouts_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a file, but"):
         convert_dino.read_checkpoint(tmp_path / "nowhere.pth")
     torch.save({"model": {"a": torch.ones(1), "b": 3}}, tmp_path / "strange.pth")
-    with pytest.raises(ValueError, match=r"must hold tensors by name, or have them as `model`, but it holds \['b'\]"):
+    with pytest.raises(
+        ValueError, match=r"must contain tensors by name, or under the key `model`, but it contains \['b'\]"
+    ):
         convert_dino.read_checkpoint(tmp_path / "strange.pth")
     with pytest.raises(ValueError, match=r"one of \['transformer.level_embed', .*got names such as \['a'\]"):
         convert_dino_names.layout_of({"a": torch.ones(1)})
     (tmp_path / "config.json").write_text('{"model_type": "rt_detr"}')
-    with pytest.raises(ValueError, match="must be that of a dino_detr, but it is a rt_detr's"):
+    with pytest.raises(ValueError, match="must have the model type dino_detr, but it has rt_detr"):
         convert_dino_config.read_fields(str(tmp_path))
 
 

@@ -34,7 +34,7 @@ def test_nan_stops_the_run_with_term_layer_and_images_and_the_checkpoint_is_soun
     trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1)
     trainer.train_dataset = Spoiled(trainer.train_dataset, 5)  # images 4 and 5 are the third batch
     ids = ", ".join(str(int(trainer.train_dataset[i]["labels"]["image_id"])) for i in (4, 5))
-    with pytest.raises(FloatingPointError, match=rf"Step 2: not finite are task_class, layer 0; .*ids {ids}"):
+    with pytest.raises(FloatingPointError, match=rf"Step 2: non-finite losses: task_class, layer 0; .*ids {ids}"):
         trainer.train()
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-2"]
     resumed = make_trainer(tmp_path, max_steps=4)
@@ -55,7 +55,7 @@ def test_infinite_weights_are_not_saved_although_every_loss_was_finite(tmp_path)
     name, parameter = next(iter(trainer.student.named_parameters()))
     with torch.no_grad():
         parameter.view(-1)[0] = torch.inf
-    with pytest.raises(FloatingPointError, match=f"Weights of the student are not finite .*{name}"):
+    with pytest.raises(FloatingPointError, match=f"The student's weights are not finite .*{name}"):
         trainer._save_checkpoint(trainer.model, trial=None)
 
 
@@ -69,6 +69,6 @@ def test_infinite_weights_are_not_saved_although_every_loss_was_finite(tmp_path)
 def test_messages_name_term_and_layer(terms: dict[str, Tensor], message: str):
     guard = FiniteGuard()
     guard.watch(7, {LossKey("task", "class"): torch.zeros(2)} | terms, [{"image_id": torch.tensor([3])}, {}])
-    with pytest.raises(FloatingPointError, match=rf"Step 7: not finite are {message}, on the images with the ids 3"):
+    with pytest.raises(FloatingPointError, match=rf"Step 7: non-finite losses: {message}, on the images with ids 3"):
         guard.settle()
     guard.settle()

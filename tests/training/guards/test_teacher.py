@@ -61,7 +61,7 @@ def in_another_frame(trainer: DistillationTrainer) -> None:
 def test_a_teacher_of_another_box_frame_stops_the_run(make_run):
     trainer = make_run()
     in_another_frame(trainer)
-    with pytest.raises(ValueError, match=r"below the required minimum of 0\.05(.|\n)*the frame of its boxes"):
+    with pytest.raises(ValueError, match=r"below the required minimum of 0\.05(.|\n)*the format of its boxes"):
         trainer.train()
 
 
@@ -78,7 +78,7 @@ def test_a_teacher_is_judged_by_the_classes_that_it_knows(make_run, tmp_path, ca
     trainer = make_run(class_map=str(tmp_path / "map.yaml"), min_teacher_map=0.4, max_steps=1)
     trainer.train()
     assert trainer.teacher_metrics["teacher_map"] < 0.4
-    assert "triangle  - (left out of class terms)" in capsys.readouterr().out
+    assert "triangle  - (ignored in class losses)" in capsys.readouterr().out
 
 
 def test_several_evaluation_sets_are_checked_by_the_first(make_run, capsys):
