@@ -14,6 +14,20 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules={
+        "adapters",
+        "artifacts",
+        "cli",
+        "data",
+        "distillation",
+        "evaluation",
+        "export",
+        "losses",
+        "methods",
+        "models",
+        "structures",
+        "training",
+    },
     submod_attrs={
         "adapters": ["ADAPTERS", "DetectorAdapter"],
         "distillation.distiller": ["Distiller"],

@@ -56,6 +56,29 @@ def parse(words: list[str]) -> None:
     distill_arguments.parse([word for word in words if word != "--bf16"])
 
 
+def test_every_function_and_file_that_papers_names_exists() -> None:
+    text = (ROOT / "PAPERS.md").read_text()
+    modules = {path.stem: path for path in (ROOT / "hf_detrkd").rglob("*.py")}
+    classes = {
+        node.name: [ast.unparse(member) for member in node.body]
+        for path in modules.values()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    made = {n: c for path in modules.values() for n, c in re.findall(r"^(\w+) = (\w+)\(", path.read_text(), re.M)}
+    named = [(made.get(owner, owner), name) for owner, name in re.findall(r"`(\w+)\.(\w+)`", text)]
+    assert len(named) > 40
+    for owner, name in named:
+        if name in ("py", "yaml"):
+            assert owner in modules or any(ROOT.rglob(f"{owner}.{name}")), owner
+        elif owner in classes:
+            assert any(re.search(rf"\b{name}\b", member) for member in classes[owner]), f"{owner}.{name}"
+        else:
+            assert re.search(rf"^(def|class) {name}\b|^{name} = ", modules[owner].read_text(), re.M), f"{owner}.{name}"
+    for path in re.findall(r"`((?:hf_detrkd|tests|scripts)/[\w/]+\.\w+)`", text):
+        assert (ROOT / path).is_file(), path
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_python_example_compiles_and_imports_what_there_is(page: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):

@@ -16,28 +16,24 @@ from .run_folder import FACTS, PRECISION, SUMMARY, Run
 
 
 UNKNOWN: tuple[Any, ...] = (None, {})
+VERBATIM = ("classes", "papers")  # facts that are public by themselves, and may look like paths or secrets
 
 
 class Record:
     """Everything that a run publishes about itself: `run.json`, `summary.json` and `precision.json`.
 
     Each run has one record, to which everything that measures something adds; see [`Run`] for the names. Only
-    [`write`] touches files, and only those whose content changed since the last time.
-
-    Args:
-        folder (`str` or `Path`): the run's output folder.
+    [`write`] touches files, and only those whose content differs.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.precision: dict[str, Any] = {}
-        self._written: dict[str, str] = {}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds facts of the run; later ones replace earlier ones of the same name. Secrets and paths are removed."""
-        self.facts |= portable(dict(facts))
+        """Adds facts of the run; later ones replace earlier ones of the same name."""
+        self.facts |= facts
 
     def add_model(self, name: str, row: Mapping[str, Any], precision: Mapping[str, Any] | None = None) -> None:
         """Adds metrics of a model to its row of the summary; `None` does not replace a known value.
@@ -54,16 +50,18 @@ class Record:
         if precision:
             self.precision[name] = precision
 
-    def write(self) -> Run:
-        """Writes the files that changed into the output folder, and reads the folder."""
-        texts = {FACTS: as_json(self.facts), SUMMARY: as_json(self.models)}
+    def write(self, folder: str | Path) -> Run:
+        """Writes the files into an output folder, without secrets and paths of the machine, and reads the folder."""
+        folder = Path(folder)
+        verbatim = {name: value for name, value in self.facts.items() if name in VERBATIM}
+        texts = {FACTS: as_json(portable(self.facts) | verbatim), SUMMARY: as_json(self.models)}
         if self.precision:
             texts[PRECISION] = json.dumps(self.precision)
         for name, text in texts.items():
-            if self._written.get(name) != text:
-                (self.folder / name).write_text(text)
-        self._written = texts
-        return Run.read(self.folder)
+            file = folder / name
+            if not file.is_file() or file.read_text() != text:
+                file.write_text(text)
+        return Run.read(folder)
 
 
 def row_of(

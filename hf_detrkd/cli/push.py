@@ -5,6 +5,7 @@
 Files that the Hub already has are not sent again, so the same command completes an interrupted push.
 """
 
+import dataclasses
 import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from ..artifacts.hub.push_run import push_run
+from ..artifacts.record import as_json
 from ..artifacts.redaction import under_home
+from ..artifacts.run_folder import FACTS, read_json, with_methods
+from ..methods import METHODS
 
 
 @dataclass
@@ -35,6 +39,15 @@ class PushArguments:
     )
 
 
+def add_papers(folder: Path) -> None:
+    """Adds the papers of the methods to the facts of a run that did not record them yet (0.1.0)."""
+    facts = with_methods(read_json(folder / FACTS))
+    if (folder / FACTS).is_file() and "papers" not in facts:
+        papers = [METHODS[name].paper for name in facts["methods"] if name in METHODS]
+        facts["papers"] = [dataclasses.asdict(paper) for paper in papers if paper is not None]
+        (folder / FACTS).write_text(as_json(facts))
+
+
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser(PushArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", help="Output folder of scripts/distill.py or of a trainer.")
@@ -47,6 +60,7 @@ def main(argv: list[str]) -> None:
         "timeout": given.hub_timeout,
     }
     folder = Path(given.output_dir)
+    add_papers(folder)
     commit = push_run(folder, **{name: value for name, value in options.items() if value is not None})
     if commit is None:
         sys.exit(1)

@@ -72,7 +72,7 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
     wanted = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in wanted):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DatasetError(f"{path} is not COCO: it has to hold the lists {', '.join(wanted)}, but it holds {found}.")
+        raise DatasetError(f"{path} is not COCO: it must have the lists {', '.join(wanted)}, got {found}.")
     if not content["images"]:
         raise DatasetError(f"{path} lists no images.")
     return content
@@ -128,7 +128,7 @@ def _files(names: list[str], folder: Path, problems: Problems) -> list[str]:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a path is absolute or climbs out, by the rules of any system."""
+    """True if a path is absolute or climbs out of its folder, by the rules of any system."""
     return ".." in re.split(r"[\\/]", name) or name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
 
 

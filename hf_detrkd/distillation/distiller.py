@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..adapters import adapter_for
 from ..losses.matching import to_host_by_group
 from ..methods import DistillationMethod
-from ..methods.base import checked_losses
+from ..methods.base import checked_costs, checked_losses
 from ..methods.decoding import DecodedQueries, decode_requests
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, Predictions
@@ -150,12 +150,14 @@ class Distiller(nn.Module):
         wanted = None if self.teacher is None or not methods else self.teacher(*teacher_view(batch))
         decoded = self._decode(methods, output, wanted, targets, step)
         with torch.autocast(targets.boxes.device.type, enabled=False):
-            costs = [m.costs(output, wanted, d, targets) for m, d in zip(methods, decoded, strict=True)]
+            costs = [
+                checked_costs(m, m.costs(output, wanted, d, targets)) for m, d in zip(methods, decoded, strict=True)
+            ]
             own, *others = to_host_by_group([criterion.costs(answers, targets), *costs])
             task = criterion.losses(answers, targets, counts, own)
             everything: dict[LossKey, Tensor] = {}
-            for method, replies, solved in zip(methods, decoded, others, strict=True):
-                losses = method.losses(output, wanted, replies, targets, counts, solved)
+            for method, predictions, host_costs in zip(methods, decoded, others, strict=True):
+                losses = method.losses(output, wanted, predictions, targets, counts, host_costs)
                 everything |= checked_losses(method, losses)
         metrics = {name: everything.pop(name).detach() for m in methods for name in m.metrics if name in everything}
         return Losses(output.found, task, everything, metrics)

@@ -111,6 +111,6 @@ def _answers_of(model: PreTrainedModel | Teacher, batch: Mapping[str, Any]) -> P
         return model(pixels.to(device), None if mask is None else mask.to(device)).found
     mask = batch.get("pixel_mask")
     with evaluating(model), torch.no_grad():
-        images = batch["pixel_values"].to(model.device)
+        images = batch["pixel_values"].to(model.device, model.dtype)
         output, _ = adapter_for(model).encode(images, None if mask is None else mask.to(model.device))
     return output.found

@@ -61,7 +61,7 @@ def read_coco_files(
 
 
 def _has(entry: Any, **types: type | tuple[type, ...]) -> bool:
-    """Whether a JSON object has these keys with values of these types."""
+    """True if a JSON object has these keys with values of these types."""
     return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in types.items())
 
 

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
-import evaluate
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from .figures import CURVE_THRESHOLDS, FIGURES, Curves, class_figures
+
+
+@contextmanager
+def _without_scripts_of_that_name() -> Iterator[None]:
+    """Makes `import evaluate` find the library even if an `evaluate.py` lies beside the script that runs."""
+    path = sys.path[:]
+    sys.path[:] = [folder for folder in path if not Path(folder, "evaluate.py").is_file()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+with _without_scripts_of_that_name():
+    import evaluate
 
 
 class CocoBoxMetric(evaluate.Metric):

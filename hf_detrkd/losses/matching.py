@@ -30,7 +30,7 @@ def to_host_by_group(groups: Sequence[Sequence[Tensor]]) -> list[list[np.ndarray
         `list[list[np.ndarray]]`: the same costs on the host, see [`to_host`].
     """
     host = iter(to_host([cost for costs in groups for cost in costs]))
-    return [[next(host) for _ in costs] for costs in groups]
+    return [[next(host) for _ in range(len(costs))] for costs in groups]
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:

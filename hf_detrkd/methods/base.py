@@ -150,6 +150,17 @@ class DistillationMethod(nn.Module):
         raise NotImplementedError
 
 
+def checked_costs(method: DistillationMethod, costs: object) -> list[Tensor]:
+    """The costs of a method, if they are a list of tensors.
+
+    Raises:
+        TypeError: they are something else, such as a generator.
+    """
+    if not isinstance(costs, list) or not all(isinstance(cost, Tensor) for cost in costs):
+        raise TypeError(f"{type(method).__name__}.costs must return a list of tensors, got a {type(costs).__name__}.")
+    return costs
+
+
 def checked_losses(method: DistillationMethod, losses: object) -> dict[LossKey, Tensor]:
     """Returns the losses of a method after checking their type.
 

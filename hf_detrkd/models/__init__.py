@@ -4,29 +4,18 @@ After `import hf_detrkd`, `AutoModelForObjectDetection` builds and loads them. S
 they also load without this package (`trust_remote_code=True`).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from .registration import register_classes
 
-
-_get, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "dino_detr": ["DinoDetrConfig", "DinoDetrForObjectDetection", "DinoDetrModel"],
         "faster_rcnn": ["FasterRCNNConfig", "FasterRCNNForObjectDetection"],
     },
 )
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a class by name and registers all classes with the Auto classes."""
-    found = _get(name)
-    if name in __all__:
-        register_classes()
-    return found
-
 
 if TYPE_CHECKING:
     from .dino_detr import DinoDetrConfig as DinoDetrConfig

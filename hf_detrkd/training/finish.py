@@ -57,7 +57,8 @@ def finish_run(
     trainer.fill_record()
     if trainer.is_world_process_zero():
         _add_measurements(trainer, models or _models_of(trainer), measure)
-        run, folder = trainer.record.write(), Path(trainer.args.output_dir)
+        folder = Path(trainer.args.output_dir)
+        run = trainer.record.write(folder)
         pictures = _tried("plots", lambda: write_plots(run)) or []
         track_pictures(trainer, [folder / PREDICTIONS, *pictures])
         _tried("report", lambda: write_report(run))

@@ -172,7 +172,7 @@ class HubPushMixin(Trainer):
         self.fill_record()
         self.record.add_facts({"card": card})
         push = self.push_in_progress
-        write_card(self.record.write(), None if push is None else push.repo_id)
+        write_card(self.record.write(self.args.output_dir), None if push is None else push.repo_id)
 
     def fill_record(self) -> None:
         """Adds the trainer's own facts and metrics to the record; implemented by the trainer."""

@@ -58,7 +58,7 @@ class PreflightMixin(Trainer):
         """COCO metrics of the teacher, on images as it gets them in training; all processes must call it.
 
         Args:
-            dataset (*optional*): default: the evaluation set.
+            dataset (*optional*): default: the evaluation set, of several the first.
 
         Raises:
             ValueError: the run has no teacher.
@@ -66,7 +66,9 @@ class PreflightMixin(Trainer):
         teacher, args = self.distiller.teacher, self.args
         if teacher is None:
             raise ValueError("This run has no teacher to evaluate: it trains with --method none.")
-        dataset = self.eval_dataset if dataset is None else dataset
+        dataset = first_dataset(self.eval_dataset) if dataset is None else dataset
+        if dataset is None:
+            raise ValueError("The teacher is evaluated on a data set with a length: give one, or an eval_dataset.")
         mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
         loader = DataLoader(
             mine, args.eval_batch_size, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers

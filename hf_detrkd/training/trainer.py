@@ -36,6 +36,7 @@ from .config import DistillationConfig
 from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
+from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
 from .run_facts import evaluation_of, facts_of, student_name
 
@@ -121,7 +122,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
                 args.auxiliary_loss
             )
-        self.record = Record(args.output_dir)
+        self.record = Record()
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -232,7 +233,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         # By name: a process whose images had no box has no denoising parts.
         everyone = gather_object([dict(zip(self._parts, values, strict=True))])
         names = dict.fromkeys(name for parts in everyone for name in parts)
-        return {name: sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
+        return {str(name): sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -260,10 +261,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
 
     def fill_record(self) -> None:
         """Adds the trainer's own facts of the run and the metrics of teacher and student to the record."""
-        datasets = self.train_dataset, self.eval_dataset
+        datasets = self.train_dataset, first_dataset(self.eval_dataset)
         precision, push = self.accelerator.mixed_precision, self.push_in_progress
         self.record.add_facts(facts_of(self.args, self.distiller, *datasets, precision, push))
-        teacher, whole = self.distiller.teacher, self.eval_dataset
+        teacher, whole = self.distiller.teacher, datasets[1]
         if teacher is not None:
             seen = self.args.teacher_check_samples
             sampled = seen and isinstance(whole, Sized) and seen < len(whole)  # not the student's images

@@ -134,8 +134,8 @@ def test_bad_input_is_one_error_before_training(coco_folder, coco_content, chang
     [
         ("{", "instances_val.json is not JSON"),
         ("", "is not JSON"),
-        ("[]", "is not COCO: it has to hold the lists images, annotations, categories, but it holds list"),
-        ('{"images": [], "info": 1}', r"but it holds \['images', 'info'\]"),
+        ("[]", "is not COCO: it must have the lists images, annotations, categories, got list"),
+        ('{"images": [], "info": 1}', r"got \['images', 'info'\]"),
         ('{"images": {}, "annotations": [], "categories": []}', "is not COCO"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
         (

@@ -127,6 +127,13 @@ class Yielding(Stub):
         return super().losses(*args)
 
 
+class Streaming(Stub):
+    """Its costs would be exhausted before they are copied."""
+
+    def costs(self, *args: Any) -> Any:
+        yield torch.zeros(2, 3)
+
+
 class Nameless(Stub):
     def losses(self, *args: Any) -> Any:
         return {"stub_one_0": self.scale}
@@ -150,6 +157,7 @@ class Lossless(DistillationMethod):
     ("kind", "error", "message"),
     [
         (Yielding, TypeError, "Yielding.losses must return a dict .*, got a generator: write it with `return`"),
+        (Streaming, TypeError, "Streaming.costs must return a list of tensors, got a generator"),
         (Forgetful, TypeError, "Forgetful.losses must return a dict of scalar tensors by LossKey, got a NoneType"),
         (Nameless, TypeError, r"by LossKey, got 'stub_one_0' \(str\): a Parameter of shape \(\)"),
         (Unsummed, TypeError, r"by LossKey, got 'stub_one_0' \(LossKey\): a Tensor of shape \(3,\)"),

@@ -81,7 +81,7 @@ def test_a_teacher_that_was_checked_on_a_sample_has_no_figure_beside_the_student
     trained.teacher_metrics = {"teacher_map": 0.7}
     trained.fill_record()
     assert trained.record.models["teacher"]["map"] == 0.7
-    trained.record, trained.args.teacher_check_samples = Record(trained.args.output_dir), 2
+    trained.record, trained.args.teacher_check_samples = Record(), 2
     trained.fill_record()
     assert trained.record.models["teacher"]["map"] is None
 
@@ -106,13 +106,13 @@ def test_run_files_are_written_once_and_no_later_table_loses_a_figure(
 
 
 def test_the_card_and_the_curves_of_a_method_that_is_not_ours_come_from_the_folder_alone(tmp_path: Path) -> None:
-    record = Record(tmp_path)
+    record = Record()
     paper = {"title": "Somebody's method", "arxiv": "2501.00001", "citation": "@misc{somebody}"}
     record.add_facts({"method": "mine", "methods": ["mine"], "papers": [paper], "teacher": {"name": "big"}})
     record.add_model("distilled", {"map": 0.5})
     log = [{"step": step, "loss": 2.0, "task_loss": 1.0, "mine_class": 1.0 / step} for step in (1, 2)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    run = record.write()
+    run = record.write(tmp_path)
     assert [panel.title for panel in curve_panels(run) if panel.series][-1] == "mine_class"
     card = write_card(run).read_text()
     assert "`mine`" in card and "arxiv.org/abs/2501.00001" in card and "@misc{somebody}" in card
@@ -144,3 +144,12 @@ def test_a_teacher_from_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypat
     for revision, commit in [*commits.items(), ("b" * 40, "b" * 40), ("unknown", "unknown")]:
         assert Origin.of("somebody/teacher", "rt_detr", revision) == Origin("somebody/teacher", "hub", commit)
     assert Origin.of("somebody/teacher", "rt_detr").revision is None  # given as an object: nobody knows
+
+
+def test_facts_leave_the_machine_without_paths_and_secrets_but_classes_and_papers_as_they_are(tmp_path: Path) -> None:
+    record, citation = Record(), "@misc{a, title={Token distillation}, author={{\\O}stergaard}}"
+    record.add_facts({"classes": ["/m/011k07", "token ring"], "papers": [{"citation": citation}]})
+    record.facts |= {"dataset_name": "/home/me/images", "arguments": {"hub_token": "x", "seed": 1}}
+    facts = record.write(tmp_path).facts
+    assert (facts["classes"], facts["papers"]) == (["/m/011k07", "token ring"], [{"citation": citation}])
+    assert (facts["dataset_name"], facts["arguments"]) == ("images", {"seed": 1})
