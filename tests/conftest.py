@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 
-from tests import tiny
+from tests import ROOT, tiny
 
 
 # Their helpers assert, too.
@@ -27,6 +27,39 @@ pytest.register_assert_rewrite(
 )
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+# What takes more than a few seconds: processes, whole runs, and grids of detectors.
+SLOWER = (
+    "adapters/test_contract_asking",
+    "adapters/test_contract_places",
+    "artifacts/hub",
+    "artifacts/test_trackers",
+    "cli",
+    "distillation/test_teacher",
+    "evaluation/test_trainer",
+    "export",
+    "fake_hub",
+    "losses/test_criterion_m",
+    "methods/test_clockdistill_detectors",
+    "methods/test_decoding",
+    "methods/test_detrdistill_detectors",
+    "methods/test_kd_detr_detectors",
+    "models",
+    "test_loading",
+    "test_matrix",
+    "test_overfit",
+    "test_recipes",
+    "training",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of daily work."""
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        if not path.startswith(SLOWER) and not any(item.iter_markers("slow")):
+            item.add_marker("fast")
 
 
 @pytest.fixture(autouse=True)

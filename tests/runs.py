@@ -1,12 +1,8 @@
-"""A run of a few steps on a few generated images, and the same run as a process: `python -m tests.runs ...`."""
+"""A run of a few steps on a few generated images, here or in processes of its own."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,8 @@ from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
 from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_splits
 from hf_detrkd.distillation.student import load_image_processor
 from hf_detrkd.training.config import method_names
-from tests import ROOT, tiny
+from tests import tiny
+from tests.processes import finish, run_together, start
 
 
 SIZE = (64, 64)
@@ -99,15 +96,13 @@ def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.distiller.state_dict().items()}
 
 
-def run(folder: Path, processes: int = 1, **arguments: object) -> dict[str, torch.Tensor]:
-    """The weights after `tests.runs` in processes of its own."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-    command = [*launcher, "-m", "tests.runs", str(folder), json.dumps(arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
+def run(folder: Path, processes: int = 1, **arguments: Any) -> dict[str, torch.Tensor]:
+    """The weights after [`work`] in processes of its own."""
+    if processes == 1:
+        log = folder / "process.log"
+        finish(start(work, (folder, arguments), log), log)
+    else:
+        run_together(work, (folder, arguments), folder, processes)
     return load_file(folder / "weights.safetensors")
 
 
@@ -138,25 +133,18 @@ def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tenso
     assert any(not name.endswith(statistics) for name in moved)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("arguments", type=json.loads)
-    given = parser.parse_args()
-    options = {key: tuple(v) if key in ("empty", "widths") else v for key, v in given.arguments.items()}
+def work(folder: str | Path, arguments: dict[str, Any]) -> None:
+    """A whole run; leaves its weights, log and metrics in its folder."""
+    options = {key: tuple(v) if key in ("empty", "widths") else v for key, v in arguments.items()}
     looks_first = options.pop("looks_first", False)
-    trainer = make_trainer(given.folder, **options)
+    trainer = make_trainer(folder, **options)
     if looks_first:  # what is evaluated before the training must not change it
         trainer.evaluate()
         trainer.evaluate_teacher()
     trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        save_file(
-            {k: v.contiguous() for k, v in weights_of(trainer).items()}, Path(given.folder, "weights.safetensors")
-        )
+        save_file({k: v.contiguous() for k, v in weights_of(trainer).items()}, Path(folder, "weights.safetensors"))
         report = {"log": trainer.state.log_history, "metrics": metrics}
-        Path(given.folder, "report.json").write_text(json.dumps(report))
+        Path(folder, "report.json").write_text(json.dumps(report))
     trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes
-    sys.stdout.flush()
-    os._exit(0)  # torch's process groups abort now and then when the interpreter ends, after all work is done

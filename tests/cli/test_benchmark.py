@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from hf_detrkd.adapters import ADAPTERS
+from hf_detrkd.cli import distill
+from hf_detrkd.cli.benchmark import main as benchmark
 from hf_detrkd.cli.benchmark import methods as benchmark_methods
+from hf_detrkd.cli.benchmark import series as series_module
 from hf_detrkd.cli.benchmark.criterion_case import drops_denoising
-from tests import ROOT
+from tests.processes import finish, start
 
 
-def test_the_losses_of_every_family_are_equal_and_their_times_are_written(tmp_path: Path) -> None:
+def test_the_losses_of_every_family_are_equal_and_their_times_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = [
         "--batch_size",
         "2",
@@ -36,20 +40,26 @@ def test_the_losses_of_every_family_are_equal_and_their_times_are_written(tmp_pa
         "1",
     ]
     file = tmp_path / "figures.json"
-    command = [sys.executable, "scripts/benchmark.py", "criterion", *sizes, "--output_file", str(file)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    benchmark.main(["criterion", *sizes, "--output_file", str(file)])
+    printed = capsys.readouterr().out
     figures = json.loads(file.read_text())
     assert figures.keys() == ADAPTERS.keys() - {"dino_detr", "faster_rcnn"}
     assert all(row["equal"] and row["ours_ms"] > 0 for row in figures.values())
     faulty = {"d_fine", "deimv2"} if drops_denoising() else {"d_fine", "deimv2", "rt_detr", "rt_detr_v2"}
     for name, row in figures.items():
         assert (row["right_loss"] != row["transformers_loss"]) == (name in faulty)
-        assert f"| {name} |" in result.stdout
+        assert f"| {name} |" in printed
 
 
-def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(tmp_path: Path) -> None:
+def run_in_a_fork(command: list[str], folder: Path) -> None:
+    """A run of a series, without the seconds of its imports."""
+    assert command[:3] == [sys.executable, "-m", "hf_detrkd.cli.distill"]
+    finish(start(distill.main, (command[3:],), folder / "log.txt"), folder / "log.txt")
+
+
+def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     series = {
         "recipe": "scripts/recipes/quickstart.yaml",
         "arguments": {
@@ -65,10 +75,8 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(tmp_path: Path
     (tmp_path / "series.yaml").write_text(yaml.safe_dump(series))
     arguments = ["--variants", str(tmp_path / "series.yaml"), "--seeds", "0", "1", "--cost_steps", "3", "--jobs", "2"]
     files = ["--output_dir", str(tmp_path / "runs"), "--output_file", str(tmp_path / "figures.json")]
-    command = [sys.executable, "scripts/benchmark.py", "methods", *arguments, *files, "--threads", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    monkeypatch.setattr(series_module, "run", run_in_a_fork)
+    benchmark.main(["methods", *arguments, *files, "--threads", "1"])
     found = json.loads((tmp_path / "figures.json").read_text())
     costs = found["costs"]
     assert costs["control"]["teacher"] == costs["control"]["losses"] == 0 < costs["taught"]["teacher"]
@@ -79,7 +87,7 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(tmp_path: Path
     steps = max(1, round(found["seconds"] / costs["control"]["step"]))
     state = json.loads((tmp_path / "runs" / "equal_seconds" / "control" / "1" / "trainer_state.json").read_text())
     assert state["global_step"] == steps
-    assert f"| control | {steps} |" in result.stdout
+    assert f"| control | {steps} |" in capsys.readouterr().out
 
 
 def test_gains_are_given_with_standard_errors() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hf_detrkd import METHODS
 from hf_detrkd.artifacts.run_folder import write_recipe
 from hf_detrkd.cli import arguments as distill_arguments
-from hf_detrkd.cli import distill, run_setup
+from hf_detrkd.cli import distill, evaluate, run_setup
 from hf_detrkd.cli.launching import check_processes
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from tests import ROOT, tiny
@@ -146,8 +146,12 @@ def test_a_run_does_not_overwrite_the_models_that_it_loads(tmp_path: Path, teach
 def test_several_processes_on_the_cpu_that_accelerate_does_not_start_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    result = launch("--num_processes", "2", f"{ROOT}/scripts/distill.py", "--output_dir", str(tmp_path), check=False)
-    assert "asked for several processes on the CPU, but --cpu starts only one" in result.stderr
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():  # as accelerate sets them
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for command in (distill, evaluate):
+        with pytest.raises(ValueError, match="asked for several processes on the CPU, but --cpu starts only one"):
+            command.main(["--output_dir", str(tmp_path)])
     check_processes({"ACCELERATE_USE_CPU": "True"})
     check_processes({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"})
     check_processes({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"})

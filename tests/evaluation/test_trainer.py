@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from hf_detrkd.evaluation import FIGURES, CocoEvaluator, gatherable
 from hf_detrkd.evaluation.coco_results import evaluate_coco_files, read_coco_files
-from tests import ROOT
 from tests.evaluation.boxes import ANNOTATIONS, DETECTIONS, OFFICIAL
+from tests.processes import run_together
 
 
 class FileTrainer(Trainer):
@@ -108,11 +105,7 @@ def test_trainer_gives_the_figures_of_the_files(tmp_path, streaming):
 @pytest.mark.distributed
 def test_two_processes_give_the_figures_of_one_in_each(tmp_path):
     expected = evaluate_coco_files(*seven_images(tmp_path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, tmp_path]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(work, (tmp_path,), tmp_path, processes=2)
     for rank in range(2):
         runs = json.loads((tmp_path / f"rank{rank}.json").read_text())
         for run in runs["uneven"]:
@@ -132,7 +125,3 @@ def work(folder):
         runs["halves"] = evaluate_twice((ANNOTATIONS, DETECTIONS), 100, 10, folder, **settings)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(runs))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,15 +14,16 @@ import yaml
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.processes import start
 from tests.runs import (
     BATCH_NORM,
-    ROOT,
     assert_close,
     assert_same_update,
     assert_trained,
     make_trainer,
     run,
     weights_of,
+    work,
 )
 
 
@@ -109,16 +107,13 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_where_the_straight_run_ends
     }
     straight = run(tmp_path / "straight", **arguments)
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "tests.runs", str(folder), json.dumps(arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(work, (folder, arguments), tmp_path / "killed.log")
     state = folder / "checkpoint-5" / "trainer_state.json"
-    while not state.exists() and process.poll() is None:
+    while not state.exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
     resumed = run(folder, **arguments, resume_from_checkpoint=str(folder / "checkpoint-5"))
     assert any(name.startswith("methods.detrdistill.projections") for name in straight)
     assert_close(straight, resumed, 1e-6)

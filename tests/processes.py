@@ -1,0 +1,89 @@
+"""Processes of tests without the seconds that torch and transformers take to import.
+
+A server process imports everything once and forks: see [`multiprocessing`'s "forkserver"].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests import ROOT
+
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["hf_detrkd.cli.distill", "hf_detrkd.evaluation.metric", "tests.runs"])
+SECONDS = 240
+
+
+def start(
+    function: Callable[..., Any], arguments: Sequence[Any], log: Path, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Starts a function in a process of its own, whose output goes to a file.
+
+    Args:
+        function (`Callable`): of a module; its arguments can be pickled.
+        arguments (`Sequence`)
+        log (`Path`)
+        environment (`dict[str, str]`, *optional*): variables to set.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = SERVER.Process(target=_work, args=(function, arguments, str(log), dict(environment or {})))
+    process.start()
+    return process
+
+
+def finish(process: Any, log: Path) -> str:
+    """Waits for a process and returns its output; a failed one fails the test."""
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0, f"exit status {process.exitcode}\n{log.read_text()[-3000:]}"
+    return log.read_text()
+
+
+def run_together(function: Callable[..., Any], arguments: Sequence[Any], folder: Path, processes: int) -> list[str]:
+    """Runs a function in several processes as torchrun starts them, and returns the output of each."""
+    port = str(free_port())
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    logs = [folder / f"process_{rank}.log" for rank in range(processes)]
+    started = [
+        start(function, arguments, log, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, log in enumerate(logs)
+    ]
+    return [finish(process, log) for process, log in zip(started, logs, strict=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _work(function: Callable[..., Any], arguments: Sequence[Any], log: str, environment: dict[str, str]) -> None:
+    """In the new process: the function, then an exit at once, since torch's process groups may abort at the end."""
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with open(log, "w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    status = 0
+    try:
+        function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
