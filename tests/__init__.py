@@ -1,8 +1,16 @@
 """The test suite, in the rooms of the package."""
 
+import functools
 import importlib.util
+import inspect
+import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
 
 
 ROOT = Path(__file__).parent.parent  # of the repository
@@ -15,3 +23,35 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`pytest.mark.parametrize` as a loop, for grids of many cheap cases; every case starts from the same seed.
+
+    Args:
+        names (`str` or `tuple[str]`): arguments of the test, which may also be separated by commas.
+        cases (`Iterable`): a value, or a tuple of values, for each run.
+    """
+    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    runs = list(cases)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def loop(**fixtures: Any) -> None:
+            assert runs
+            for run in runs:
+                values = dict(zip(given, [run] if len(given) == 1 else run, strict=True))
+                random.seed(0)
+                np.random.seed(0)
+                torch.manual_seed(0)
+                try:
+                    test(**fixtures, **values)
+                except BaseException as error:
+                    error.add_note(f"case: {values}")
+                    raise
+
+        parameters = inspect.signature(test).parameters.values()
+        loop.__signature__ = inspect.Signature([p for p in parameters if p.name not in given])
+        return loop
+
+    return decorate

@@ -31,8 +31,7 @@ transformers.logging.set_verbosity_error()
 
 # What takes more than a few seconds: processes, whole runs, and grids of detectors.
 SLOWER = (
-    "adapters/test_contract_asking",
-    "adapters/test_contract_places",
+    "adapters",
     "artifacts/hub",
     "artifacts/test_trackers",
     "cli",
@@ -55,11 +54,13 @@ SLOWER = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of daily work."""
+    """Marks the tests of daily work, and puts them behind the slower ones, so that no worker is left with one of these
+    at the end."""
+    slower = {item: item.path.relative_to(ROOT / "tests").as_posix().startswith(SLOWER) for item in items}
     for item in items:
-        path = item.path.relative_to(ROOT / "tests").as_posix()
-        if not path.startswith(SLOWER) and not any(item.iter_markers("slow")):
+        if not slower[item] and not any(item.iter_markers("slow")):
             item.add_marker("fast")
+    items.sort(key=lambda item: not slower[item])
 
 
 @pytest.fixture(autouse=True)

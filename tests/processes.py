@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -51,22 +51,13 @@ def finish(process: Any, log: Path) -> str:
     return log.read_text()
 
 
-def run_together(function: Callable[..., Any], arguments: Sequence[Any], folder: Path, processes: int) -> list[str]:
-    """Runs a function in several processes as torchrun starts them, and returns the output of each."""
-    port = str(free_port())
-    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    logs = [folder / f"process_{rank}.log" for rank in range(processes)]
-    started = [
-        start(function, arguments, log, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank, log in enumerate(logs)
-    ]
-    return [finish(process, log) for process, log in zip(started, logs, strict=True)]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def run_together(module: str, arguments: Sequence[str], processes: int) -> None:
+    """Runs a module in several processes by torchrun; forked ones now and then wait for each other for ever."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _work(function: Callable[..., Any], arguments: Sequence[Any], log: str, environment: dict[str, str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ def run(folder: Path, processes: int = 1, **arguments: Any) -> dict[str, torch.T
         log = folder / "process.log"
         finish(start(work, (folder, arguments), log), log)
     else:
-        run_together(work, (folder, arguments), folder, processes)
+        run_together("tests.runs", [str(folder), json.dumps(arguments)], processes)
     return load_file(folder / "weights.safetensors")
 
 
@@ -148,3 +150,9 @@ def work(folder: str | Path, arguments: dict[str, Any]) -> None:
         report = {"log": trainer.state.log_history, "metrics": metrics}
         Path(folder, "report.json").write_text(json.dumps(report))
     trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], json.loads(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # torch's process groups abort now and then when the interpreter ends, after all work is done

@@ -1,4 +1,4 @@
-"""What importing the package loads: nothing heavy before it is used, and every public name when it is."""
+"""Lazy imports: nothing heavy before it is used, and every public name when it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the documentation say is so."""
+"""Claims of the README, the documentation and PAPERS.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of detections: one image with its boxes, and several models' answers side by side."""
+"""Draws detections: one image with its boxes, or the detections of several models side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 Color = str | tuple[int, int, int]
 Frame = tuple[float, float, float, float]
 
-# Bright, told apart by eye also beside each other, none like skin, grass or sky.
+# Bright and easy to tell apart, unlike skin, grass and sky.
 PALETTE = (
     "#ff3b30",
     "#1f8fff",
@@ -139,7 +139,7 @@ def _clipped(box: Sequence[float], size: tuple[int, int]) -> Frame:
 
 
 def _spot(frame: Frame, wide: float, high: float, size: tuple[int, int], taken: Iterable[Frame]) -> Frame:
-    """Where a box's text hides no other text: on the box, under it or in it; on it if all that is taken."""
+    """The first free place of a box's label: above, below or inside the box; above if all are taken."""
     x0, y0, x1, y1 = frame
     corners = [(x, y) for y in (y0 - high, y1, y0, y1 - high) for x in (x0, x1 - wide)]
     inside = [(max(0, min(x, size[0] - 1 - wide)), max(0, min(y, size[1] - 1 - high))) for x, y in corners]

@@ -1,4 +1,4 @@
-"""The moving average of the student's weights (EMA), which is what is evaluated, saved and pushed."""
+"""Exponential moving average (EMA) of the student's weights, which is evaluated, saved and pushed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-AVERAGED_STATE = "trained_student.safetensors"  # in a checkpoint whose student is the average: the trained weights
+AVERAGED_STATE = "trained_student.safetensors"  # the trained weights of a checkpoint whose student is the average
 UPDATES = "averaging.updates"
 
 
 class StudentAverage:
     """`average = d * average + (1 - d) * student` after every optimizer step.
 
-    After n steps `d` is `min(decay, (1 + n) / (10 + n))`, so that the first ones are soon forgotten. Buffers
-    (BatchNorm's statistics) are the student's.
+    After n steps `d` is `min(decay, (1 + n) / (10 + n))`, so that the first weights are soon forgotten.
+    Buffers (BatchNorm's statistics) are the student's.
 
     Args:
         student (`torch.nn.Module`): on its device.

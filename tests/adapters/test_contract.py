@@ -1,4 +1,4 @@
-"""What every adapter promises of a pass, checked on every family, which joins by its line in `tiny_configs.py`."""
+"""Contract of a forward pass, checked on every family, which joins by its line in `tiny_configs.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every adapter promises to those who ask it other queries than its own, checked on every family."""
+"""Contract of decoding external queries, checked on every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where queries are placed: what the decoder looks at, and which tokens of the encoder a place stands for."""
+"""Placement of queries: the decoder's reference points, and the encoder tokens of a place."""
 
 from __future__ import annotations
 

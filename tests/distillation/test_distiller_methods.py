@@ -1,4 +1,4 @@
-"""What drives the methods in the distiller: step and seed, each other, and the teacher's own view."""
+"""Inputs of the methods in the distiller: step, seed, the teacher's view; and invalid methods."""
 
 from __future__ import annotations
 

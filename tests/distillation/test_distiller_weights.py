@@ -1,4 +1,4 @@
-"""How the distiller weighs losses by their names."""
+"""Weights of the distiller's losses, by their keys."""
 
 from __future__ import annotations
 

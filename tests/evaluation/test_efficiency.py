@@ -1,4 +1,4 @@
-"""What a detector costs: counted against a sum by hand, and timed without leaving a trace in the model."""
+"""Cost of a detector: counted against a sum by hand, and timed without changing the model."""
 
 from __future__ import annotations
 

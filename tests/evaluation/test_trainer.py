@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +107,7 @@ def test_trainer_gives_the_figures_of_the_files(tmp_path, streaming):
 @pytest.mark.distributed
 def test_two_processes_give_the_figures_of_one_in_each(tmp_path):
     expected = evaluate_coco_files(*seven_images(tmp_path))
-    run_together(work, (tmp_path,), tmp_path, processes=2)
+    run_together(__name__, [str(tmp_path)], processes=2)
     for rank in range(2):
         runs = json.loads((tmp_path / f"rank{rank}.json").read_text())
         for run in runs["uneven"]:
@@ -125,3 +127,7 @@ def work(folder):
         runs["halves"] = evaluate_twice((ANNOTATIONS, DETECTIONS), 100, 10, folder, **settings)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(runs))
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

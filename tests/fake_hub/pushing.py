@@ -1,4 +1,4 @@
-"""What the tests of the test Hub push to it."""
+"""Files that the tests of the test Hub push to it."""
 
 from __future__ import annotations
 

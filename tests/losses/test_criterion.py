@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_detrkd.losses.criterion import Answers
 from hf_detrkd.structures.outputs import Predictions
 from hf_detrkd.structures.targets import BatchTotals, Targets
-from tests import tiny
+from tests import each, tiny
 from tests.losses.criterion import (
     COUNTS,
     CRITERIA,
@@ -36,9 +36,9 @@ def proposals_as(family: str, proposals: Predictions | None) -> dict[str, Tensor
 PAIRS = [(family, counts) for family in CRITERIA for counts in COUNTS if sum(counts) or family not in GROUPED]
 
 
-@pytest.mark.parametrize(("family", "counts"), PAIRS)
-@pytest.mark.parametrize(("depth", "queries"), [(2, 7), (4, 30)])
-@pytest.mark.parametrize("auxiliary", [False, True])
+@each(("family", "counts"), PAIRS)
+@each(("depth", "queries"), [(2, 7), (4, 30)])
+@each("auxiliary", [False, True])
 def test_value_and_gradient_are_those_of_transformers(family, counts, depth, queries, auxiliary):
     config = tiny.config(family, **comparable(family, decoder_layers=depth, auxiliary_loss=auxiliary))
     criterion = replace(criterion_of(config), auxiliary=auxiliary)

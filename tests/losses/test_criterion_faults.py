@@ -1,4 +1,4 @@
-"""Where the detection loss differs from transformers' on purpose: every fault shown, and its mend. See `PAPERS.md`."""
+"""Intended differences from transformers' detection losses: every fault and its fix. See `PAPERS.md`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hf_detrkd.adapters import adapter_for
 from hf_detrkd.losses.criterion import Answers, Denoising
 from hf_detrkd.structures.outputs import Predictions
 from hf_detrkd.structures.targets import BatchTotals, Targets
-from tests import tiny
+from tests import each, tiny
 from tests.losses.criterion import (
     CRITERIA,
     DENOISING,
@@ -45,9 +45,9 @@ BATCHES = [(2, 1, 3, 2), (0, 0, 2, 9), (0, 0, 0, 0), (4, 0, 0, 1)]
 """With parts that hold no box, and with more boxes than queries."""
 
 
-@pytest.mark.parametrize("family", CRITERIA)
-@pytest.mark.parametrize("sizes", SPLITS)
-@pytest.mark.parametrize("counts", BATCHES)
+@each("family", CRITERIA)
+@each("sizes", SPLITS)
+@each("counts", BATCHES)
 def test_the_mean_over_parts_with_common_totals_is_the_loss_of_the_whole_batch(family, counts, sizes):
     criterion, labels = criterion_of(tiny.config(family)), tiny.batch(boxes=counts)["labels"]
     layers = [random_predictions(criterion, 4) for _ in range(tiny.NUM_LAYERS + 1)]

@@ -16,7 +16,7 @@ from hf_detrkd.losses.functional import (
     hard_class_loss,
     scatter_matched,
 )
-from tests import tiny
+from tests import each, tiny
 
 
 GRID = [(1, 1, 1, 1), (3, 2, 7, 4), (2, 3, 4, 6), (1, 2, 5, 0)]
@@ -65,9 +65,9 @@ def naive_class_loss(row: list[float], label: int | None, iou: float, kind: str)
     return total
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("classes", [1, 5, 20])
-@pytest.mark.parametrize(("layers", "batch", "queries", "most"), GRID)
+@each("kind", KINDS)
+@each("classes", [1, 5, 20])
+@each(("layers", "batch", "queries", "most"), GRID)
 def test_detection_losses_are_those_of_a_loop_over_queries(kind, classes, layers, batch, queries, most):
     columns = classes + (kind == "cross_entropy")
     logits, boxes = torch.randn(layers, batch, queries, columns) * 2, tiny.random_boxes(layers, batch, queries)

@@ -21,7 +21,7 @@ from hf_detrkd.losses.functional import class_targets
 from hf_detrkd.losses.matching import HungarianMatcher, match_columns, stack_layers, to_host, to_host_by_group, vote
 from hf_detrkd.structures.outputs import Predictions
 from hf_detrkd.structures.targets import Targets
-from tests import tiny
+from tests import each, tiny
 
 
 HEADS = ("sigmoid", "softmax")
@@ -164,8 +164,8 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("counts", [(2, 1), (3, 0), (0, 0), (9, 2), (1, 7, 12)])
-@pytest.mark.parametrize("queries", [1, 7, 50])
+@each("counts", [(2, 1), (3, 0), (0, 0), (9, 2), (1, 7, 12)])
+@each("queries", [1, 7, 50])
 def test_every_family_matches_like_transformers(family, counts, queries):
     config = tiny.config(family)
     criterion = ADAPTERS[config.model_type].criterion_of(config)

@@ -1,4 +1,4 @@
-"""What goes back from a method's losses: their sum, and its gradients by the names of the parameters."""
+"""Backward pass of a method's losses: their sum, and its gradients by parameter name."""
 
 from __future__ import annotations
 

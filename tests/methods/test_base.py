@@ -1,4 +1,4 @@
-"""What all methods share: which layer teaches which, and which queries two decoders can share."""
+"""Code shared by all methods: layer pairs, and queries that two decoders can share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_detrkd.methods.layer_mapping import layer_pairs, per_layer
 from hf_detrkd.methods.queries import shared_fields, takes_place, teacher_queries
 from hf_detrkd.structures.loss_key import LossKey
 from hf_detrkd.structures.outputs import ObjectQueries
-from tests import tiny
+from tests import each, tiny
 from tests.methods.fakes import Fake, spec
 from tests.methods.naive import taught_by
 
@@ -25,8 +25,8 @@ OF_POINTS = ("conditional_detr", "deformable_detr/plain", "deformable_detr/refin
 OF_BOXES = tuple(name for name in tiny.FAMILIES if name not in PLACELESS + OF_POINTS)
 
 
-@pytest.mark.parametrize("num_student", range(1, 8))
-@pytest.mark.parametrize("num_teacher", range(1, 8))
+@each("num_student", range(1, 8))
+@each("num_teacher", range(1, 8))
 def test_teacher_layer_t_teaches_student_layer_ceil_of_t_times_the_ratio_of_depths(num_student, num_teacher):
     pairs = layer_pairs(num_student, num_teacher)
     assert [t for _, t, _ in pairs] == list(range(num_teacher))
@@ -62,8 +62,8 @@ def test_plain_deformable_models_of_equal_width_share_embeddings_and_points():
     }
 
 
-@pytest.mark.parametrize("student", tiny.FAMILIES)
-@pytest.mark.parametrize("teacher", tiny.FAMILIES)
+@each("student", tiny.FAMILIES)
+@each("teacher", tiny.FAMILIES)
 def test_unequal_models_share_a_place_or_nothing(student, teacher):
     if teacher in OF_BOXES and student not in PLACELESS:
         expected = {"boxes"}

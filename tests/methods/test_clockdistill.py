@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import CLoCKDistill, CLoCKDistillConfig
 from hf_detrkd.structures.targets import Targets
-from tests import tiny
+from tests import each, tiny
 from tests.methods import naive
 from tests.methods.backward import total
 from tests.methods.clockdistill import ONLY_MEMORY, ONLY_QUERIES, PLACED, PLACELESS, compare, losses_of
@@ -42,9 +42,9 @@ def fakes(sizes: tuple, student_head: str = "sigmoid", teacher_head: str = "sigm
 
 
 @grid
-@pytest.mark.parametrize("student_head", HEADS)
-@pytest.mark.parametrize("teacher_head", HEADS)
-@pytest.mark.parametrize("class_loss", ["softmax_kl", "bce"])
+@each("student_head", HEADS)
+@each("teacher_head", HEADS)
+@each("class_loss", ["softmax_kl", "bce"])
 def test_answers_equal_the_naive_computation(sizes, student_head, teacher_head, class_loss):
     for temperature in (10.0, 2.5):
         student, teacher, targets = fakes(sizes, student_head, teacher_head)
@@ -183,8 +183,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
         CLoCKDistillConfig(**options)
 
 
-@pytest.mark.parametrize("first", PLACELESS)
-@pytest.mark.parametrize("second", tiny.FAMILIES)
+@each("first", PLACELESS)
+@each("second", tiny.FAMILIES)
 def test_a_pair_without_a_shared_place_learns_the_memory_alone(first, second):
     for student, teacher in ((first, second), (second, first)):
         specs = spec_for(tiny.config(student)), spec_for(tiny.config(teacher))
@@ -198,7 +198,7 @@ def test_a_pair_without_a_shared_place_learns_the_memory_alone(first, second):
         CLoCKDistill(CLoCKDistillConfig(**ONLY_MEMORY), *specs)
 
 
-@pytest.mark.parametrize("student", PLACED)
-@pytest.mark.parametrize("teacher", PLACED)
+@each("student", PLACED)
+@each("teacher", PLACED)
 def test_every_pair_of_families_with_places_is_accepted(student, teacher):
     CLoCKDistill(CLoCKDistillConfig(), spec_for(tiny.config(student)), spec_for(tiny.config(teacher, 64)))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_detrkd.methods import DETRDistill, DETRDistillConfig
 from hf_detrkd.structures.targets import Targets
+from tests import each
 from tests.methods import naive
 from tests.methods.detrdistill import ONLY_ASSIGNMENT, ONLY_LOGITS, VARIANTS, losses_of
 from tests.methods.fakes import HEADS, Fake, by_image, spec, targets_of, truth_of
@@ -56,9 +57,9 @@ def assert_equal(losses: dict[str, Tensor], expected: dict[tuple[str, int], Tens
 
 
 @grid
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("student_head", HEADS)
-@pytest.mark.parametrize("teacher_head", HEADS)
+@each("variant", VARIANTS)
+@each("student_head", HEADS)
+@each("teacher_head", HEADS)
 def test_matched_answers_equal_the_naive_computation(sizes, variant, student_head, teacher_head):
     student, teacher, targets = fakes(sizes, student_head, teacher_head)
     losses = losses_of(student, teacher, targets, variant=variant, **ONLY_LOGITS)
@@ -94,8 +95,8 @@ def test_the_number_of_negatives_is_never_below_one(counts):
 
 
 @countable
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("teacher_head", HEADS)
+@each("variant", VARIANTS)
+@each("teacher_head", HEADS)
 def test_the_teacher_s_queries_are_supervised_as_in_the_naive_computation(sizes, variant, student_head, teacher_head):
     student, teacher, targets = fakes(sizes, student_head, teacher_head)
     losses = losses_of(student, teacher, targets, variant=variant, **ONLY_ASSIGNMENT)

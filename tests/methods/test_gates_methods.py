@@ -1,4 +1,4 @@
-"""What a method still compares behind the gate: all, nothing, or what the teacher does better."""
+"""Comparisons that remain after the gate: all, none, or those in which the teacher is better."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 
 from hf_detrkd.adapters import spec_for
 from hf_detrkd.methods import KDDETR, KDDETRConfig
-from tests import tiny
+from tests import each, tiny
 from tests.methods import naive
 from tests.methods.fakes import HEADS, Fake, by_image, spec
 from tests.methods.kd_detr import TWO_STAGE, compare
@@ -31,11 +31,11 @@ def fakes(sizes: tuple[int, ...], student_head: str = "sigmoid", teacher_head: s
     return Fake(student, batch_size, trains=True), Fake(teacher, batch_size)
 
 
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("student_head", HEADS)
-@pytest.mark.parametrize("teacher_head", HEADS)
-@pytest.mark.parametrize("scale", ["normalized", "released"])
-@pytest.mark.parametrize("class_loss", ["softmax_kl", "bce"])
+@each("sizes", SIZES.values())
+@each("student_head", HEADS)
+@each("teacher_head", HEADS)
+@each("scale", ["normalized", "released"])
+@each("class_loss", ["softmax_kl", "bce"])
 def test_every_loss_equals_the_naive_computation(sizes, student_head, teacher_head, scale, class_loss):
     for foreground, layers, temperature in ((True, "last", 10.0), (False, "each", 2.5)):
         student, teacher = fakes(sizes, student_head, teacher_head)

@@ -1,4 +1,4 @@
-"""What a student with a box for every class copies at its points, against a loop, and what it cannot copy."""
+"""KD-DETR for a student with a box for every class, against a loop."""
 
 from __future__ import annotations
 

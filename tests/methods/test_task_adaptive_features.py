@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import Tensor
 
 from hf_detrkd.methods.task_adaptive import gaussian_mask
 from hf_detrkd.structures.outputs import FeatureMap
 from hf_detrkd.structures.targets import BatchTotals, Targets
+from tests import each
 from tests.methods import naive
 from tests.methods.fakes import spec, targets_of
 from tests.methods.task_adaptive import a_map, method_of, objects, output, proposing
@@ -50,9 +50,9 @@ def bells(boxes: Tensor, height: int, width: int) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4, 5), (7, 3), (16, 13)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("padded", [False, True])
+@each("size", [(1, 1), (4, 5), (7, 3), (16, 13)])
+@each("kind", KINDS)
+@each("padded", [False, True])
 def test_the_mask_equals_the_loop(size, kind, padded):
     # Rows of padding differ in number: three boxes in the first image.
     targets = objects(KINDS["overlapping"], KINDS["somewhere"], KINDS[kind])
@@ -92,7 +92,7 @@ def naive_features(own: FeatureMap, goal: FeatureMap, targets: Targets, weight: 
     return total
 
 
-@pytest.mark.parametrize(
+@each(
     ("sizes", "widths", "goals", "nearest"),
     [
         ([(4, 5)], (4,), [(4, 5)], [0]),
@@ -102,11 +102,10 @@ def naive_features(own: FeatureMap, goal: FeatureMap, targets: Targets, weight: 
         ([(13, 12), (6, 6), (2, 2)], (4, 3, 4), [(7, 7), (3, 3)], [0, 0, 1]),
         ([(8, 8), (3, 4)], (3, 4), [(16, 12), (9, 9), (4, 4), (1, 1)], [1, 2]),
     ],
-    ids=["equal", "projected", "finer", "coarser", "fewer levels", "more levels"],
 )
-@pytest.mark.parametrize("counts", [(2, 0, 1), (3,), (0, 0)], ids=str)
-@pytest.mark.parametrize("padded", ["", "both", "student", "teacher"])
-@pytest.mark.parametrize("level", ["neck", "encoder"])
+@each("counts", [(2, 0, 1), (3,), (0, 0)])
+@each("padded", ["", "both", "student", "teacher"])
+@each("level", ["neck", "encoder"])
 def test_features_equal_the_loop_on_every_level(sizes: Sizes, widths, goals: Sizes, nearest, counts, padded, level):
     specs = proposing(widths=widths), spec(neck=(4,) * len(goals))
     method, targets, batch = method_of(*specs, feature_level=level), targets_of(*counts), len(counts)

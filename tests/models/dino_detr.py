@@ -1,4 +1,4 @@
-"""A DINO, what its decoder is asked, and gradients: what the tests of the model share."""
+"""A small DINO, its decoder's inputs, and gradients, for the tests of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Faster R-CNN must survive: images without boxes, tiny boxes and images, calls with and without labels."""
+"""Edge cases of Faster R-CNN: images without boxes, tiny boxes and images, calls with and without labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainer saves: the student alone as output, projections in checkpoints, the best checkpoint at the end."""
+"""Saved files: only the student as output, projections in checkpoints, the best checkpoint at the end."""
 
 from __future__ import annotations
 

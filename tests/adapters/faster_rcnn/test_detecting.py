@@ -1,4 +1,4 @@
-"""What Faster R-CNN detects, what it asks itself, and the features it does so from."""
+"""Detections of Faster R-CNN, its own queries, and its features."""
 
 from __future__ import annotations
 

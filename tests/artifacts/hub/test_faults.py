@@ -1,4 +1,4 @@
-"""What faults of the Hub cost a push: one warning, and nothing that a later push does not complete."""
+"""Faults of the Hub during a push: one warning, and nothing that a later push does not complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher is shown: sizes and normalisations of pixels, and where it sees nothing."""
+"""Images that the doctor shows a teacher: sizes and normalisations."""
 
 from __future__ import annotations
 

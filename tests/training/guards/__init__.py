@@ -1,1 +1,1 @@
-"""What stops a run before it trains on nonsense: each guard is provoked once, and lets a sound run pass."""
+"""Guards of a run: each is triggered once, and lets a sound run pass."""
