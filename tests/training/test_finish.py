@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_detrkd.artifacts.plots.curves import curve_panels
 from hf_detrkd.artifacts.record import Record
 from hf_detrkd.artifacts.redaction import portable
 from hf_detrkd.distillation.teacher import Origin
+from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.training import finish as finishing
 from hf_detrkd.training.finish import finish_run
 from hf_detrkd.training.run_facts import evaluation_of, teacher_facts
@@ -32,7 +34,10 @@ def trained(tmp_path: Path) -> DistillationTrainer:
     return trainer
 
 
-def test_a_plain_trainer_gets_what_the_script_gives(trained: DistillationTrainer) -> None:
+def test_a_plain_trainer_gets_what_the_script_gives(
+    trained: DistillationTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "measure_efficiency", partial(measure_efficiency, seconds=0.05))
     folder = Path(trained.args.output_dir)
     trainable = sum(p.requires_grad for p in trained.student.parameters())
     assert finish_run(trained) is None
