@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import networkx
 
 
 MOST_ENTRIES, MOST_FLOORS = 14, 8
@@ -35,32 +36,9 @@ def graph_of_rooms(modules: Graph) -> Graph:
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """Groups of nodes that reach each other (Tarjan's algorithm)."""
-    numbers: dict[str, int] = {}
-    lowest: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        numbers[node] = lowest[node] = len(numbers)
-        stack.append(node)
-        for other in graph[node]:
-            if other not in numbers:
-                visit(other)
-                lowest[node] = min(lowest[node], lowest[other])
-            elif other in stack:
-                lowest[node] = min(lowest[node], numbers[other])
-        if lowest[node] == numbers[node]:
-            group = [stack.pop()]
-            while group[-1] != node:
-                group.append(stack.pop())
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for node in graph:
-        if node not in numbers:
-            visit(node)
-    return found
+    """Groups of nodes that reach each other."""
+    groups = networkx.strongly_connected_components(networkx.DiGraph(graph))
+    return [sorted(group) for group in groups if len(group) > 1]
 
 
 def floors(rooms: Graph) -> list[list[str]]:

@@ -136,7 +136,7 @@ class DetectionCriterion:
             `dict[str, torch.Tensor]`: weighted parts by name (`class`, `box`, `giou`, `fgl`, `ddf`, and the same with
             suffix `_encoder` and `_denoising`), each summed over layers; the loss is their sum.
         """
-        return sum_over_layers(self, answers, targets, totals)
+        return compute_alone(self, answers, targets, totals)
 
     @torch.no_grad()
     def costs(self, answers: Answers, targets: Targets) -> list[Tensor]:
@@ -250,7 +250,7 @@ class ModelCriterion:
         return self
 
     def __call__(self, answers: Answers, targets: Targets, totals: BatchTotals) -> dict[str, Tensor]:
-        return sum_over_layers(self, answers, targets, totals)
+        return compute_alone(self, answers, targets, totals)
 
     def costs(self, answers: Answers, targets: Targets) -> list[Tensor]:
         return []
@@ -262,7 +262,7 @@ class ModelCriterion:
         return {name: value[None] for name, value in answers.model_losses.items()}
 
 
-def sum_over_layers(
+def compute_alone(
     criterion: DetectionCriterion | ModelCriterion, answers: Answers, targets: Targets, totals: BatchTotals
 ) -> dict[str, Tensor]:
     """Computes one criterion, with its own transfer of the costs, and sums its parts over layers."""

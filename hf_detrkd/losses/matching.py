@@ -136,6 +136,10 @@ class HungarianMatcher:
             class_cost = positive - negative
         return self.class_weight * class_cost + self._box_cost(boxes, targets.boxes)
 
+    def cost_of_layers(self, layers: Sequence[Predictions], targets: Targets) -> Tensor:
+        """The [`cost`] for predictions of several layers."""
+        return self.cost(*stack_layers(layers), targets, layers[0].activation)
+
     @torch.no_grad()
     def cost_between(self, student: Predictions, teacher: Predictions) -> Tensor:
         """Cost of pairing each student query with each teacher query; the class cost is the cross entropy of the
@@ -162,9 +166,8 @@ class HungarianMatcher:
             `torch.LongTensor` of shape `(num_layers, batch_size, max_boxes)`: the query matched to each box, -1 for
             padding and for unmatched boxes.
         """
-        logits, boxes = stack_layers(layers)
-        (cost,) = to_host([self.cost(logits, boxes, targets, layers[0].activation)])
-        return torch.from_numpy(match_columns(cost, targets.counts)).to(logits.device, non_blocking=True)
+        (cost,) = to_host([self.cost_of_layers(layers, targets)])
+        return torch.from_numpy(match_columns(cost, targets.counts)).to(layers[0].logits.device, non_blocking=True)
 
 
 def stack_layers(layers: Sequence[Predictions]) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,7 @@ class DETRDistill(DistillationMethod):
         asked = decoded.student.get("prior", ())
         by_student = self.config.variant == "released" and bool(asked)
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
-        costs = [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
+        costs = [MATCHER.cost_of_layers(layers, targets)]
         if self.config.logits_weight:
             answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
             costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))

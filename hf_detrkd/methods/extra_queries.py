@@ -83,8 +83,7 @@ class ExtraQueries(DistillationMethod):
     def costs(
         self, student: DetectorOutput, teacher: DetectorOutput | None, decoded: DecodedQueries, targets: Targets
     ) -> list[Tensor]:
-        layers = decoded.student["extra"]
-        return [MATCHER.cost(*stack_layers(layers), targets, layers[0].activation)]
+        return [MATCHER.cost_of_layers(decoded.student["extra"], targets)]
 
     def losses(
         self,
