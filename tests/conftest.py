@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is importe
 
 import copy
 import functools
+import gc
 import random
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not slower[item] and not any(item.iter_markers("slow")):
             item.add_marker("fast")
     items.sort(key=lambda item: not slower[item])
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: every collection of garbage would go through all of it, 0.2 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ A server process imports everything once and forks: see [`multiprocessing`'s "fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -51,15 +51,6 @@ def finish(process: Any, log: Path) -> str:
     return log.read_text()
 
 
-def run_together(module: str, arguments: Sequence[str], processes: int) -> None:
-    """Runs a module in several processes by torchrun; forked ones now and then wait for each other for ever."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def _work(function: Callable[..., Any], arguments: Sequence[Any], log: str, environment: dict[str, str]) -> None:
     """In the new process: the function, then an exit at once, since torch's process groups may abort at the end."""
     os.environ.update(environment)
@@ -68,6 +59,7 @@ def _work(function: Callable[..., Any], arguments: Sequence[Any], log: str, envi
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    gc.freeze()
     status = 0
     try:
         function(*arguments)

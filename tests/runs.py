@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +16,8 @@ from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detectio
 from hf_detrkd.distillation.student import load_image_processor
 from hf_detrkd.training.config import method_names
 from tests import tiny
-from tests.processes import finish, run_together, start
+from tests.processes import finish, start
+from tests.together import run_together
 
 
 SIZE = (64, 64)
@@ -98,13 +97,13 @@ def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.distiller.state_dict().items()}
 
 
-def run(folder: Path, processes: int = 1, **arguments: Any) -> dict[str, torch.Tensor]:
+def run(folder: Path, processes: Literal[1, 2] = 1, **arguments: Any) -> dict[str, torch.Tensor]:
     """The weights after [`work`] in processes of its own."""
     if processes == 1:
         log = folder / "process.log"
         finish(start(work, (folder, arguments), log), log)
     else:
-        run_together("tests.runs", [str(folder), json.dumps(arguments)], processes)
+        run_together(work, folder, arguments)
     return load_file(folder / "weights.safetensors")
 
 
@@ -149,10 +148,4 @@ def work(folder: str | Path, arguments: dict[str, Any]) -> None:
         save_file({k: v.contiguous() for k, v in weights_of(trainer).items()}, Path(folder, "weights.safetensors"))
         report = {"log": trainer.state.log_history, "metrics": metrics}
         Path(folder, "report.json").write_text(json.dumps(report))
-    trainer.accelerator.end_training()  # rank 1 may abort on exit while rank 0 still writes
-
-
-if __name__ == "__main__":
-    work(sys.argv[1], json.loads(sys.argv[2]))
-    sys.stdout.flush()
-    os._exit(0)  # torch's process groups abort now and then when the interpreter ends, after all work is done
+    trainer.accelerator.wait_for_everyone()

@@ -14,6 +14,7 @@ from transformers import RTDetrImageProcessor
 
 from hf_detrkd.cli import evaluate, predict
 from tests import ROOT, tiny
+from tests.together import run_together
 
 
 SCRIPTS = ROOT / "scripts"
@@ -171,11 +172,8 @@ def test_evaluate_finds_again_what_predict_found(data, tmp_path, capsys):
 @pytest.mark.distributed
 def test_evaluate_gives_the_same_in_two_processes(data, tmp_path):
     evaluate.main(evaluate_arguments(data, tmp_path / "one.json"))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
-    launch += ["--num_machines", 1]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
-    ran = run(*launch, SCRIPTS / "evaluate_detector.py", *evaluate_arguments(data, tmp_path / "two.json"))
-    assert "Evaluated on 2 processes." in ran.stdout
+    printed = run_together(evaluate.main, evaluate_arguments(data, tmp_path / "two.json"))
+    assert "Evaluated on 2 processes." in printed[0]
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert two == pytest.approx(one, abs=1e-6)
 

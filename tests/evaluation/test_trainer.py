@@ -1,15 +1,10 @@
-"""COCO figures through `Trainer`, in one process and in two.
-
-Run by torchrun this file is the worker of the test with two processes.
-"""
+"""COCO figures through `Trainer`, in one process and in two."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from hf_detrkd.evaluation import FIGURES, CocoEvaluator, gatherable
 from hf_detrkd.evaluation.coco_results import evaluate_coco_files, read_coco_files
 from tests.evaluation.boxes import ANNOTATIONS, DETECTIONS, OFFICIAL
-from tests.processes import run_together
+from tests.together import run_together
 
 
 class FileTrainer(Trainer):
@@ -107,7 +102,7 @@ def test_trainer_gives_the_figures_of_the_files(tmp_path, streaming):
 @pytest.mark.distributed
 def test_two_processes_give_the_figures_of_one_in_each(tmp_path):
     expected = evaluate_coco_files(*seven_images(tmp_path))
-    run_together(__name__, [str(tmp_path)], processes=2)
+    run_together(work, tmp_path)
     for rank in range(2):
         runs = json.loads((tmp_path / f"rank{rank}.json").read_text())
         for run in runs["uneven"]:
@@ -126,8 +121,4 @@ def work(folder):
     if ANNOTATIONS.is_file():
         runs["halves"] = evaluate_twice((ANNOTATIONS, DETECTIONS), 100, 10, folder, **settings)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(runs))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    torch.distributed.barrier()

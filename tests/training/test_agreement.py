@@ -72,8 +72,9 @@ def test_two_processes_of_every_family_train_as_one_also_when_one_has_no_box(tmp
     before = weights_of(make_trainer(tmp_path, **common))
     one = run(tmp_path / "one", per_device_train_batch_size=4, **common)
     two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common)
-    # Rounding in a random box refinement: 3e-5 in float32; in float64 parts differ from the whole by 1e-8.
-    assert_same_update(before, one, two, 1e-4 if family == "deformable_detr/refine" else 1e-5)
+    # Rounding in float32: 3e-5 in a random box refinement, where parts differ from the whole by 1e-8 in float64; 7e-5
+    # in DINO, whose last level is one pixel here, so that its GroupNorm's gradient, zero by the formula, is rounding.
+    assert_same_update(before, one, two, 1e-4 if family in ("deformable_detr/refine", "dino_detr") else 1e-5)
 
 
 @pytest.mark.distributed
