@@ -16,7 +16,8 @@ def test_a_student_of_its_teacher_s_size_becomes_the_teacher(family: str) -> Non
     inherited = init_from_teacher(student, teacher)
     constants = {name for name in student.state_dict() if name.endswith(("decoder.up", "decoder.reg_scale"))}
     assert inherited.left.keys() == constants and inherited.copied.keys() | constants == student.state_dict().keys()
-    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in student.state_dict().items())
+    taught = teacher.state_dict()
+    assert all(torch.equal(value, taught[name]) for name, value in student.state_dict().items())
     count = len(inherited.copied)
     assert inherited.summary().startswith(f"{count} of {count + len(constants)} tensors were copied from the teacher.")
 

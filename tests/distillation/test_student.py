@@ -82,8 +82,9 @@ def test_a_classifier_gives_its_weights_to_the_backbone(tmp_path: Path) -> None:
     own = {n.removeprefix(prefix): v.contiguous() for n, v in other.state_dict().items() if n.startswith(prefix)}
     save_file(own | {"classifier.weight": torch.zeros(3)}, tmp_path / "good.safetensors")
     load_backbone_weights(model, str(tmp_path / "good.safetensors"))
+    given = other.state_dict()
     for name, value in model.state_dict().items():
-        same = torch.equal(value, other.state_dict()[name])
+        same = torch.equal(value, given[name])
         assert same or not name.startswith(prefix), name
     assert not torch.equal(model.model.enc_score_head.weight, other.model.enc_score_head.weight)
 

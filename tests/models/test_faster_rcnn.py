@@ -62,8 +62,9 @@ def test_training_losses_are_those_of_torchvision(name):
         assert value > 0
         torch.testing.assert_close(value, expected[f"loss_{part}"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.loss, sum(expected.values()), atol=1e-5, rtol=1e-5)
+    found = model.state_dict()
     for key, value in twin.state_dict().items():  # statistics of BatchNorm moved alike
-        torch.testing.assert_close(model.state_dict()[key], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -134,8 +135,9 @@ def test_random_weights_are_those_that_torchvision_starts_from():
     torch.manual_seed(1)
     model = AutoModelForObjectDetection.from_config(config(MOBILENET))
     assert type(model) is FasterRCNNForObjectDetection
+    found = model.state_dict()
     for name, value in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name
 
 
 @torch.no_grad()

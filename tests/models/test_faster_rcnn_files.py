@@ -21,8 +21,9 @@ def test_a_saved_model_is_the_same_here_and_where_the_package_is_not(tmp_path):
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
     assert type(loaded) is FasterRCNNForObjectDetection and not loaded.training
     assert loaded.config.to_dict() == {**model.config.to_dict(), **changed_by_saving(loaded)}
+    found = loaded.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[name]), name
+        assert torch.equal(value, found[name]), name
     output = loaded(**inputs)
     assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_boxes, expected.pred_boxes)
 
