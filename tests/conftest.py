@@ -63,9 +63,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported stays, and is not searched for garbage, which takes 0.2 s a time; nor is there much else."""
+    gc.set_threshold(100_000, 20, 20)
+    _keep()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        _keep()  # also what the tests of a file have imported and built for all
+
+
+def _keep() -> None:
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

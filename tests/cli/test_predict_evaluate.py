@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,20 +10,12 @@ from PIL import Image
 from transformers import RTDetrImageProcessor
 
 from hf_detrkd.cli import evaluate, predict
-from tests import ROOT, tiny
+from tests import tiny
+from tests.processes import finish, start
 from tests.together import run_together
 
 
-SCRIPTS = ROOT / "scripts"
 SIZE = 64
-
-
-def run(*command):
-    paths = os.pathsep.join([str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def save_model(folder, family="rt_detr"):
@@ -55,18 +44,17 @@ def found(tmp_path_factory):
     (folder / "data" / "val" / "notes.txt").write_text("not looked at")
     arguments = ["--model_name_or_path", folder / "model", "--input", folder / "data" / "val"]
     arguments += ["--output_dir", folder / "out", "--threshold", "0.7", "--batch_size", "2", "--device", "cpu"]
-    return folder, run(sys.executable, SCRIPTS / "predict.py", *arguments)
+    log = folder / "log.txt"
+    return folder, finish(start(predict.main, (list(map(str, arguments)),), log), log)
 
 
 def test_predict_writes_pictures_and_a_coco_file(found):
-    folder, done = found
+    folder, printed = found
     content = json.loads((folder / "out" / "predictions.json").read_text())
     assert {file.name for file in (folder / "out").glob("*.png")} == {f"{i}.png" for i in range(5)}
     assert [image["file_name"] for image in content["images"]] == [f"{i}.png" for i in range(5)]
     assert all((image["width"], image["height"]) == (SIZE, SIZE) for image in content["images"])
-    assert (
-        len(content["annotations"]) >= 5 and f"Found {len(content['annotations'])} objects in 5 images" in done.stdout
-    )
+    assert len(content["annotations"]) >= 5 and f"Found {len(content['annotations'])} objects in 5 images" in printed
     names = {category["id"]: category["name"] for category in content["categories"]}
     assert list(names.values()) == list(tiny.LABELS)
     for annotation in content["annotations"]:
@@ -74,9 +62,9 @@ def test_predict_writes_pictures_and_a_coco_file(found):
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(found):
-    folder, done = found
-    assert f"Skipped {folder / 'data' / 'val' / 'broken.jpg'}: cannot identify image file" in done.stderr
-    assert "notes.txt" not in done.stderr
+    folder, printed = found
+    assert f"Skipped {folder / 'data' / 'val' / 'broken.jpg'}: cannot identify image file" in printed
+    assert "notes.txt" not in printed
 
 
 def test_predict_finds_the_detections_of_the_processor(found):
