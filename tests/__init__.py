@@ -1,4 +1,4 @@
-"""The test suite, in the rooms of the package."""
+"""The test suite, in the rooms of the package. Imports nothing slow: pytest-xdist's first process runs no test."""
 
 import functools
 import importlib.util
@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import numpy as np
-import torch
 
 
 ROOT = Path(__file__).parent.parent  # of the repository
@@ -23,6 +20,16 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+def seed_all() -> None:
+    """The same random state, whatever ran before."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,9 +48,7 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callab
             assert runs
             for run in runs:
                 values = dict(zip(given, [run] if len(given) == 1 else run, strict=True))
-                random.seed(0)
-                np.random.seed(0)
-                torch.manual_seed(0)
+                seed_all()
                 try:
                     test(**fixtures, **values)
                 except BaseException as error:

@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: no network, one thread, a seed per test, tiny detectors as copies."""
+"""Settings of the test suite: no network, what is slow comes first, and no garbage to search."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 
 import gc
-import random
-from collections.abc import Callable
 
-import numpy as np
 import pytest
-import torch
-import transformers
 
-from tests import ROOT, tiny
+from tests import ROOT
 
 
 # Their helpers assert, too.
 pytest.register_assert_rewrite(
     "tests.adapters", "tests.losses", "tests.export", "tests.methods", "tests.models", "tests.runs"
 )
-torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()
-
 
 # What takes more than a few seconds: processes, whole runs, and grids of detectors.
 SLOWER = (
@@ -49,6 +41,13 @@ SLOWER = (
     "test_recipes",
     "training",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Loads the fixtures where tests run: the process that only hands them out to others starts sooner without."""
+    hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not hands_out:
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,30 +74,3 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _keep() -> None:
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def seed() -> int:
-    """Every test starts from the same random state, whatever ran before."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    return 0
-
-
-@pytest.fixture
-def build() -> Callable[..., transformers.PreTrainedModel]:
-    """`tiny.build`."""
-    return tiny.build
-
-
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    """Runs a test once per detector family."""
-    return request.param
-
-
-@pytest.fixture(params=tiny.ASKABLE)
-def askable(request: pytest.FixtureRequest) -> str:
-    """Runs a test once per family whose decoder takes queries from outside."""
-    return request.param
