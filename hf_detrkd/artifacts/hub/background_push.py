@@ -15,7 +15,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.utils import logging
 
@@ -65,7 +65,12 @@ class HubPush:
         timeout (`float`, *optional*): seconds that [`finish`] waits for pending uploads before giving up; default: no
             limit.
         strategy (`str`, *optional*): the run's `hub_strategy`.
+
+    Attributes:
+        waits (`tuple[float]`): seconds between attempts, on top of those of the Hub's client for single requests.
     """
+
+    waits: ClassVar[tuple[float, ...]] = (2.0, 8.0)
 
     def __init__(
         self,
@@ -204,6 +209,7 @@ class HubPush:
     def _start(self, action: str, options: list[str], quiet: bool) -> subprocess.Popen[str]:
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), action, "--repo_id", self.repo_id]
         command += ["--private"] if self.private else []
+        command += ["--waits", *map(str, self.waits)]
         silence = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
         return subprocess.Popen(
             [*command, *options], env=self._environment | silence, stdout=subprocess.PIPE, text=True, close_fds=True

@@ -20,19 +20,18 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 
-WAITS = (2, 8)  # seconds between attempts, on top of those of the client for single requests
 PASSING = (408, 409, 412, 429)  # retryable statuses below 500: time-out, conflicts, too many requests
 
 
-def attempt(action: Callable[[], Any], quiet: bool = False) -> Any:
+def attempt(action: Callable[[], Any], given: argparse.Namespace) -> Any:
     """The action's result, with a few retries if the error may be temporary."""
-    for wait in WAITS:
+    for wait in given.waits:
         try:
             return action()
         except Exception as error:  # of any layer below: HTTP, sockets, TLS
             if kind_of(error) != "passing":
                 raise
-            if not quiet:
+            if not given.quiet:
                 print(f"The Hub did not respond ({describe(error)}): retrying in {wait} s.", file=sys.stderr)
             time.sleep(max(wait, retry_after(error)))
     return action()
@@ -83,13 +82,13 @@ def describe(error: Exception) -> str:
 def made(api: HfApi, given: argparse.Namespace) -> str:
     """The repository's full name; it is created if it does not exist."""
     create = partial(api.create_repo, given.repo_id, private=given.private, exist_ok=True)
-    return attempt(create, given.quiet).repo_id
+    return attempt(create, given).repo_id
 
 
 def check(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     """Creates the repository if it does not exist, and checks write access."""
     repo_id = made(api, given)
-    attempt(lambda: api.auth_check(repo_id, write=True), given.quiet)
+    attempt(lambda: api.auth_check(repo_id, write=True), given)
     return {"repo_id": repo_id}
 
 
@@ -99,12 +98,12 @@ def ask(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PermissionError: its namespace belongs to someone else, or the token is read-only.
     """
-    account = attempt(api.whoami, given.quiet)
+    account = attempt(api.whoami, given)
     name, _, _ = given.repo_id.rpartition("/")
     repo_id = given.repo_id if name else f"{account['name']}/{given.repo_id}"
     validate_repo_id(repo_id)
     try:
-        attempt(lambda: api.auth_check(repo_id, write=True), given.quiet)
+        attempt(lambda: api.auth_check(repo_id, write=True), given)
     except RepositoryNotFoundError:
         owners = {account["name"], *(one["name"] for one in account.get("orgs") or [])}
         if repo_id.partition("/")[0] not in owners:
@@ -119,7 +118,7 @@ def push(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     # Again, since it was not created if the Hub was unreachable when the run started.
     repo_id = made(api, given)
     if given.revision is not None:
-        attempt(lambda: api.create_branch(repo_id, branch=given.revision, exist_ok=True), given.quiet)
+        attempt(lambda: api.create_branch(repo_id, branch=given.revision, exist_ok=True), given)
     commit = attempt(
         lambda: api.upload_folder(
             repo_id=repo_id,
@@ -128,7 +127,7 @@ def push(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
             revision=given.revision,
             commit_message=given.message,
         ),
-        given.quiet,
+        given,
     )
     return {"repo_id": repo_id, "commit_url": commit.commit_url, "oid": commit.oid}
 
@@ -145,6 +144,7 @@ def main() -> None:
     parser.add_argument("--path_in_repo")
     parser.add_argument("--revision")
     parser.add_argument("--message")
+    parser.add_argument("--waits", type=float, nargs="*", default=[], help="Seconds between attempts.")
     parser.add_argument("--quiet", action="store_true", help="Do not print retries.")
     given = parser.parse_args()
     # Explicit, since the user may have disabled implicit tokens.

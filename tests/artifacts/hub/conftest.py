@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from hf_detrkd.artifacts.hub.background_push import HubPush
 from tests.artifacts.hub.folders import FILES
 from tests.hub_server import HubServer
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attempts more, as always, after shorter waits."""
+    assert HubPush.waits == (2.0, 8.0)
+    monkeypatch.setattr(HubPush, "waits", (0.1, 0.4))
 
 
 @pytest.fixture
