@@ -72,6 +72,48 @@ def test_every_deformable_attention_of_a_new_model_looks_into_all_directions() -
         torch.testing.assert_close(attention.sampling_offsets.bias, ring)
 
 
+def xavier(layer: torch.nn.Module, rows: int = 1) -> float:
+    """Standard deviation of Xavier's uniform distribution; `rows` times as many outputs."""
+    outputs, inputs = layer.weight.shape[:2]
+    cells = layer.weight[0, 0].numel()
+    return (2 / ((rows * outputs + inputs) * cells)) ** 0.5
+
+
+def own(layer: torch.nn.Module) -> float:
+    """Standard deviation of PyTorch's own initial weights and biases of a linear layer."""
+    return (layer.in_features * 3) ** -0.5
+
+
+def test_a_new_model_starts_as_the_original_does() -> None:
+    config = tiny.config("dino_detr", 64, encoder_ffn_dim=256, decoder_ffn_dim=256, num_queries=100)
+    model = transformers.AutoModelForObjectDetection.from_config(config).model
+    first, last = model.encoder.layers[0], model.decoder.layers[-1]
+    expected: list[tuple[Tensor, float]] = []
+    for layer in (first.mlp.fc1, first.mlp.fc2, last.mlp.fc1, last.mlp.fc2, *model.decoder.ref_point_head.layers):
+        expected += [(layer.weight, xavier(layer)), (layer.bias, own(layer))]
+    expected += [(model.enc_output.weight, xavier(model.enc_output)), (model.enc_output.bias, own(model.enc_output))]
+    attention = last.self_attn
+    for name, rows in (("q_proj", 3), ("k_proj", 3), ("v_proj", 3), ("o_proj", 1)):
+        layer = getattr(attention, name)  # the three are one matrix in the original
+        expected += [(layer.weight, xavier(layer, rows)), (layer.bias, 0.0)]
+    for module in (first.self_attn, last.encoder_attn):
+        for layer in (module.value_proj, module.output_proj):
+            expected += [(layer.weight, xavier(layer)), (layer.bias, 0.0)]
+    for projection, _ in model.input_proj:
+        expected += [(projection.weight, xavier(projection)), (projection.bias, 0.0)]
+    for head in (model.enc_bbox_embed, *model.decoder.bbox_embed):
+        expected += [(layer.weight, own(layer)) for layer in head.layers[:-1]]
+        expected += [(layer.bias, own(layer)) for layer in head.layers[:-1]]
+    expected += [(head.weight, own(head)) for head in (model.enc_class_embed, *model.decoder.class_embed)]
+    expected += [(model.query_content.weight, 1.0), (model.denoising_class_content.weight, 1.0)]
+    expected += [(model.level_embed, 1.0)]
+    for weight, deviation in expected:
+        count = weight.numel() ** 0.5
+        assert weight.mean().abs() <= 4.5 * deviation / count, weight.shape
+        assert abs(weight.std() - deviation) <= 4.5 * deviation / count, (weight.shape, weight.std(), deviation)
+        assert weight.abs().max() <= deviation * 3**0.5 * 1.001 or deviation == 1.0  # uniform, but for embeddings
+
+
 @pytest.mark.parametrize("levels", [5, 6])
 def test_levels_come_from_the_backbone_s_stages_then_from_its_last_then_from_each_other(levels: int) -> None:
     backbone = tiny.config("detr").backbone_config

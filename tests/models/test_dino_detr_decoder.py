@@ -66,7 +66,7 @@ def test_the_decoder_computes_what_the_paper_says(build: Build, shared: bool, tr
     layers = naive_decoder(model.model.decoder, arguments)
     logits, boxes = (torch.stack(values, 1) for values in zip(*layers, strict=True))
     torch.testing.assert_close(output.intermediate_logits, logits, atol=2e-4, rtol=1e-4)
-    torch.testing.assert_close(output.intermediate_reference_points, boxes, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(output.intermediate_reference_points, boxes, atol=5e-5, rtol=1e-4)
     weights = torch.randn_like(boxes)
     found, expected = (
         gradients((values * weights).sum(), model) for values in (output.intermediate_reference_points, boxes)

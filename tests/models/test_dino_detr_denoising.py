@@ -93,3 +93,13 @@ def test_labels_change_no_answer_in_evaluation(build: Build) -> None:
     assert with_labels.loss is not None and without.loss is None
     for name in (*DECODED, "logits", "pred_boxes", "enc_topk_logits", "init_reference_points"):
         assert torch.equal(with_labels[name], without[name]), name
+
+
+def test_rows_of_padding_start_from_nothing_at_the_middle_as_in_the_original(build: Build) -> None:
+    model = build("dino_detr").train()
+    with asked(model) as arguments:
+        run(model, tiny.batch(boxes=(2, 1)))
+    content, boxes = arguments["inputs_embeds"][1, :20], arguments["reference_points"][1, :20]
+    padding = torch.tensor([False, True]).repeat(10)
+    assert not content[padding].any() and (boxes[padding] == 0.5).all()
+    assert content[~padding].any(-1).all() and not (boxes[~padding] == 0.5).all(-1).any()

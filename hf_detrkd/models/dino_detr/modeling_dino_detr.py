@@ -15,6 +15,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrMLPPredictionHead,
     DeformableDetrModel,
     DeformableDetrPreTrainedModel,
+    DeformableDetrSelfAttention,
     DeformableDetrSinePositionEmbedding,
 )
 from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
@@ -36,6 +37,13 @@ EPSILON = 1e-3  # clamp of the inverse sigmoid, as in the original repository an
 def inverse_sigmoid(values: Tensor) -> Tensor:
     values = values.float().clamp(0, 1)
     return (values.clamp(min=EPSILON) / (1 - values).clamp(min=EPSILON)).log()
+
+
+def _start_linear(layer: nn.Linear) -> None:
+    """Initial values of the linear layers of encoder and decoder: Xavier, and PyTorch's own for the bias."""
+    init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        init.uniform_(layer.bias, -(layer.in_features**-0.5), layer.in_features**-0.5)
 
 
 class DinoDetrClassHead(nn.Linear):
@@ -62,12 +70,33 @@ class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Initial values of the original repository: Xavier in encoder and decoder, PyTorch's own in the heads, and
+        N(0, 1) for embeddings. Children come before their parents, which know what they are for."""
         super()._init_weights(module)
-        if isinstance(module, DinoDetrBoxHead):
+        if isinstance(module, nn.Linear):
+            _start_linear(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        if isinstance(module, DeformableDetrSelfAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(projection.weight, gain=0.5**0.5)  # one matrix of three times the height there
+            for projection in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
+                init.zeros_(projection.bias)
+        elif isinstance(module, DinoDetrBoxHead):
+            for layer in module.layers:
+                init.kaiming_uniform_(layer.weight, a=5**0.5)
             init.zeros_(module.layers[-1].weight)
             init.zeros_(module.layers[-1].bias)
         elif isinstance(module, DinoDetrClassHead):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
             init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR))
+        elif isinstance(module, DinoDetrModel):
+            for projection, _ in module.input_proj:
+                init.xavier_uniform_(projection.weight)
+                init.zeros_(projection.bias)
+            for layer in module.encoder.layers:  # the encoder is a model with initial values of its own, too
+                _start_linear(layer.mlp.fc1)
+                _start_linear(layer.mlp.fc2)
 
 
 class DinoDetrDecoder(DinoDetrPreTrainedModel):
@@ -189,10 +218,12 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
                 self.config.box_noise_scale,
             )
             if meta is not None:
-                content = torch.cat([noised, content], 1)
                 if self.config.box_noise_scale > 0:  # otherwise they are not logits
                     noised_boxes = noised_boxes.sigmoid()
-                reference = torch.cat([noised_boxes, reference], 1)
+                # As in the original, rows of padding have no content, and 0.5 for all four numbers of their box.
+                padding = _denoising_padding(labels, noised.shape[1], noised.device)[..., None]
+                content = torch.cat([noised.masked_fill(padding, 0.0), content], 1)
+                reference = torch.cat([noised_boxes.masked_fill(padding, 0.5), reference], 1)
         decoded = self.decoder(inputs_embeds=content, reference_points=reference, self_attention_mask=mask, **memory)
         return RTDetrModelOutput(
             last_hidden_state=decoded.last_hidden_state,
@@ -253,6 +284,14 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         rows = logits.amax(-1).topk(wanted, dim=1).indices[..., None]
         logits, tokens, anchors = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (logits, tokens, anchors))
         return logits, (self.enc_bbox_embed(tokens).float() + anchors).sigmoid()
+
+
+def _denoising_padding(labels: list[dict[str, Tensor]], num_rows: int, device: torch.device) -> Tensor:
+    """True for the denoising queries of boxes that an image lacks, `(batch_size, num_rows)`: every group holds the
+    positive copies of the boxes, then the negative ones, padded to the image with most boxes."""
+    counts = [len(label["class_labels"]) for label in labels]
+    real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return ~real.repeat(1, num_rows // max(counts)).to(device, non_blocking=True)
 
 
 class DinoDetrForObjectDetection(DinoDetrPreTrainedModel):
