@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 SMALLEST_CROP = 16  # pixels
+DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # pixels, of DETR's crop
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,36 @@ class AugmentationConfig:
     photometric: float = field(
         default=0.5, metadata={"help": "Probability of SSD's colour distortions. Default: 0.5."}
     )
+    detr_crop: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability of DETR's crop: 384 to 600 pixels of the image with a short side of 400, 500 or 600. "
+            "Default: 0. [DETR: 0.5]"
+        },
+    )
+    short_sides: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Short sides in pixels, one of which is drawn for each training image; needs a size that keeps "
+            "the aspect ratio, whose long side stays the limit. Default: the size's own. [DETR: 480 512 544 ... 800]"
+        },
+    )
     min_visible: float = field(
         default=0.25,
         metadata={"help": "A box of which a crop leaves less than this fraction is removed. Default: 0.25."},
     )
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "min_visible"):
+        for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "detr_crop", "min_visible"):
             if not 0 <= vars(self)[name] <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]}.")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(
                 f"`min_scale` and `max_scale` must be positive and ordered, got {self.min_scale} and {self.max_scale}."
             )
+
+        if self.short_sides is not None and (not self.short_sides or min(self.short_sides) < 1):
+            raise ValueError(f"`short_sides` must be numbers of pixels, got {self.short_sides}.")
 
     @classmethod
     def flip_only(cls) -> AugmentationConfig:
@@ -86,6 +104,27 @@ class RandomZoom(v2.Transform):
         window = max(1, round(height / scale)), max(1, round(width / scale))
         top, left = (
             round(float(torch.rand(())) * (old - new)) for old, new in zip((height, width), window, strict=True)
+        )
+        return {"top": top, "left": left, "height": window[0], "width": window[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.crop, inpt, **params)
+
+
+class DetrCrop(v2.Transform):
+    """DETR's random crop, of the image as it is: DETR resizes before and after the crop, which is the same window."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        short = DETR_SHORT_SIDES[int(torch.randint(len(DETR_SHORT_SIDES), ()))]
+        scale = short / min(height, width)
+        least, most = DETR_CROP
+        window = []
+        for side in (height, width):
+            pixels = int(torch.randint(least, max(least, min(round(side * scale), most)) + 1, ()))
+            window.append(min(side, max(1, round(pixels / scale))))
+        top, left = (
+            int(torch.randint(side - part + 1, ())) for side, part in zip((height, width), window, strict=True)
         )
         return {"top": top, "left": left, "height": window[0], "width": window[1]}
 

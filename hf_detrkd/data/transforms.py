@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .augmentation import AugmentationConfig, RandomBoxCrop, RandomZoom, applied, seeded
+from .augmentation import AugmentationConfig, DetrCrop, RandomBoxCrop, RandomZoom, applied, seeded
 from .image_size import ImageSize
 from .records import ImageRecord
 
@@ -36,7 +37,8 @@ class DetectionTransform:
             image at this size, as `teacher_pixel_values` (and `teacher_pixel_mask`), normalised for the student.
 
     Raises:
-        `ValueError`: if `size` has neither of the two forms, or only one of mean and standard deviation is given.
+        `ValueError`: if `size` has neither of the two forms, only one of mean and standard deviation is given, or the
+            augmentation's `short_sides` have no size that keeps the aspect ratio.
     """
 
     def __init__(
@@ -60,7 +62,14 @@ class DetectionTransform:
         self._geometric = [
             (config.scale_jitter, RandomZoom(config.min_scale, config.max_scale)),
             (config.iou_crop, RandomBoxCrop(trials=10)),
+            *([(config.detr_crop, DetrCrop())] if config.detr_crop else []),  # no draw for what is off
         ]
+        self.short_sides = config.short_sides or []
+        if self.short_sides and (self.size.shortest_edge is None or self.teacher_size is not None):
+            raise ValueError(
+                "`short_sides` needs a size with a `shortest_edge`, the same for student and teacher, got "
+                f"{self.size} and {self.teacher_size}: set --keep_aspect_ratio true, and no --teacher_image_size."
+            )
         self._on_resized = [
             (config.horizontal_flip, v2.RandomHorizontalFlip(p=1.0)),
             (config.photometric, v2.RandomPhotometricDistort()),
@@ -115,7 +124,7 @@ class DetectionTransform:
             kept = self._in_view(all_boxes[~crowd], boxes)
             left = tv_tensors.wrap(boxes[kept], like=boxes)
             item = {} if self.teacher_size is None else self._for_teacher(pixels, left, self.teacher_size)
-            pixels, boxes = applied(self._on_resized, *self._resize(pixels, left, self.size))
+            pixels, boxes = applied(self._on_resized, *self._resize(pixels, left, self._drawn_size()))
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
         size = boxes.canvas_size
@@ -145,6 +154,12 @@ class DetectionTransform:
         if size.shortest_edge is not None:
             item["teacher_pixel_mask"] = torch.ones(varied.shape[-2:], dtype=torch.int64)
         return item
+
+    def _drawn_size(self) -> ImageSize:
+        """The size of this image: with `short_sides` one of them, drawn at random."""
+        if not self.short_sides:
+            return self.size
+        return replace(self.size, shortest_edge=self.short_sides[int(torch.randint(len(self.short_sides), ()))])
 
     def _in_view(self, before: Tensor, after: Tensor) -> Tensor:
         """Boxes that the crops kept, bool `(num_boxes,)`. Crops do not scale, so areas are comparable."""

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform
-from hf_detrkd.data.augmentation import item_seed, seeded
+from hf_detrkd.data.augmentation import DetrCrop, item_seed, seeded
 
 
 ALL = AugmentationConfig(scale_jitter=1.0, iou_crop=0.5, photometric=1.0)
@@ -17,6 +17,9 @@ GEOMETRY = {
     "flip": AugmentationConfig(horizontal_flip=1.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0),
     "zoom": AugmentationConfig(horizontal_flip=0.0, scale_jitter=1.0, iou_crop=0.0, photometric=0.0),
     "crop": AugmentationConfig(horizontal_flip=0.0, scale_jitter=0.0, iou_crop=1.0, photometric=0.0),
+    "detr's crop": AugmentationConfig(
+        horizontal_flip=0.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0, detr_crop=1.0
+    ),
     "together": AugmentationConfig(photometric=0.0),
 }
 
@@ -243,6 +246,39 @@ def test_wrong_settings_are_refused():
         AugmentationConfig(iou_crop=1.5)
     with pytest.raises(ValueError, match="`min_scale` and `max_scale` must be positive and ordered"):
         AugmentationConfig(min_scale=2.0)
+
+
+def test_detr_crops_384_to_600_pixels_of_an_image_with_one_of_three_short_sides(record):
+    height, width = 300, 500
+    image = record(Image.new("RGB", (width, height)), [[0, 0, width, height]])
+    config = GEOMETRY["detr's crop"]
+    whole = DetectionTransform({"shortest_edge": height}, augmentation=config)
+    seen = set()
+    for seed in range(300):
+        seen.add(tuple(whole(image.load(), image, seed)["labels"]["size"].tolist()))
+    crops = {DetrCrop().make_params([torch.zeros(3, height, width)])["width"] for _ in range(400)}
+    scales = [short / height for short in (400, 500, 600)]
+    assert min(crops) >= 384 / scales[2] - 1 and max(crops) <= 600 / scales[0] + 1
+    assert min(crops) < 384 / scales[2] * 1.1 and max(crops) > 600 / scales[0] * 0.95
+    assert len(seen) > 30
+
+
+def test_a_short_side_is_drawn_for_each_image_and_the_long_side_stays_the_limit(record):
+    sides, image = [60, 80, 100], record(Image.new("RGB", (200, 100)), [[10, 10, 20, 20]])
+    config = AugmentationConfig(horizontal_flip=0, scale_jitter=0, iou_crop=0, photometric=0, short_sides=sides)
+    transform = DetectionTransform({"shortest_edge": 100, "longest_edge": 180}, augmentation=config)
+    items = [transform(image.load(), image, seed) for seed in range(30)]
+    assert {tuple(item["pixel_values"].shape[1:]) for item in items} == {(60, 120), (80, 160), (90, 180)}
+    for item in items:
+        torch.testing.assert_close(item["labels"]["boxes"][0], torch.tensor([0.1, 0.2, 0.1, 0.2]), atol=1e-3, rtol=0)
+        assert item["pixel_mask"].shape == item["pixel_values"].shape[1:]
+    again = transform(image.load(), image, 3)["pixel_values"].shape
+    assert again == items[3]["pixel_values"].shape
+    for size, teacher in (((100, 100), None), ({"shortest_edge": 100}, (50, 50))):
+        with pytest.raises(ValueError, match="`short_sides` needs a size with a `shortest_edge`"):
+            DetectionTransform(size, augmentation=config, teacher_size=teacher)
+    with pytest.raises(ValueError, match="`short_sides` must be numbers of pixels, got \\[0\\]"):
+        AugmentationConfig(short_sides=[0])
 
 
 # --- what the teacher sees -------------------------------------------------------------------------------------------
