@@ -222,7 +222,7 @@ def test_one_step_at_a_small_size(recipe: Path, tmp_path: Path) -> None:
     small |= {"max_steps": 1, "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "logging_steps": 1}
     small |= {"eval_strategy": "no", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     given = [word for key, value in small.items() for word in (f"--{key}", str(value))]
-    asked = distill_arguments.parse(["--config", str(recipe), *given])
+    asked = distill_arguments.parse(["--config", str(recipe), *given, "--short_sides", "64", "72"])
     config = asked.config
     classes = shapes().train.classes
     student, processor = run_setup.make_student(asked.script, classes, config)
@@ -256,6 +256,6 @@ def test_one_step_at_a_small_size(recipe: Path, tmp_path: Path) -> None:
     trained = {name for name, weight in student.named_parameters() if weight.requires_grad}
     backbone = {name for name, _ in adapter_for(student).backbone_parameters()}
     assert {name for name in moved if not name.startswith("methods.")} <= trained
-    assert len(moved & trained) > 0.8 * len(trained)
+    assert len(moved & trained) >= 0.8 * len(trained)
     assert moved & backbone
     assert backbone - trained  # stem and first stage

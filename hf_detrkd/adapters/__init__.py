@@ -54,7 +54,12 @@ def adapter_for(model: PreTrainedModel) -> DetectorAdapter:
 
 def spec_for(config: PreTrainedConfig) -> DetectorSpec:
     """Returns the static properties of a detector from its config."""
-    return _adapter_class(config).spec_of(config)
+    return _adapter_class(config).supervised_spec_of(config)
+
+
+def max_detections_of(config: PreTrainedConfig) -> int | None:
+    """[`DetectorSpec.max_detections`], or `None` for a family without an adapter."""
+    return spec_for(config).max_detections if config.model_type in ADAPTERS else None
 
 
 def class_names(config: PreTrainedConfig) -> list[str]:
@@ -62,4 +67,4 @@ def class_names(config: PreTrainedConfig) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-__all__ = ["ADAPTERS", "DetectorAdapter", "adapter_for", "class_names", "spec_for"]
+__all__ = ["ADAPTERS", "DetectorAdapter", "adapter_for", "class_names", "max_detections_of", "spec_for"]

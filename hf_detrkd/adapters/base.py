@@ -53,7 +53,7 @@ class DetectorAdapter:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.spec = self.spec_of(model.config)
+        self.spec = self.supervised_spec_of(model.config)
         self.criterion: DetectionCriterion | ModelCriterion = self.criterion_of(model.config)
 
     @property
@@ -71,6 +71,13 @@ class DetectorAdapter:
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion | ModelCriterion:
         """The family's detection loss."""
         raise NotImplementedError
+
+    @classmethod
+    def supervised_spec_of(cls, config: PreTrainedConfig) -> DetectorSpec:
+        """[`spec_of`] with the loss of [`criterion_of`]."""
+        criterion = cls.criterion_of(config)
+        supervision = criterion if isinstance(criterion, DetectionCriterion) else None
+        return replace(cls.spec_of(config), supervision=supervision)
 
     def necks(self) -> list[nn.Module]:
         """Modules whose outputs, in this order, are the projected maps that enter the encoder."""

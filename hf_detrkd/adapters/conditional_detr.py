@@ -28,7 +28,7 @@ class ConditionalDetrAdapter(DetrAdapter):
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:
         fields = frozenset({"content", "position", "points"})
-        return replace(DetrAdapter.spec_of(config), query_fields=fields, activation="sigmoid")
+        return replace(DetrAdapter.spec_of(config), query_fields=fields, activation="sigmoid", max_detections=100)
 
     @staticmethod
     def criterion_of(config: PreTrainedConfig) -> DetectionCriterion:

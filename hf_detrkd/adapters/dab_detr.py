@@ -33,6 +33,7 @@ class DabDetrAdapter(DetectorAdapter):
             num_queries=config.num_queries * max(config.num_patterns, 1),
             num_classes=config.num_labels,
             activation="sigmoid",
+            max_detections=300,
             features={"neck": (config.hidden_size,), "encoder": (config.hidden_size,)},
         )
 

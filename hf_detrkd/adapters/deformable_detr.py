@@ -36,6 +36,7 @@ class DeformableDetrAdapter(DetectorAdapter):
             num_queries=config.two_stage_num_proposals if config.two_stage else config.num_queries,
             num_classes=config.num_labels,
             activation="sigmoid",
+            max_detections=100,
             features={"neck": levels, "encoder": levels},
         )
 

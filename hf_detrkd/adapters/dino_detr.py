@@ -36,6 +36,7 @@ class DinoDetrAdapter(RTDetrAdapter):
             num_queries=config.num_queries,
             num_classes=config.num_labels,
             activation="sigmoid",
+            max_detections=300,
             features={"neck": levels, "encoder": levels},
         )
 

@@ -139,6 +139,7 @@ def _spec(config: PreTrainedConfig, levels: tuple[int, ...]) -> DetectorSpec:
         num_queries=config.num_queries,
         num_classes=config.num_labels,
         activation="sigmoid",
+        max_detections=300,
         features={"neck": levels, "encoder": levels},
     )
 

@@ -26,6 +26,7 @@ from transformers import (
     HfArgumentParser,
 )
 
+from ..adapters import max_detections_of
 from ..data import DetectionCollator, DetectionDataset, DetectionTransform, load_detection_split, parse_image_size
 from ..evaluation import (
     FIGURES,
@@ -71,6 +72,13 @@ class EvaluateArguments:
     skip_unreadable_images: bool = field(
         default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
     )
+    max_detections: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of detections per image and of all classes that the model is judged by. Default: "
+            "that of the family's authors, such as 300 for DINO and 100 for Deformable DETR."
+        },
+    )
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images per process and batch. Default: 8."})
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Data loading processes per process. Default: 0."}
@@ -93,6 +101,8 @@ class EvaluateArguments:
             )
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"--per_device_eval_batch_size must be 1 or more, got {self.per_device_eval_batch_size}.")
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ValueError(f"--max_detections must be 1 or more, got {self.max_detections}.")
 
 
 def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Tensor:
@@ -147,13 +157,15 @@ def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> di
             collate_fn=DetectionCollator(),
         )
     )
+    limit = arguments.max_detections or max_detections_of(model.config)
     evaluator, figures = CocoEvaluator(dict(enumerate(dataset.classes))), {}
     for batch in tqdm(loader, "Evaluating", unit="batch", disable=not accelerator.is_main_process):
         labels = batch.pop("labels")
         with torch.inference_mode():
             outputs = model(**batch)
         predictions = predictions_from_heads(outputs.logits, outputs.pred_boxes, model.config.num_labels)
-        found = detections_from_predictions(predictions, torch.stack([label["orig_size"] for label in labels]))
+        sizes = torch.stack([label["orig_size"] for label in labels])
+        found = detections_from_predictions(predictions, sizes, limit)
         found = [{**image, "labels": numbers[image["labels"]]} for image in found]
         padded = accelerator.pad_across_processes(
             gatherable(found, references_from_labels(labels)), dim=1, pad_index=PADDING

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
 
+from ..adapters import max_detections_of
 from ..artifacts.draw_boxes import class_colors, draw_detections
 from ..data import UnreadableImageError
 from ..data.images import read_image
@@ -44,6 +45,10 @@ class PredictArguments:
         default="main", metadata={"help": "Branch, tag or commit of the model on the Hub. Default: main."}
     )
     threshold: float = field(default=0.5, metadata={"help": "Minimum score of a detection. Default: 0.5."})
+    max_detections: int | None = field(
+        default=None,
+        metadata={"help": "Maximum number of detections per image. Default: that of the family's authors."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Images per batch. Default: 8."})
     device: str | None = field(
         default=None, metadata={"help": "Device, such as cuda:1 or cpu. Default: a GPU, if any."}
@@ -54,6 +59,8 @@ class PredictArguments:
             raise ValueError(f"--threshold must lie in [0, 1], got {self.threshold}.")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be 1 or more, got {self.batch_size}.")
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ValueError(f"--max_detections must be 1 or more, got {self.max_detections}.")
         folder = Path(self.input) if Path(self.input).is_dir() else Path(self.input).parent
         if Path(self.output_dir).resolve() == folder.resolve():
             raise ValueError(
@@ -103,13 +110,16 @@ def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path
         raise ValueError(f"--input must hold images that can be read, but none of the {unreadable} can.")
 
 
-def detect(model: PreTrainedModel, processor: Any, images: list[Image.Image]) -> list[dict[str, Tensor]]:
-    """The 100 best detections of every image, in pixels, on the CPU."""
+def detect(
+    model: PreTrainedModel, processor: Any, images: list[Image.Image], limit: int | None = None
+) -> list[dict[str, Tensor]]:
+    """The best detections of every image, in pixels, on the CPU; `limit` is by default the family's."""
     inputs = processor(images=images, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         outputs = model(**inputs)
     predictions = predictions_from_heads(outputs.logits, outputs.pred_boxes, model.config.num_labels)
-    found = detections_from_predictions(predictions, [(image.height, image.width) for image in images])
+    sizes = [(image.height, image.width) for image in images]
+    found = detections_from_predictions(predictions, sizes, limit or max_detections_of(model.config))
     return [{name: value.cpu() for name, value in image.items()} for image in found]
 
 
@@ -139,13 +149,13 @@ def main(argv: list[str]) -> None:
     model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
     model = model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-    folder, id2label = Path(arguments.output_dir), model.config.id2label
+    folder, id2label, limit = Path(arguments.output_dir), model.config.id2label, arguments.max_detections
     folder.mkdir(parents=True, exist_ok=True)
     colors = class_colors(id2label.values())
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for paths, pictures in read_batches(files, arguments.batch_size):
-        for path, picture, found in zip(paths, pictures, detect(model, processor, pictures), strict=True):
+        for path, picture, found in zip(paths, pictures, detect(model, processor, pictures, limit), strict=True):
             sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 is padding after NMS
             kept = {key: value[sure] for key, value in found.items()}
             labels = [id2label[number] for number in kept["labels"].tolist()]

@@ -42,7 +42,8 @@ class Losses:
 class Distiller(nn.Module):
     """Student and methods in one module, so that DDP, mixed precision and the optimizer handle both.
 
-    In training mode `forward` computes `task loss + weight * sum(weights[k] * losses[k])`. In eval mode it returns the
+    In training mode `forward` computes the task loss plus, for every method, its factor times
+    `sum(weights[k] * losses[k])`. In eval mode it returns the
     student's predictions and does not run the teacher.
 
     Args:
@@ -96,7 +97,9 @@ class Distiller(nn.Module):
         """The same under the name of later transformers versions."""
         self.student.activation_checkpointing_enable(*args, **kwargs)
 
-    def forward(self, batch: Mapping[str, Any], step: int = 0, distillation_weight: float = 1.0) -> dict[str, Any]:
+    def forward(
+        self, batch: Mapping[str, Any], step: int = 0, distillation_weights: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
         """Computes the loss and the predictions of one batch.
 
         Args:
@@ -106,18 +109,19 @@ class Distiller(nn.Module):
                   student.
                 - `pixel_mask` (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
                 - `labels` (`list[dict[str, torch.Tensor]]`, *optional*): `class_labels` and `boxes` of each image.
-                - `totals` (`torch.Tensor` of shape `(4,)`, *optional*): the fields of [`BatchTotals`].
+                - `totals` (`torch.Tensor` of shape `(5,)`, *optional*): the fields of [`BatchTotals`].
                 - `teacher_pixel_values`, `teacher_pixel_mask` (*optional*): the same images at the teacher's size,
                   normalised for the student. Default: the student's images.
             step (`int`): the optimizer step; seeds the random points together with `seed`.
-            distillation_weight (`float`): factor of the methods' weighted sum, from the distillation schedule; at 0
-                neither teacher nor methods run.
+            distillation_weights (`dict[str, float]`, *optional*): factor of each method's weighted sum, from its
+                schedule; if all are 0, neither teacher nor methods run. Default: 1.
 
         Returns:
             `dict`: `loss`, `parts` (detached scalars by name, for the log), `terms` (detached losses by name, scalars
             by [`LossKey`] or one value per layer), `logits` and `pred_boxes`.
         """
-        found = self.losses(batch, step, bool(distillation_weight))
+        factors = dict.fromkeys(self.methods, 1.0) if distillation_weights is None else distillation_weights
+        found = self.losses(batch, step, any(factors.values()))
         outputs: dict[str, Any] = {"loss": None, "parts": {}, "terms": {}}
         outputs |= {"logits": found.detections.logits, "pred_boxes": found.detections.boxes}
         if not found.task:
@@ -128,10 +132,10 @@ class Distiller(nn.Module):
         parts.update({key: layers.sum() for key, layers in task.items()})
         if found.distillation:
             weighted = self.weighted(found.distillation)
-            parts["distillation_loss"] = weighted.detach()
+            parts["distillation_loss"] = torch.stack(list(weighted.values())).sum().detach()
             parts.update(sum_over_layers(found.distillation))
             parts.update(found.metrics)
-            loss = loss + distillation_weight * weighted
+            loss = loss + torch.stack([factors[key.method] * value for key, value in weighted.items()]).sum()
         terms = task | {key: value.detach() for key, value in found.distillation.items()}
         return outputs | {"loss": loss, "parts": parts, "terms": terms}
 
@@ -144,8 +148,8 @@ class Distiller(nn.Module):
             return Losses(output.found, {}, {})
         counts = BatchTotals.of(targets.counts, self.adapter.spec.num_queries)
         if totals is not None:
-            images, boxes, matched, share = totals.unbind()
-            counts = BatchTotals(images, boxes, matched, share, is_global=True)
+            images, boxes, matched, occupied, share = totals.unbind()
+            counts = BatchTotals(images, boxes, matched, occupied, share, is_global=True)
         criterion, methods = self.adapter.criterion, self._methods() if self.training and distill else []
         wanted = None if self.teacher is None or not methods else self.teacher(*teacher_view(batch))
         decoded = self._decode(methods, output, wanted, targets, step)
@@ -181,9 +185,9 @@ class Distiller(nn.Module):
         ]
         return decode_requests(requests, student, teacher)
 
-    def weighted(self, losses: Mapping[LossKey, Tensor]) -> Tensor:
-        """The weighted sum of the methods' losses."""
-        return torch.stack([self.weight_of(key) * value for key, value in losses.items()]).sum()
+    def weighted(self, losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:
+        """The methods' losses, each times its weight."""
+        return {key: self.weight_of(key) * value for key, value in losses.items()}
 
     def weight_of(self, key: LossKey) -> float:
         """The weight of a loss."""

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adapters import adapter_for
+from ..adapters import adapter_for, max_detections_of
 from ..data import DetectionCollator, DetectionDataset
 from ..evaluation import detections_from_predictions, references_from_labels
 from ..evaluation.efficiency import evaluating
@@ -26,7 +26,10 @@ Detections = dict[str, Tensor]
 
 
 def evaluate_teacher(
-    teacher: Teacher, batches: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]
+    teacher: Teacher,
+    batches: Iterable[Mapping[str, Any]],
+    id2label: Mapping[int, str],
+    max_detections: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     """COCO metrics of a teacher over the batches of all processes, with the images that it gets during distillation.
 
@@ -36,6 +39,7 @@ def evaluate_teacher(
         teacher ([`Teacher`])
         batches (`Iterable[dict]`): batches of this process, on the teacher's device.
         id2label (`dict[int, str]`): the student's classes.
+        max_detections (`int`, *optional*): per image. Default: [`DetectorSpec.max_detections`] of the teacher.
 
     Returns:
         The metrics of [`CocoBoxMetric`] with the prefix `teacher_`, equal on all processes; and precision over recall,
@@ -43,7 +47,7 @@ def evaluate_teacher(
     """
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for batch in batches:
-        pairs += detections_and_truth(teacher, batch)
+        pairs += detections_and_truth(teacher, batch, max_detections)
     everyone = gather_object(pairs)
     figures: list[Any] = [None]
     curves = None
@@ -57,14 +61,17 @@ def evaluate_teacher(
     return {f"teacher_{name}": value for name, value in figures[0].items()}, curves
 
 
-def detections_and_truth(teacher: Teacher, batch: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def detections_and_truth(
+    teacher: Teacher, batch: Mapping[str, Any], max_detections: int | None = None
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Detections and ground truth of each image of a batch, on the host."""
     answers = teacher(*teacher_view(batch)).found
     # NaN predictions count as no detections, so that such a teacher fails its check.
     boxes = answers.boxes.nan_to_num(0.5, 0.5, 0.5)
     answers = Predictions(answers.logits.nan_to_num(UNKNOWN), boxes, None, answers.activation)
     sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-    found, truth = detections_from_predictions(answers, sizes), references_from_labels(batch["labels"])
+    found = detections_from_predictions(answers, sizes, max_detections or teacher.spec.max_detections)
+    truth = references_from_labels(batch["labels"])
     images = [int(label["image_id"]) for label in batch["labels"]]
     return [
         (_on_host(one) | {"image_id": image}, _on_host(other) | {"image_id": image})
@@ -91,12 +98,14 @@ def predictor(
         of each image, on the CPU.
     """
 
+    limit = max_detections_of((model.model if isinstance(model, Teacher) else model).config)
+
     def predict(places: Sequence[int]) -> list[Detections]:
         found: list[Detections] = []
         for start in range(0, len(places), batch_size):
             batch = DetectionCollator()([dataset[place] for place in places[start : start + batch_size]])
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-            for image in detections_from_predictions(_answers_of(model, batch), sizes):
+            for image in detections_from_predictions(_answers_of(model, batch), sizes, limit):
                 found.append({name: value[image["scores"] > CONFIDENT].cpu() for name, value in image.items()})
         return found
 

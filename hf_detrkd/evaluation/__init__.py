@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "detections": [
-            "MAX_DETECTIONS",
             "detections_from_predictions",
             "predictions_from_heads",
             "references_from_labels",
@@ -29,7 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
-    from .detections import MAX_DETECTIONS as MAX_DETECTIONS
     from .detections import detections_from_predictions as detections_from_predictions
     from .detections import predictions_from_heads as predictions_from_heads
     from .detections import references_from_labels as references_from_labels

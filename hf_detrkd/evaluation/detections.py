@@ -11,13 +11,10 @@ from torchvision.ops import box_area, box_convert
 from ..structures.outputs import Predictions
 
 
-MAX_DETECTIONS = 100
-
-
 def detections_from_predictions(
-    predictions: Predictions, sizes: Tensor | Sequence[tuple[int, int]]
+    predictions: Predictions, sizes: Tensor | Sequence[tuple[int, int]], limit: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """The 100 best detections of every image, best first, as in the image processors' post-processing.
+    """The best detections of every image, best first, as in the image processors' post-processing.
 
     With sigmoid heads these are the best pairs of query and class (a query may appear twice), with softmax heads every
     query's best class. No threshold: average precision also needs detections of low score.
@@ -25,6 +22,8 @@ def detections_from_predictions(
     Args:
         predictions ([`Predictions`]): predictions of the last decoder layer, boxes in [0, 1] of the image.
         sizes (`torch.Tensor` of shape `(batch_size, 2)`): height and width of the original images, in pixels.
+        limit (`int`, *optional*): maximum number of detections per image, [`DetectorSpec.max_detections`] of a family.
+            Default: as many as queries. COCO's limit of 100 is another: it holds for the detections of one class.
 
     Returns:
         `list[dict[str, torch.Tensor]]`: one per image, on the device of the predictions: `scores` and `labels` of
@@ -35,12 +34,13 @@ def detections_from_predictions(
     sizes = torch.as_tensor(sizes, device=scores.device)
     if sizes.shape != (len(scores), 2):
         raise ValueError(f"sizes must be (height, width) of {len(scores)} images, got shape {tuple(sizes.shape)}")
+    limit = scores.shape[1] if limit is None else limit
     if predictions.activation == "softmax":
         scores, classes = scores.max(-1)
-        scores, rows = scores.topk(min(MAX_DETECTIONS, scores.shape[1]))
+        scores, rows = scores.topk(min(limit, scores.shape[1]))
         classes = classes.gather(1, rows)
     else:
-        scores, cells = scores.flatten(1).topk(min(MAX_DETECTIONS, scores[0].numel()))
+        scores, cells = scores.flatten(1).topk(min(limit, scores[0].numel()))
         rows, classes = cells // num_classes, cells % num_classes
     height, width = sizes.unbind(1)
     boxes = box_convert(predictions.boxes.float(), "cxcywh", "xyxy")

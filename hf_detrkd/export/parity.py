@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ..evaluation import MAX_DETECTIONS, detections_from_predictions, predictions_from_heads
+from ..evaluation import detections_from_predictions, predictions_from_heads
 from ..structures.outputs import Predictions
 from .packages import onnxruntime
 
@@ -22,6 +22,7 @@ Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 FAR = 1e6  # cost of a pair beyond the tolerance, to minimise the number of such pairs
 CORNERS = ("cxcywh", "xyxy")
+MOST_COMPARED = 100  # detections of an image that are compared, or as many as there are queries if these are more
 
 
 class OnnxExportError(RuntimeError):
@@ -218,14 +219,16 @@ def compare(expected: Predictions, found: Predictions, names: Sequence[str], tol
     scores = _largest(expected.scores() - found.scores())
     boxes = _largest(box_convert(expected.boxes, *CORNERS) - box_convert(found.boxes, *CORNERS))
     whole = torch.ones(len(names), 2)  # boxes stay in [0, 1] of the image
-    pairs = zip(*(detections_from_predictions(side, whole) for side in (expected, found)), strict=True)
+    limit = max(MOST_COMPARED, expected.boxes.shape[1])
+    pairs = zip(*(detections_from_predictions(side, whole, limit) for side in (expected, found)), strict=True)
+    cut = expected.activation == "sigmoid" and limit < expected.logits[0].numel()
     deviations = []
     sure = (expected.scores().amax(-1) >= tolerance.least_score).sum(1).tolist()
     for name, count, score, box, (ours, theirs) in zip(names, sure, scores, boxes, pairs, strict=True):
         if score <= tolerance.scores and box <= tolerance.boxes:
             deviations.append(Deviation(name, len(names), score, box, True, count))
         else:
-            deviations.append(Deviation(name, len(names), *_paired(ours, theirs, tolerance)))
+            deviations.append(Deviation(name, len(names), *_paired(ours, theirs, tolerance, cut)))
     return deviations
 
 
@@ -235,10 +238,11 @@ def _largest(differences: Tensor) -> list[float]:
 
 
 def _paired(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: Tolerance
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: Tolerance, cut: bool
 ) -> tuple[float, float, bool, int, int, int]:
     """Deviations of scores and boxes over the best pairs of one image's detections, false for `rows_agree`,
-    and the numbers of compared pairs, of detections without a pair, and of all these beyond the tolerance."""
+    and the numbers of compared pairs, of detections without a pair, and of all these beyond the tolerance. `cut`:
+    there are more detections than those of the lists."""
     gaps = (ours["scores"][:, None] - theirs["scores"]).abs().nan_to_num(nan=FAR)
     shifts = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(-1).nan_to_num(nan=FAR)
     excess = torch.maximum(gaps / tolerance.scores, shifts / tolerance.boxes).clamp(max=FAR)
@@ -248,7 +252,7 @@ def _paired(
     likely = torch.maximum(ours["scores"][rows], theirs["scores"][columns])
     counted = likely.nan_to_num(nan=1.0) >= tolerance.least_score
     good = (excess[rows, columns] <= 1) & ~strange[rows, columns]
-    if len(ours["scores"]) == MAX_DETECTIONS:  # the other list may end just before its counterpart
+    if cut:  # the other list may end just before its counterpart
         counted &= good | (likely > torch.maximum(ours["scores"][-1], theirs["scores"][-1]) + tolerance.scores)
     alone = counted & strange[rows, columns]
     both = counted & ~strange[rows, columns]

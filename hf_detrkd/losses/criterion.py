@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..structures.outputs import Activation, Predictions
+from ..structures.supervision import Supervision
 from ..structures.targets import BatchTotals, Targets
 from .fine_grained import EdgeDistributions, decoupled_focal, fine_grained_localization
 from .functional import gather_matched, hard_class_loss, matched_box_losses
@@ -96,31 +97,21 @@ class PredictionSet:
 
 
 @dataclass(frozen=True)
-class DetectionCriterion:
+class DetectionCriterion(Supervision):
     """Set-prediction loss over all decoder layers, query groups, encoder proposals and denoising queries.
 
     Args:
-        classification (`str`): see [`~hf_detrkd.losses.functional.hard_class_loss`].
+        classification, class_weight, ...: see [`Supervision`].
         matcher ([`HungarianMatcher`])
-        class_weight, box_weight, giou_weight (`float`): weights of the class, L1 and GIoU losses.
         fgl_weight, ddf_weight (`float`): weights of the FGL and DDF losses of edge distributions (D-FINE).
-        no_object_weight (`float`): weight of no-object in the cross entropy.
-        alpha, gamma (`float`): parameters of the focal-type classification losses.
         auxiliary (`bool`): whether layers before the last are supervised too.
         class_agnostic_encoder (`bool`): all encoder proposals have class 0, "object" (two-stage Deformable DETR).
         dense_boxes (`bool`): a query matched in any layer gets a box loss in every layer (DEIM's union of matchings).
     """
 
-    classification: Literal["cross_entropy", "focal", "varifocal", "matchability", "iou_aware"]
     matcher: HungarianMatcher
-    class_weight: float = 1.0
-    box_weight: float = 5.0
-    giou_weight: float = 2.0
     fgl_weight: float = 0.15
     ddf_weight: float = 1.5
-    no_object_weight: float = 0.1
-    alpha: float = 0.25
-    gamma: float = 2.0
     auxiliary: bool = True
     class_agnostic_encoder: bool = False
     dense_boxes: bool = False
@@ -208,8 +199,8 @@ class DetectionCriterion:
 
     def _losses(self, one: Matched, name: str) -> dict[str, Tensor]:
         distance, giou, ious = matched_box_losses(one.boxes, one.index, one.targets.boxes)
-        options = {"alpha": self.alpha, "gamma": self.gamma, "no_object_weight": self.no_object_weight}
-        classes = hard_class_loss(one.logits, one.index, one.targets.labels, self.classification, ious, **options)
+        kind, options = self.classification, self.class_options
+        classes = hard_class_loss(one.logits, one.index, one.targets.labels, kind, ious, **options)
         divisor = class_divisor = one.totals.boxes_or_one
         if self.classification == "cross_entropy":  # weighted mean over all queries, as in transformers
             class_divisor = one.totals.class_weight(one.logits.shape[2], self.no_object_weight)

@@ -134,7 +134,7 @@ class HungarianMatcher:
             negative = (1 - self.alpha) * scores.pow(self.gamma) * -(1 - scores + 1e-8).log()
             positive = self.alpha * (1 - scores).pow(self.gamma) * -(scores + 1e-8).log()
             class_cost = positive - negative
-        return self.class_weight * class_cost + self._box_cost(boxes, targets.boxes)
+        return self.class_weight * class_cost + self.box_cost(boxes, targets.boxes)
 
     def cost_of_layers(self, layers: Sequence[Predictions], targets: Targets) -> Tensor:
         """The [`cost`] for predictions of several layers."""
@@ -152,9 +152,11 @@ class HungarianMatcher:
             class_cost = softplus(-logits) @ probabilities.mT + softplus(logits) @ (1 - probabilities).mT
         else:
             class_cost = -logits.log_softmax(-1) @ probabilities.mT
-        return self.class_weight * class_cost + self._box_cost(student.boxes, teacher.boxes)
+        return self.class_weight * class_cost + self.box_cost(student.boxes, teacher.boxes)
 
-    def _box_cost(self, boxes: Tensor, others: Tensor) -> Tensor:
+    @torch.no_grad()
+    def box_cost(self, boxes: Tensor, others: Tensor) -> Tensor:
+        """L1 and GIoU cost of pairing each box `(..., rows, 4)` with each other box `(..., columns, 4)`."""
         rows, columns = boxes[..., :, None, :], others[..., None, :, :]  # broadcast to (..., rows, columns, 4)
         _, giou = box_overlap(rows, columns)
         return self.box_weight * box_distance(rows, columns) - self.giou_weight * giou
@@ -182,11 +184,12 @@ def positives(index: np.ndarray, num_queries: int) -> np.ndarray:
     return chosen[..., :num_queries]
 
 
-def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
+def pair_positives_first(cost: np.ndarray, others_cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Student query of each teacher query: positives are matched first, the others with the remaining student queries.
 
     Args:
-        cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`)
+        cost, others_cost (`np.ndarray` of shape `(num_layers, batch_size, student_queries, teacher_queries)`): of
+            positives, and of the others.
         positive (`np.ndarray` of shape `(num_layers, batch_size, teacher_queries)`)
 
     Returns:
@@ -195,9 +198,9 @@ def pair_positives_first(cost: np.ndarray, positive: np.ndarray) -> np.ndarray:
     pairing = np.full(positive.shape, -1, dtype=np.int64)
     for layer, image in np.ndindex(*cost.shape[:2]):
         free = np.ones(cost.shape[2], dtype=bool)
-        for columns in (positive[layer, image].nonzero()[0], (~positive[layer, image]).nonzero()[0]):
-            candidates = free.nonzero()[0]
-            rows, taken = linear_sum_assignment(cost[layer, image][np.ix_(candidates, columns)])
+        for values, chosen in ((cost, positive[layer, image]), (others_cost, ~positive[layer, image])):
+            candidates, columns = free.nonzero()[0], chosen.nonzero()[0]
+            rows, taken = linear_sum_assignment(values[layer, image][np.ix_(candidates, columns)])
             pairing[layer, image, columns[taken]] = candidates[rows]
             free[candidates[rows]] = False
     return pairing

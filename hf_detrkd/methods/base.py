@@ -56,6 +56,8 @@ class DistillationMethod(nn.Module):
     groups: ClassVar[tuple[str, ...]] = ()
     """Possible values of [`LossKey.group`] in the losses."""
     needs_teacher: ClassVar[bool] = True
+    schedule: ClassVar[str] = "constant"
+    """Default shape of the [`~hf_detrkd.distillation.schedule.DistillationSchedule`] of its weight."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Keys in the result of [`losses`] that are only logged and not part of the loss."""
 

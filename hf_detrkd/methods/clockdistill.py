@@ -129,7 +129,8 @@ class CLoCKDistill(DistillationMethod):
         if not self.config.target_queries_weight:
             return QueryRequests()
         queries = target_queries(targets)
-        asked = (with_content(queries, self.config.content, spec.width) for spec in (self.student, self.teacher))
+        content = self.config.content_for(self.student.one_to_one)
+        asked = (with_content(queries, content, spec.width) for spec in (self.student, self.teacher))
         return QueryRequests(*({"targets": one} for one in asked))
 
     def losses(
@@ -184,7 +185,7 @@ class CLoCKDistill(DistillationMethod):
             values = weight * point_losses(student[s], teacher[t], self.config, self.student.one_to_one)
             if self.config.gate == "better":
                 values = values * better_answers(as_compared(student[s], teacher[t]), teacher[t], targets)
-            terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.images)
+            terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.or_one(totals.occupied))
         return parts_per_layer(self.name, torch.stack(terms, 1), pairs)
 
 

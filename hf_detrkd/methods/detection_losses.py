@@ -9,6 +9,8 @@ from torch import Tensor
 from ..losses.functional import detection_losses
 from ..losses.matching import HungarianMatcher
 from ..structures.loss_key import LossKey
+from ..structures.outputs import DetectorSpec
+from ..structures.supervision import Supervision
 from ..structures.targets import BatchTotals, Targets
 from .layer_mapping import PARTS, per_layer
 
@@ -16,9 +18,10 @@ from .layer_mapping import PARTS, per_layer
 MATCHER = HungarianMatcher(class_weight=2.0, box_weight=5.0, giou_weight=2.0)  # predictions with ground truth
 
 
-def classification_of(activation: str) -> str:
-    """Classification loss for a head's activation: see [`~hf_detrkd.losses.functional.hard_class_loss`]."""
-    return "cross_entropy" if activation == "softmax" else "focal"
+def supervision_of(student: DetectorSpec) -> Supervision:
+    """The loss of the student's own queries, which its extra queries get too."""
+    assert student.supervision is not None, f"{student.family} has no set-prediction loss"
+    return student.supervision
 
 
 def supervised_losses(
@@ -28,7 +31,7 @@ def supervised_losses(
     index: Tensor,
     targets: Targets,
     totals: BatchTotals,
-    activation: str,
+    supervision: Supervision,
     pairs: list[tuple[int, int, float]],
 ) -> dict[LossKey, Tensor]:
     """Detection losses of matched queries by part and student layer, divided by the number of boxes (cross entropy: by
@@ -40,13 +43,14 @@ def supervised_losses(
         index (`torch.LongTensor` of shape `(num_pairs, batch_size, max_boxes)`): query matched to each box, or -1.
         targets ([`Targets`])
         totals ([`BatchTotals`])
-        activation (`str`): activation of the student's head.
+        supervision ([`Supervision`]): see [`supervision_of`].
         pairs: see [`per_layer`].
     """
-    kind, boxes_or_one = classification_of(activation), totals.boxes_or_one
-    sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, kind)
-    class_divisor = boxes_or_one if kind == "focal" else totals.class_weight(logits.shape[2], 0.1)
+    kind, class_divisor = supervision.classification, totals.boxes_or_one
+    sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, kind, **supervision.class_options)
+    if kind == "cross_entropy":
+        class_divisor = totals.class_weight(logits.shape[2], supervision.no_object_weight)
     losses: dict[LossKey, Tensor] = {}
-    for part, value, by in zip(PARTS, sums, (class_divisor, boxes_or_one, boxes_or_one), strict=True):
+    for part, value, by in zip(PARTS, sums, (class_divisor, totals.boxes_or_one, totals.boxes_or_one), strict=True):
         losses |= per_layer(key(part), value / by, pairs)
     return losses

@@ -23,7 +23,7 @@ from ..structures.outputs import DetectorOutput, DetectorSpec, Predictions
 from ..structures.targets import BatchTotals, Targets
 from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
 from .decoding import DecodedQueries, QueryRequests
-from .detection_losses import MATCHER, supervised_losses
+from .detection_losses import MATCHER, supervised_losses, supervision_of
 from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, query_direction, real_cells
 from .gates import better_answers, better_objects
 from .layer_mapping import PARTS, layer_pairs, per_layer
@@ -123,6 +123,7 @@ class DETRDistill(DistillationMethod):
         super().__init__(config, student, teacher)
         refuse_many_to_one("DETRDistill", student, teacher)
         self.config: DETRDistillConfig = config
+        self.supervision = supervision_of(student)
         self.pairs = layer_pairs(student.num_layers, teacher.num_layers)
         self.fields = shared_fields(student, teacher)
         if config.assignment_weight and not self.fields:
@@ -146,15 +147,15 @@ class DETRDistill(DistillationMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        logits, assignment = self.config.logits_weight, self.config.assignment_weight
+        logits, assignment, own = self.config.logits_weight, self.config.assignment_weight, self.supervision
         return {
             "detrdistill_logits_class": logits,
             "detrdistill_logits_box": 5 * logits,
             "detrdistill_logits_giou": 2 * logits,
             "detrdistill_feature": self.config.feature_weight,
-            "detrdistill_assignment_class": 2 * assignment,
-            "detrdistill_assignment_box": 5 * assignment,
-            "detrdistill_assignment_giou": 2 * assignment,
+            "detrdistill_assignment_class": own.class_weight * assignment,
+            "detrdistill_assignment_box": own.box_weight * assignment,
+            "detrdistill_assignment_giou": own.giou_weight * assignment,
         }
 
     def query_requests(
@@ -168,7 +169,8 @@ class DETRDistill(DistillationMethod):
         self, student: DetectorOutput, teacher: DetectorOutput, decoded: DecodedQueries, targets: Targets
     ) -> list[Tensor]:
         """Matching costs `(num_pairs, batch_size, num_queries, num_columns)`: with the ground truth, for the layers
-        whose assignment supervises the teacher's queries in the student; and of student with teacher queries."""
+        whose assignment supervises the teacher's queries in the student; and of student with teacher queries, in the
+        paper's variant with and without the class cost."""
         asked = decoded.student.get("prior", ())
         by_student = self.config.variant == "released" and bool(asked)
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
@@ -176,6 +178,9 @@ class DETRDistill(DistillationMethod):
         if self.config.logits_weight:
             answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
             costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))
+            if self.config.variant == "paper":  # negatives are matched by boxes alone: their class is no-object
+                boxes = ((student.layers[s].boxes, teacher.layers[t].boxes) for s, t, _ in self.pairs)
+                costs.append(torch.stack([PAIRING.box_cost(*pair) for pair in boxes]))
         return costs
 
     def losses(
@@ -218,7 +223,7 @@ class DETRDistill(DistillationMethod):
             pairing = match_columns(between[0], [num_teacher] * len(counts))
         elif between:
             positive = positives(index, num_teacher)
-            pairing = pair_positives_first(between[0], positive)
+            pairing = pair_positives_first(between[0], between[1], positive)
         return index, pairing, positive.astype(np.int64)
 
     # --- the three losses --------------------------------------------------------------------------------------------
@@ -294,4 +299,4 @@ class DETRDistill(DistillationMethod):
         def key(part: str) -> LossKey:
             return LossKey(self.name, f"assignment_{part}")
 
-        return supervised_losses(key, logits, boxes, index, targets, totals, asked[0].activation, self.pairs)
+        return supervised_losses(key, logits, boxes, index, targets, totals, self.supervision, self.pairs)

@@ -15,7 +15,7 @@ from ..structures.outputs import DetectorOutput, DetectorSpec
 from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, refuse_many_to_one
 from .decoding import DecodedQueries, QueryRequests
-from .detection_losses import MATCHER, classification_of, supervised_losses
+from .detection_losses import MATCHER, supervised_losses, supervision_of
 from .queries import RandomPlacesConfig, random_queries, takes_place, with_content
 
 
@@ -40,8 +40,7 @@ class ExtraQueries(DistillationMethod):
     """Random queries in the student's decoder, matched with the ground truth in every layer (ours).
 
     The queries are those of KD-DETR's general points. A gain of this control comes from more queries and not from the
-    teacher: a distillation method has to exceed it. Losses are the detection losses, with weights 2 for focal or 1 for
-    cross entropy, 5 for L1 and 2 for GIoU, divided by the number of boxes.
+    teacher: a distillation method has to exceed it. Losses and weights are those of the student's own queries.
 
     Requirements:
         A student whose decoder accepts external queries.
@@ -56,7 +55,7 @@ class ExtraQueries(DistillationMethod):
         super().__init__(config, student, teacher)  # type: ignore[arg-type]
         refuse_many_to_one("extra_queries", student)
         self.config: ExtraQueriesConfig = config
-        self.student = student
+        self.student, self.supervision = student, supervision_of(student)
         self.place = next((place for place in ("boxes", "points") if takes_place(student, place)), None)
         if self.place is None and "position" not in student.query_fields:
             raise ValueError(
@@ -66,8 +65,12 @@ class ExtraQueries(DistillationMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        class_weight = 1.0 if classification_of(self.student.activation) == "cross_entropy" else 2.0
-        return {"extra_queries_class": class_weight, "extra_queries_box": 5.0, "extra_queries_giou": 2.0}
+        own = self.supervision
+        return {
+            "extra_queries_class": own.class_weight,
+            "extra_queries_box": own.box_weight,
+            "extra_queries_giou": own.giou_weight,
+        }
 
     def query_requests(
         self,
@@ -78,7 +81,7 @@ class ExtraQueries(DistillationMethod):
     ) -> QueryRequests:
         count, distribution = self.config.extra_queries, self.config.general_distribution
         queries = random_queries(self.place, count, distribution, student, generator)
-        return QueryRequests({"extra": with_content(queries, self.config.content, self.student.width)})
+        return QueryRequests({"extra": with_content(queries, self.config.content_for(True), self.student.width)})
 
     def costs(
         self, student: DetectorOutput, teacher: DetectorOutput | None, decoded: DecodedQueries, targets: Targets
@@ -99,4 +102,4 @@ class ExtraQueries(DistillationMethod):
         (index,) = to_device([match_columns(host_costs[0], targets.counts)], boxes.device)
         pairs = [(layer, layer, 1.0) for layer in range(len(layers))]
         key = partial(LossKey, self.name)
-        return supervised_losses(key, logits, boxes, index, targets, totals, self.student.activation, pairs)
+        return supervised_losses(key, logits, boxes, index, targets, totals, self.supervision, pairs)

@@ -67,6 +67,15 @@ def real_length(features: FeatureMap, dimension: int) -> Tensor:
     return (~features.padding).any(2 - dimension).sum(1)
 
 
+def standardized(values: Tensor, padding: Tensor | None) -> Tensor:
+    """Maps `(batch_size, channels, height, width)` whose channels have mean 0 and variance 1 over the cells of each
+    image that are not padding `(batch_size, height, width)`."""
+    real = values.new_ones(1, 1, 1, 1) if padding is None else (~padding)[:, None].to(values)
+    count = real.expand(values.shape[0], 1, *values.shape[2:]).sum((2, 3), keepdim=True)
+    centred = (values - (values * real).sum((2, 3), keepdim=True) / count) * real
+    return centred * ((centred.square().sum((2, 3), keepdim=True) / count) + 1e-5).rsqrt()
+
+
 def real_cells(features: FeatureMap) -> Tensor | int:
     """Number of cells that are not padding: per image `(batch_size,)`, or one number if nothing is padded."""
     if features.padding is None:

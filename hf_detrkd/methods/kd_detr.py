@@ -69,7 +69,8 @@ class KDDETR(DistillationMethod):
 
     Both decoders get the same two groups of queries, so that predictions pair by index without matching: *general*
     points, sampled in every step, and *specific* points, the teacher's own queries, for which the target is its
-    ordinary prediction. Queries get no gradient; student heads, decoder, encoder and backbone do.
+    ordinary prediction (with `content="zero"`, that for the same boxes without content). Queries get no gradient;
+    student heads, decoder, encoder and backbone do.
 
     Per group and student layer, with weights `w` of the points from the teacher's last layer (`w~`: normalised to sum
     to 1 over an image):
@@ -106,7 +107,7 @@ class KDDETR(DistillationMethod):
     def __init__(self, config: KDDETRConfig, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(config, student, teacher)
         self.config: KDDETRConfig = config
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher, self.content = student, teacher, config.content_for(student.one_to_one)
         self.fields = shared_fields(student, teacher)
         self.place = shared_place(student, teacher)
         pair = (
@@ -117,6 +118,8 @@ class KDDETR(DistillationMethod):
                 f"KD-DETR needs queries that both decoders understand, but {pair} share none: choose a pair of one "
                 "family and width, two families with boxes or reference points, or --method detrdistill."
             )
+        if config.content == "teacher" and not {"content", "boxes"} <= self.fields:
+            raise ValueError(f"content teacher needs queries with content and boxes that fit both, but not {pair}.")
         if config.specific_points and student.one_to_one and not self.fields:
             raise ValueError(
                 f"The teacher's queries are reference points without size, which {pair} cannot share: set "
@@ -137,12 +140,14 @@ class KDDETR(DistillationMethod):
         answered: dict[str, ObjectQueries] = {}  # without its own queries: their predictions are already computed
         if self.config.specific_points:
             queries = teacher_queries(student, teacher, self._specific_fields())
-            asked["specific"] = with_content(queries, self.config.content, self.student.width)
+            asked["specific"] = with_content(queries, self.content, self.student.width)
+            if asked["specific"] is not queries:  # with other content than its own, the teacher predicts otherwise
+                answered["specific"] = with_content(queries, self.content, self.teacher.width)
         if self.config.general_points:
             count, distribution = self.config.general_points, self.config.general_distribution
             queries = random_queries(self.place, count, distribution, teacher, generator)
-            asked["general"] = with_content(queries, self.config.content, self.student.width)
-            answered["general"] = with_content(queries, self.config.content, self.teacher.width)
+            asked["general"] = with_content(queries, self.content, self.student.width)
+            answered["general"] = with_content(queries, self.content, self.teacher.width)
         return QueryRequests(asked, answered)
 
     def _regions(self, student: DetectorOutput, teacher: DetectorOutput, generator: torch.Generator) -> QueryRequests:
@@ -154,7 +159,7 @@ class KDDETR(DistillationMethod):
             places["general"] = nearby_proposals(student, answers, config.general_points, generator)
         width = self.teacher.width
         return QueryRequests(
-            places, {name: with_content(place, config.content, width) for name, place in places.items()}
+            places, {name: with_content(place, self.content, width) for name, place in places.items()}
         )
 
     def losses(
@@ -174,7 +179,8 @@ class KDDETR(DistillationMethod):
 
     def _specific_fields(self) -> frozenset[str]:
         """Fields of specific points: all shared fields, but for boxes the config chooses the content."""
-        return self.fields - {"content"} if "boxes" in self.fields else self.fields
+        chosen = "boxes" in self.fields and self.content != "teacher"
+        return self.fields - {"content"} if chosen else self.fields
 
     def _compare(
         self,

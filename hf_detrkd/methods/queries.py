@@ -14,13 +14,21 @@ from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries
 class PlacesConfig:
     """Options of all methods that decode queries at given boxes or points."""
 
-    content: Literal["zero", "own"] = field(
-        default="zero",
+    content: Literal["own", "zero", "teacher"] | None = field(
+        default=None,
         metadata={
-            "help": "Initial content of queries at boxes. zero: zeros [released code]; own: each model's own content, "
-            "such as the encoder token at the box, which two-stage detectors are trained with [ours]. Default: zero."
+            "help": "Initial content of queries at boxes. own: each model's own content, such as the encoder token "
+            "at the box, which two-stage detectors are trained with [ours]; zero: zeros in both models [released "
+            "code, whose detectors have no other]; teacher: KD-DETR's specific points have the teacher's content, for "
+            "models of one family and width [re-implementation for DINO], all other queries their own. Default: "
+            "own; zero at the proposals of a student that has no queries, where teachers were measured to predict "
+            "better [ours].",
         },
     )
+
+    def content_for(self, one_to_one: bool) -> str:
+        """The chosen content, or the default of a student with queries or with proposals."""
+        return self.content or ("own" if one_to_one else "zero")
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,9 @@ def zero_content(queries: ObjectQueries, width: int) -> ObjectQueries:
 
 
 def with_content(queries: ObjectQueries, content: str, width: int) -> ObjectQueries:
-    """Queries with their initial content: `"zero"`, or `"own"`, which each model adds itself. Queries with position
-    embeddings are returned unchanged."""
-    return queries if content == "own" or queries.position is not None else zero_content(queries, width)
+    """Queries with their initial content: zeros for `"zero"`; otherwise unchanged, since each model adds its own where
+    there is none. Queries with position embeddings are returned unchanged."""
+    return zero_content(queries, width) if content == "zero" and queries.position is None else queries
 
 
 def random_queries(

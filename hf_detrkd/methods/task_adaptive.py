@@ -16,7 +16,7 @@ from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, Objec
 from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
-from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length
+from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length, standardized
 from .queries import PlacesConfig, takes_place, with_content
 
 
@@ -33,6 +33,13 @@ class TaskAdaptiveConfig(PlacesConfig):
         metadata={
             "help": "Distilled feature maps: neck, the projected maps, or encoder, those that the decoder reads. "
             "Default: neck. [paper: FPN]"
+        },
+    )
+    standardize_features: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare maps whose channels have mean 0 and variance 1 over each image. Their scale depends on "
+            "the teacher, and as they are they can weigh a hundred times the detection loss. Default: true. [ours]"
         },
     )
     class_gate: Literal["better", "foreground"] = field(
@@ -62,12 +69,13 @@ class TaskAdaptiveRegularization(DistillationMethod):
     which the teacher's score of the true class is higher, and of boxes for which the teacher's box has a higher IoU
     with the object than the proposal.
 
-    * features, for every level with mask `M` and `D` channels: `sum M |F_S - F_T|^2 / (2 D max(sum M, 1))`
+    * features, for every level with mask `M` and `D` channels: `sum M |F_S - F_T|^2 / (2 D max(sum M, 1))`, of maps
+      whose channels are standardised per image, since the scale of a teacher's maps is arbitrary
     * class, on the selected proposals: `KL(teacher || student)`, divided by their number
     * box, on the selected proposals: smooth L1 between the box deltas, divided by the number of all proposals
 
-    Students without proposals (DETR families) get only the feature loss. The decay over the training is the option
-    `--distillation_schedule linear` of every method.
+    Students without proposals (DETR families) get only the feature loss. The weight of all three decays to zero over
+    the training, as in the paper: see `schedule`.
 
     The log has the share of foreground proposals that pass each gate. It excludes ground-truth boxes among the
     proposals, since no teacher box can be better than these.
@@ -100,6 +108,7 @@ class TaskAdaptiveRegularization(DistillationMethod):
     config_class = TaskAdaptiveConfig
     metrics = ("task_adaptive_class_pass", "task_adaptive_box_pass")
     gated = True
+    schedule = "linear"
 
     def __init__(self, config: TaskAdaptiveConfig, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(config, student, teacher)
@@ -125,7 +134,8 @@ class TaskAdaptiveRegularization(DistillationMethod):
         if not self.shares_proposals or student.proposals is None or not student.proposals.boxes.shape[1]:
             return QueryRequests()
         queries = ObjectQueries(boxes=student.proposals.boxes, groups=(~student.proposals.valid).long())
-        return QueryRequests(teacher={"proposals": with_content(queries, self.config.content, self.teacher.width)})
+        content = self.config.content_for(one_to_one=False)
+        return QueryRequests(teacher={"proposals": with_content(queries, content, self.teacher.width)})
 
     def losses(
         self,
@@ -149,7 +159,10 @@ class TaskAdaptiveRegularization(DistillationMethod):
         level, losses = self.config.feature_level, {}
         for number, own in enumerate(student.features[level]):
             goal = nearest_level(own, teacher.features[level])
-            apart = goal.values.float() - on_the_grid_of(goal, own, self.projections[number])
+            maps = [goal.values.float(), on_the_grid_of(goal, own, self.projections[number])]
+            if self.config.standardize_features:
+                maps = [standardized(values, goal.padding) for values in maps]
+            apart = maps[0] - maps[1]
             mask = gaussian_mask(targets, goal)  # (batch_size, height, width)
             distance = (mask * apart.square().mean(1)).sum((1, 2)) / (2 * mask.sum((1, 2)).clamp(min=1))
             losses[LossKey(self.name, "features", layer=number)] = distance.sum() / totals.images

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .supervision import Supervision
+
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -181,6 +183,10 @@ class DetectorSpec:
         features (`dict[str, tuple[int, ...]]`): channels of each level of the `"neck"` and `"encoder"` maps.
         one_to_one (`bool`): true for set prediction, one query per object; false if every box that overlaps an object
             enough predicts it and duplicates are removed afterwards.
+        max_detections (`int`, *optional*): detections per image that the post-processing of the authors' code keeps.
+            `None`: as many as there are queries.
+        supervision ([`Supervision`], *optional*): the family's loss of queries with the ground truth; `None` for a
+            family whose loss is not one of set prediction, or not ours.
     """
 
     family: str
@@ -192,6 +198,8 @@ class DetectorSpec:
     activation: Activation
     features: dict[str, tuple[int, ...]] = field(default_factory=dict)
     one_to_one: bool = True
+    max_detections: int | None = None
+    supervision: Supervision | None = None
 
 
 @dataclass(frozen=True)

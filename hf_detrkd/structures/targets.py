@@ -72,6 +72,7 @@ class BatchTotals:
         images: number of images.
         boxes: number of ground-truth boxes; losses use `boxes_or_one` to avoid a division by zero.
         matched: number of boxes with a matched query (fewer than `boxes` if an image has more boxes than queries).
+        occupied: number of images with a box.
         share: number of micro-batches times processes, by which the counts were divided.
         is_global: whether other processes have the same totals and run the same step.
     """
@@ -79,13 +80,15 @@ class BatchTotals:
     images: Tensor | float
     boxes: Tensor | float
     matched: Tensor | float
+    occupied: Tensor | float
     share: Tensor | float = 1.0
     is_global: bool = False
 
     @classmethod
     def of(cls, counts: Sequence[int], num_queries: int) -> BatchTotals:
         """The totals of a single batch in a single process."""
-        return cls(float(len(counts)), float(sum(counts)), float(sum(min(c, num_queries) for c in counts)))
+        matched, occupied = sum(min(count, num_queries) for count in counts), sum(count > 0 for count in counts)
+        return cls(float(len(counts)), float(sum(counts)), float(matched), float(occupied))
 
     @property
     def boxes_or_one(self) -> Tensor | float:

@@ -1,16 +1,19 @@
-"""Builds the teacher and the distillation methods of a run from its arguments."""
+"""Builds the teacher, the detection loss and the distillation methods of a run from its arguments."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
-from ..adapters import class_names
+from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
 from ..distillation.class_map import read_class_map
 from ..distillation.teacher import Origin, Teacher, normalization_of
+from ..losses.criterion import DetectionCriterion, ModelCriterion
 from ..methods import METHODS, DistillationMethod
 from ..structures.outputs import DetectorSpec
 from .config import DistillationConfig
@@ -50,6 +53,50 @@ def make_teacher(
     class_map = None if args.class_map is None else read_class_map(args.class_map)
     names = class_names(student.config)
     return Teacher(model, names, args.resolved_teacher_dtype(), class_map=class_map, origin=origin, **normalizations)
+
+
+def make_criterion(
+    config: PreTrainedConfig, args: DistillationConfig
+) -> tuple[DetectionCriterion | ModelCriterion, DetectorSpec]:
+    """The detection loss of a student's own queries, and the student's properties, with the same loss for extra ones.
+
+    Raises:
+        ValueError: `class_loss_weight` for a model that computes its loss itself.
+    """
+    spec, criterion = spec_for(config), ADAPTERS[config.model_type].criterion_of(config)
+    if args.class_loss_weight is not None:
+        if not isinstance(criterion, DetectionCriterion) or args.criterion == "transformers":
+            raise ValueError(
+                f"class_loss_weight is for losses of this package, but {spec.family} computes its own here: leave it "
+                "out."
+            )
+        criterion = replace(criterion, class_weight=args.class_loss_weight)
+        spec = replace(spec, supervision=criterion)
+    if args.criterion == "transformers":
+        return ModelCriterion(), spec
+    return criterion.with_auxiliary(args.auxiliary_loss), spec
+
+
+def learning_rates(adapter: DetectorAdapter, args: DistillationConfig) -> dict[int, float]:
+    """Learning rates of the student's parameters that have their own, by `id`: the backbone's, and those of
+    `learning_rate_factors`, of which the first that matches counts.
+
+    Raises:
+        ValueError: an expression matches no parameter.
+    """
+    rates: dict[int, float] = {}
+    factors = cast(dict[str, float], args.learning_rate_factors or {})
+    for pattern, factor in reversed(factors.items()):
+        found = [p for name, p in adapter.model.named_parameters() if re.search(pattern, name)]
+        if not found:
+            raise ValueError(
+                "learning_rate_factors must be expressions that match names of the student's parameters, but none has "
+                f"{pattern!r}."
+            )
+        rates |= {id(parameter): factor * args.learning_rate for parameter in found}
+    if args.backbone_learning_rate is not None:
+        rates |= {id(p): args.backbone_learning_rate for _, p in adapter.backbone_parameters() if id(p) not in rates}
+    return rates
 
 
 def make_methods(

@@ -17,6 +17,10 @@ from ..distillation.schedule import DistillationSchedule
 from ..methods import METHODS
 
 
+AUTO_STEPS = 40  # of --calibrate_weights auto
+DECAYING = ", ".join(f"{m.schedule} for {name}" for name, m in METHODS.items() if m.schedule != "constant")
+
+
 @dataclass
 class DistillationConfig(TrainingArguments):
     """Arguments common to all methods; a method's own options are in its `config_class`.
@@ -65,11 +69,11 @@ class DistillationConfig(TrainingArguments):
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Factor of the sum of all distillation losses. Default: 1."}
     )
-    distillation_schedule: str = field(
-        default="constant",
+    distillation_schedule: str | None = field(
+        default=None,
         metadata={
-            "help": "Schedule of the distillation weight: constant, or linear or cosine decay to zero. "
-            "Default: constant."
+            "help": "Schedule of the distillation weight: constant, or linear or cosine decay to zero. Default: each "
+            f"method's own, {DECAYING}; constant for the others."
         },
     )
     distillation_warmup: float = field(
@@ -102,6 +106,13 @@ class DistillationConfig(TrainingArguments):
             "help": "Number of evaluation images used to check the teacher, evenly spread; 0 for all. Default: 500."
         },
     )
+    max_detections: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of detections per image and of all classes in the evaluation of student and "
+            "teacher. Default: that of the authors of each model, such as 300 for DINO and 100 for Deformable DETR."
+        },
+    )
     probe: bool = field(
         default=True,
         metadata={
@@ -109,11 +120,11 @@ class DistillationConfig(TrainingArguments):
             "not finite or does not reach the student. Default: true."
         },
     )
-    calibrate_weights: int = field(
-        default=0,
+    calibrate_weights: str = field(
+        default="0",
         metadata={
-            "help": "Number of warm-up steps used to calibrate the loss weights, for example 200; a resumed run keeps "
-            "its weights. Default: 0, no calibration."
+            "help": f"Number of warm-up steps used to calibrate the loss weights, or auto for {AUTO_STEPS}; a resumed "
+            "run keeps its weights. Default: 0, no calibration."
         },
     )
     calibration_fraction: float = field(
@@ -122,11 +133,27 @@ class DistillationConfig(TrainingArguments):
             "help": "Gradient norm of each calibrated term on the student, relative to the task loss. Default: 0.3."
         },
     )
+    gradient_ratio_steps: int = field(
+        default=500,
+        metadata={
+            "help": "Number of steps between measurements of each term's gradient norm on the student, relative to "
+            "the task loss, which are logged as <term>_gradient; a measurement costs about as much as ten steps. 0 "
+            "disables them. Default: 500."
+        },
+    )
     ema_decay: float | None = field(
         default=None,
         metadata={
             "help": "Decay of an exponential moving average (EMA) of the student, for example 0.9998; when set, the "
             "EMA weights are evaluated, saved and pushed. Default: no EMA."
+        },
+    )
+    class_loss_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the classification loss of the student's own queries and of extra ones. Default: that "
+            "of the student's config; for Deformable DETR, whose config has none, 1 as in transformers (2 in the "
+            "original recipe)."
         },
     )
     auxiliary_loss: bool = field(
@@ -142,6 +169,14 @@ class DistillationConfig(TrainingArguments):
     )
     backbone_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the student's backbone. Default: --learning_rate."}
+    )
+    learning_rate_factors: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON object of regular expressions and factors: student parameters whose name matches one learn "
+            "at --learning_rate times its factor. Deformable DETR and DINO: "
+            '{"sampling_offsets|reference_points": 0.1}. Default: none.'
+        },
     )
     freeze: list[str] | None = field(
         default=None,
@@ -189,7 +224,8 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.run_name = self.run_name or Path(self.output_dir).absolute().name
-        self.loss_weights = parsed_weights(self.loss_weights)
+        self.loss_weights = parsed_numbers(self.loss_weights, "loss_weights")
+        self.learning_rate_factors = parsed_numbers(self.learning_rate_factors, "learning_rate_factors")
         if isinstance(self.method, list):  # a YAML list
             self.method = ",".join(self.method)
         if len(set(self.methods)) < len(self.methods) or not set(self.methods) <= METHODS.keys():
@@ -201,17 +237,25 @@ class DistillationConfig(TrainingArguments):
                 "hub_license must be a license id of the Hub, in lower case with hyphens, such as apache-2.0, mit or "
                 f"other, got {self.hub_license!r}."
             )
-        self.schedule()
+        self.schedules()
         parse_image_size(self.teacher_image_size, "teacher_image_size")
-        if self.calibrate_weights < 0 or self.calibration_fraction <= 0:
+        if str(self.calibrate_weights) != "auto" and not str(self.calibrate_weights).isdigit():
             raise ValueError(
-                "calibrate_weights must be at least 0 and calibration_fraction greater than 0, got "
-                f"{self.calibrate_weights} and {self.calibration_fraction}."
+                f"calibrate_weights must be auto or a number of steps, at least 0, got {self.calibrate_weights!r}."
+            )
+        if self.calibration_fraction <= 0 or self.gradient_ratio_steps < 0:
+            raise ValueError(
+                "calibration_fraction must be greater than 0 and gradient_ratio_steps at least 0, got "
+                f"{self.calibration_fraction} and {self.gradient_ratio_steps}."
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")
         if self.ema_decay is not None and (self.deepspeed or self.fsdp):
             raise ValueError("ema_decay needs unsharded weights: it cannot be used with DeepSpeed or FSDP.")
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ValueError(f"max_detections must be at least 1, got {self.max_detections}.")
+        if self.class_loss_weight is not None and self.class_loss_weight <= 0:
+            raise ValueError(f"class_loss_weight must be above 0, got {self.class_loss_weight}.")
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:
@@ -234,9 +278,16 @@ class DistillationConfig(TrainingArguments):
     def needs_teacher(self) -> bool:
         return any(METHODS[name].needs_teacher for name in self.methods)
 
-    def schedule(self) -> DistillationSchedule:
-        """The schedule of the distillation weight."""
-        return DistillationSchedule(self.distillation_schedule, self.distillation_warmup, self.distillation_stop)
+    def schedules(self) -> dict[str, DistillationSchedule]:
+        """The schedule of each method's weight."""
+        warmup, stop = self.distillation_warmup, self.distillation_stop
+        shapes = {name: self.distillation_schedule or METHODS[name].schedule for name in self.methods}
+        return {name: DistillationSchedule(shape, warmup, stop) for name, shape in shapes.items()}
+
+    @property
+    def calibration_steps(self) -> int:
+        """Number of steps of `calibrate_weights`."""
+        return AUTO_STEPS if self.calibrate_weights == "auto" else int(self.calibrate_weights)
 
     def resolved_teacher_dtype(self) -> torch.dtype:
         """The teacher's precision on this device."""
@@ -250,14 +301,14 @@ def method_names(method: str) -> list[str]:
     return [] if method == "none" else [name.strip() for name in method.split(",")]
 
 
-def parsed_weights(weights: dict[str, Any] | str | None) -> dict[str, float] | None:
-    """`loss_weights` as a dict of numbers by name.
+def parsed_numbers(given: dict[str, Any] | str | None, argument: str) -> dict[str, float] | None:
+    """A dict of numbers by name, from one or from its JSON.
 
     Raises:
         ValueError: it is neither such a dict nor its JSON.
     """
     try:
-        found = json.loads(weights) if isinstance(weights, str) else weights
+        found = json.loads(given) if isinstance(given, str) else given
         return None if found is None else {str(name): float(value) for name, value in found.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"loss_weights must be a JSON object of names and numbers, got {weights!r}.") from error
+        raise ValueError(f"{argument} must be a JSON object of names and numbers, got {given!r}.") from error

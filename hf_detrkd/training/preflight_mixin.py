@@ -74,7 +74,7 @@ class PreflightMixin(Trainer):
             mine, args.eval_batch_size, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers
         )
         batches = (self._prepare_inputs(batch) for batch in self._progress(loader, "Evaluating the teacher"))
-        metrics, curves = evaluate_teacher(teacher, batches, self.student.config.id2label)
+        metrics, curves = evaluate_teacher(teacher, batches, self.student.config.id2label, args.max_detections)
         if curves is not None:
             self.record.precision["teacher"] = curves
         return metrics
@@ -93,7 +93,7 @@ class PreflightMixin(Trainer):
         if resumes:
             return
         self.check_teacher()
-        if not (args.calibrate_weights or args.probe):
+        if not (args.calibration_steps or args.probe):
             return
         if self.weights_are_sharded or not isinstance(self.train_dataset, Sized):
             reason = "DeepSpeed and FSDP shard the weights" if self.weights_are_sharded else "a stream has no length"
@@ -102,7 +102,7 @@ class PreflightMixin(Trainer):
         self.student.to(args.device)
         if args.teacher_image_size is not None and distiller.teacher is not None:
             check_view(next(self._random_batches(1)), args.teacher_image_size)
-        if args.calibrate_weights:
+        if args.calibration_steps:
             self._calibrate_weights()
         if args.probe:
             self.probe_losses()
@@ -148,7 +148,7 @@ class PreflightMixin(Trainer):
 
     def _calibrate_weights(self) -> None:
         """Calibrates the loss weights, applies them, and writes them to the recipe of the output folder."""
-        args, count = self.args, self.args.calibrate_weights
+        args, count = self.args, self.args.calibration_steps
         batches = self._progress(self._random_batches(count), "Calibrating the weights", count)
         weights = calibrated_weights(
             self.distiller,

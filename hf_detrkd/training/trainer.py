@@ -16,7 +16,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..adapters import class_names, spec_for
+from ..adapters import class_names
 from ..artifacts.record import Record, row_of
 from ..artifacts.redaction import shareable
 from ..artifacts.run_folder import check_output_folder
@@ -26,10 +26,9 @@ from ..distillation.distiller import Distiller
 from ..distillation.freezing import apply_freezing, freeze_stages
 from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from ..evaluation.efficiency import peak_memory
-from ..losses.criterion import ModelCriterion
 from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
-from .build import make_methods, make_teacher
+from .build import learning_rates, make_criterion, make_methods, make_teacher
 from .callbacks import AverageCallback, BestCheckpointCallback, DatasetEpochCallback
 from .checkpoints import load_state, load_student_weights, save_state
 from .config import DistillationConfig
@@ -39,6 +38,7 @@ from .hub_mixin import HubPushMixin
 from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
 from .run_facts import evaluation_of, facts_of, student_name
+from .term_watch import TermWatch
 
 
 logger = logging.get_logger(__name__)
@@ -112,16 +112,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)
         set_seed(args.seed)  # the projections' initial weights depend on the run's seed
-        methods = make_methods(
-            args.methods, method_config, spec_for(model.config), None if teacher is None else teacher.spec
-        )
+        criterion, spec = make_criterion(model.config, args)
+        methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
-        if args.criterion == "transformers":
-            distiller.adapter.criterion = ModelCriterion()
-        else:
-            distiller.adapter.criterion = distiller.adapter.criterion_of(model.config).with_auxiliary(
-                args.auxiliary_loss
-            )
+        distiller.adapter.criterion = criterion
         self.record = Record()
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
@@ -135,8 +129,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         )
         if teacher is not None:
             teacher.to(args.device)
-        self._schedule = args.schedule()
-        self._guard = FiniteGuard()
+        self._schedules = args.schedules()
+        self._guard, self._watch = FiniteGuard(), TermWatch(distiller, args.gradient_ratio_steps)
         self._average = None
         if args.ema_decay is not None:
             self._average = StudentAverage(model.to(args.device), args.ema_decay)
@@ -177,13 +171,14 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         queries = self.distiller.adapter.spec.num_queries
         counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
         of = BatchTotals.of(counts, queries)
-        totals = torch.tensor([of.images, of.boxes, of.matched, float(max(1, len(batches)))])
+        share = float(max(1, len(batches)))
+        totals = torch.tensor([of.images, of.boxes, of.matched, of.occupied, share])
         if device.type == "cuda":
             totals = totals.pin_memory()
         totals = totals.to(device, non_blocking=True)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        totals = torch.cat([totals[:3] / totals[3], totals[3:]])
+        totals = torch.cat([totals[:-1] / totals[-1], totals[-1:]])
         self._images_seen += len(counts) * self.args.world_size
         return [{**batch, "totals": totals} for batch in batches], num_items
 
@@ -191,8 +186,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         step = self.state.global_step
-        weight = self.args.distillation_weight * self._schedule(step, self.state.max_steps)
-        outputs = model(inputs, step=step, distillation_weight=weight)
+        factor, last = self.args.distillation_weight, self.state.max_steps
+        weights = {name: factor * schedule(step, last) for name, schedule in self._schedules.items()}
+        if self.model.training and any(weights.values()) and not self.weights_are_sharded:
+            self._watch.look(step, inputs, self._probe_precision)
+        outputs = model(inputs, step=step, distillation_weights=weights)
         if self.model.training:
             self._guard.watch(step, outputs["terms"], inputs["labels"])
             for name, value in outputs["parts"].items():
@@ -200,17 +198,18 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `Trainer`, with separate parameter groups for a backbone that has its own learning rate."""
+        """As in `Trainer`, with separate parameter groups for parameters that have their own learning rate."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.args.backbone_learning_rate is None or given:
-            return optimizer
-        backbone = {id(p) for _, p in self.distiller.adapter.backbone_parameters()}
+        rates = {} if given else learning_rates(self.distiller.adapter, self.args)
         for group in list(optimizer.param_groups):
-            chosen = [p for p in group["params"] if id(p) in backbone]
-            if chosen:
-                group["params"] = [p for p in group["params"] if id(p) not in backbone]
-                optimizer.add_param_group({**group, "params": chosen, "lr": self.args.backbone_learning_rate})
+            own: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if id(parameter) in rates:
+                    own.setdefault(rates[id(parameter)], []).append(parameter)
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in rates]
+            for rate, chosen in own.items():
+                optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
 
     # --- logging -----------------------------------------------------------------------------------------------------
@@ -233,7 +232,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         # By name: a process whose images had no box has no denoising parts.
         everyone = gather_object([dict(zip(self._parts, values, strict=True))])
         names = dict.fromkeys(name for parts in everyone for name in parts)
-        return {str(name): sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
+        means = {name: sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
+        return {str(name): value for name, value in means.items()} | self._watch.entries(
+            means, self.args.distillation_weight
+        )
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -283,17 +285,16 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Loss, the 100 best detections of every image, and the ground truth, both in pixels of the original."""
+        """Loss, the best detections of every image, and the ground truth, both in pixels of the original."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             outputs = model(inputs)
-        answers = Predictions(
-            outputs["logits"], outputs["pred_boxes"], activation=self.distiller.adapter.spec.activation
-        )
+        spec = self.distiller.adapter.spec
+        answers = Predictions(outputs["logits"], outputs["pred_boxes"], activation=spec.activation)
         if prediction_loss_only:
             return outputs["loss"], None, None
         sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])
-        detections = detections_from_predictions(answers, sizes)
+        detections = detections_from_predictions(answers, sizes, self.args.max_detections or spec.max_detections)
         return outputs["loss"], *gatherable(detections, references_from_labels(inputs["labels"]))
 
     # --- saving ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def test_loss_is_the_task_loss_plus_the_weighted_sum(build, family, weight):
     distiller, method = distiller_of(build, family)
     inputs = tiny.batch(64)
     torch.manual_seed(0)  # denoising draws random numbers
-    found = distiller(inputs, distillation_weight=weight)
+    found = distiller(inputs, distillation_weights={"stub": weight})
     targets = Targets.from_labels(inputs["labels"])
     torch.manual_seed(0)
     student, task = distiller.adapter(inputs["pixel_values"], None, targets)
@@ -35,7 +35,7 @@ def test_without_weight_neither_teacher_nor_method_is_asked(build):
     asked: list[int] = []
     distiller.teacher.model.register_forward_hook(lambda *_: asked.append(1))
     distiller.teacher.model.model.register_forward_hook(lambda *_: asked.append(1))
-    found = distiller(tiny.batch(64), distillation_weight=0.0)
+    found = distiller(tiny.batch(64), distillation_weights={"stub": 0.0})
     assert not asked and not method.calls
     assert all(name.startswith("task_") for name in found["parts"])
 
@@ -60,7 +60,7 @@ def test_the_method_gets_both_passes_the_truth_and_its_divisors(build):
     inputs = tiny.batch(64, boxes=(9, 0, 2))
     distiller(inputs)
     (call,) = method.calls
-    assert call["totals"] == BatchTotals(3.0, 11.0, 9.0)  # 7 queries hold 7 of the 9 boxes
+    assert call["totals"] == BatchTotals(3.0, 11.0, 9.0, 2.0)  # 7 queries hold 7 of the 9 boxes
     assert call["targets"].counts == (9, 0, 2)
     wanted = distiller.teacher(inputs["pixel_values"]).layers[-1]
     torch.testing.assert_close(call["teacher"].layers[-1].logits, wanted.logits)
@@ -71,9 +71,10 @@ def test_totals_of_the_whole_batch_replace_those_of_this_process(build):
     distiller, method = distiller_of(build)
     inputs = tiny.batch(64)
     alone = distiller(inputs)["parts"]
-    shared = distiller(inputs | {"totals": torch.tensor([4.0, 6.0, 6.0, 0.5])})["parts"]  # this process: 2, 3, 3
+    shared = distiller(inputs | {"totals": torch.tensor([4.0, 6.0, 6.0, 3.0, 0.5])})["parts"]  # this process: 2, 3, 3
     totals = method.calls[1]["totals"]
-    assert [float(v) for v in (totals.images, totals.boxes, totals.matched, totals.share)] == [4.0, 6.0, 6.0, 0.5]
+    counts = (totals.images, totals.boxes, totals.matched, totals.occupied, totals.share)
+    assert [float(count) for count in counts] == [4.0, 6.0, 6.0, 3.0, 0.5]
     torch.testing.assert_close(shared["task_loss"], alone["task_loss"] / 2)
 
 

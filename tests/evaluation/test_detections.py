@@ -30,7 +30,7 @@ def random_answers(num_queries, columns, seed):
 @pytest.mark.parametrize("num_queries, num_classes", [(300, 80), (100, 3), (30, 5)])
 def test_sigmoid_detections_are_those_of_the_processors(num_queries, num_classes):
     logits, boxes, sizes = random_answers(num_queries, num_classes, seed=num_queries)
-    ours = detections_from_predictions(Predictions(logits, boxes), sizes)
+    ours = detections_from_predictions(Predictions(logits, boxes), sizes, 100)
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     for processor in (DeformableDetrImageProcessor(), RTDetrImageProcessor()):
         theirs = processor.post_process_object_detection(outputs, threshold=0, target_sizes=sizes)
@@ -42,7 +42,7 @@ def test_sigmoid_detections_are_those_of_the_processors(num_queries, num_classes
 @pytest.mark.parametrize("num_queries", [300, 100, 30])
 def test_softmax_detections_are_the_best_of_the_processor(num_queries):
     logits, boxes, sizes = random_answers(num_queries, 6, seed=num_queries)
-    ours = detections_from_predictions(Predictions(logits, boxes, activation="softmax"), sizes)
+    ours = detections_from_predictions(Predictions(logits, boxes, activation="softmax"), sizes, 100)
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     theirs = DetrImageProcessor().post_process_object_detection(outputs, threshold=0, target_sizes=sizes)
     for image, expected in zip(ours, theirs, strict=True):
@@ -104,7 +104,7 @@ def test_nothing_of_a_batch_is_read_on_the_host(activation):
     with torch.device("meta"):  # has shapes but no values: whatever asks for one raises
         labels = [label_without_values(count) for count in (0, 3)]
         answers = Predictions(torch.ones(2, 300, 6), torch.ones(2, 300, 4), activation=activation)
-        detections = detections_from_predictions(answers, torch.stack([x["orig_size"] for x in labels]))
+        detections = detections_from_predictions(answers, torch.stack([x["orig_size"] for x in labels]), 100)
         found, truth = gatherable(detections, references_from_labels(labels))
     assert found["boxes"].shape == (2, 100, 4) and truth["boxes"].shape == (2, 4, 4)
 

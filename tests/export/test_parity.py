@@ -108,16 +108,16 @@ def test_a_check_of_nothing_is_none():
 
 
 def test_the_hundredth_detection_may_change_with_the_next_one_as_good():
-    scores = torch.linspace(4, 1, 120)[:, None].repeat(1, 1)
+    scores = torch.linspace(4, 1, 120)
     scores[99], scores[100] = 1.5, 1.5 - 1e-6
     scores[101:] = -4
-    ours = Predictions(scores[None], tiny.random_boxes(1, 120), activation="sigmoid")
+    ours = Predictions(scores.view(1, 60, 2), tiny.random_boxes(1, 60), activation="sigmoid")
     theirs = moved(ours)
-    theirs.logits[0, 99] -= 2e-6
-    theirs.boxes[0, 110] += 0.5  # so that rows do not agree
+    theirs.logits[0, 49, 1] -= 2e-6
+    theirs.boxes[0, 55] += 0.5  # so that rows do not agree
     (deviation,) = compare(ours, theirs, ["a"], FLOAT32)
     assert deviation.compared == 99 and deviation.excess(FLOAT32) < 1
-    theirs.boxes[0, 50] += 0.5
+    theirs.boxes[0, 25] += 0.5
     assert compare(ours, theirs, ["a"], FLOAT32)[0].excess(FLOAT32) > 1
 
 

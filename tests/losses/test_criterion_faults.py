@@ -52,7 +52,7 @@ def test_box_losses_of_two_processes_average_to_one_by_us_and_not_by_transformer
     monkeypatch.setattr(loss_for_object_detection.PartialState, "num_processes", 2, raising=False)
     monkeypatch.setattr(loss_for_object_detection, "reduce", lambda count: torch.full_like(count, 3.5))  # their mean
     theirs = sum(reference(config, [rows[i]], labels[i : i + 1])[1]["loss_bbox"] for i in (0, 1)) / 2
-    totals = BatchTotals(1.0, 3.5, 3.5, share=2.0)
+    totals = BatchTotals(1.0, 3.5, 3.5, 1.0, share=2.0)
     ours = [criterion(Answers((rows[i],)), Targets.from_labels(labels[i : i + 1]), totals)["box"] for i in (0, 1)]
     torch.testing.assert_close(sum(ours) / 2, whole, atol=1e-5, rtol=1e-5)
     theirs = weight * theirs

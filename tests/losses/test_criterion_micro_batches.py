@@ -27,7 +27,7 @@ from tests.losses.criterion import (
 
 def share_of(counts: Sequence[int], parts: int, queries: int) -> BatchTotals:
     """The totals of a whole batch, per part, as tensors: so they come from other processes."""
-    numbers = (len(counts), sum(counts), sum(min(count, queries) for count in counts))
+    numbers = (len(counts), sum(counts), sum(min(count, queries) for count in counts), sum(map(bool, counts)))
     return BatchTotals(*torch.tensor([*(number / parts for number in numbers), float(parts)]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_detrkd.structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
+from hf_detrkd.structures.supervision import Supervision
 from hf_detrkd.structures.targets import Targets
 from tests import tiny
 from tests.methods.naive import Layer, Truth
@@ -36,6 +37,9 @@ def spec(
         num_classes=num_classes,
         activation=activation,
         features={"neck": neck, "encoder": neck},
+        supervision=Supervision("cross_entropy")
+        if activation == "softmax"
+        else Supervision("focal", class_weight=2.0),
     )
 
 

@@ -113,8 +113,9 @@ def test_places_are_those_of_the_general_points_of_kd_detr():
 
 
 def test_queries_start_from_zero_content_or_from_the_model_s_own():
-    assert asked().size == 600 and not asked().content.any() and asked().fields == {"content", "boxes"}
-    assert asked(content="own").fields == {"boxes"}
+    queries = asked(content="zero")
+    assert queries.size == 600 and not queries.content.any() and queries.fields == {"content", "boxes"}
+    assert asked().size == 600 and asked().fields == {"boxes"}
 
 
 def test_a_decoder_of_embeddings_is_asked_embeddings_spread_like_its_own():

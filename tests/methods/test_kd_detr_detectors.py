@@ -19,6 +19,7 @@ from tests.methods.backward import gradients, total
 from tests.methods.kd_detr import GROUPS, TWO_STAGE
 
 
+BOXES = (*TWO_STAGE, "dab-detr", *tiny.GROUPED)
 THROUGH_SIGMOID = (*TWO_STAGE, "dab-detr", "conditional_detr")
 
 
@@ -54,7 +55,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, askabl
     family = askable
     student = adapter_for(build(family).requires_grad_(True))
     teacher = Teacher(build(family), tiny.LABELS)
-    config = KDDETRConfig(general_points=20, content="own", scale=scale, class_loss=class_loss, teacher_layers="each")
+    config = KDDETRConfig(general_points=20, scale=scale, class_loss=class_loss, teacher_layers="each")
     losses = distil(student, teacher, config)
     assert len(losses) == 2 * 3 * tiny.NUM_LAYERS
     for name, value in losses.items():
@@ -67,18 +68,42 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(build, askabl
 
 def test_the_last_layer_of_a_student_that_is_its_teacher_has_no_loss_when_all_copy_the_last(build, askable):
     family = askable
-    losses = distil(adapter_for(build(family)), Teacher(build(family), tiny.LABELS), KDDETRConfig(content="own"))
+    losses = distil(adapter_for(build(family)), Teacher(build(family), tiny.LABELS), KDDETRConfig())
     last = {name: value for name, value in losses.items() if name.endswith(f"_{tiny.NUM_LAYERS - 1}")}
     assert len(last) == 6 and all(abs(value) < rounding(family, name) for name, value in last.items())
     assert all(value > 1e-3 for name, value in losses.items() if name not in last)
 
 
-@pytest.mark.parametrize("family", TWO_STAGE)
-def test_with_zero_content_only_the_general_points_of_an_equal_student_have_no_loss(build, family):
-    config = KDDETRConfig(general_points=20, teacher_layers="each")
+@pytest.mark.parametrize("content", ["own", "zero", "teacher"])
+@pytest.mark.parametrize("family", BOXES)
+def test_with_every_content_an_equal_student_has_no_loss(build, family, content):
+    config = KDDETRConfig(general_points=20, teacher_layers="each", content=content)
     losses = distil(adapter_for(build(family)), Teacher(build(family), tiny.LABELS), config)
-    for name, value in losses.items():
-        assert value < 1e-6 if "general" in name else value > 1e-6, name
+    assert all(abs(value) < rounding(family, name) for name, value in losses.items()), losses
+
+
+@pytest.mark.parametrize("family", BOXES)
+def test_the_contents_are_three_questions(build, family):
+    contents = ("own", "zero", "teacher")
+    losses = []
+    for content in contents:
+        student, teacher = pair(build, family, family)
+        losses.append(distil(student, teacher, KDDETRConfig(general_points=20, content=content)))
+    (own, zero, handed), last = losses, tiny.NUM_LAYERS - 1
+    specific, general = f"kd_detr_box_specific_{last}", f"kd_detr_box_general_{last}"
+    no_content = family == "dab-detr"  # its own content is zeros
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return torch.isclose(one, other, rtol=1e-5, atol=0.0).item()
+
+    assert same(zero[specific], own[specific]) == same(zero[general], own[general]) == no_content
+    assert same(handed[specific], own[specific]) == no_content and same(handed[general], own[general])
+
+
+@pytest.mark.parametrize(("student", "teacher", "width"), [("rt_detr", "rt_detr", 64), ("d_fine", "rt_detr", 32)])
+def test_the_teacher_s_content_needs_one_family_and_width(build, student, teacher, width):
+    with pytest.raises(ValueError, match="content teacher needs queries with content and boxes that fit both"):
+        distil(*pair(build, student, teacher, width), KDDETRConfig(content="teacher"))
 
 
 # Parameters that make a family's own queries (and D-FINE's first guess, and a token that RF-DETR never uses).

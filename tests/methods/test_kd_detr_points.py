@@ -19,11 +19,26 @@ def points(seed: int = 0, config: KDDETRConfig | None = None, batch_size: int = 
 
 
 def test_both_models_are_asked_the_same_general_points_from_zero_content():
-    student, teacher = points()
+    student, teacher = points(config=KDDETRConfig(specific_points=False, content="zero"))
     assert torch.equal(student.asked[0].boxes, teacher.asked[0].boxes)
     assert student.asked[0].boxes.shape == (2, 300, 4)
     assert torch.equal(student.asked[0].content, torch.zeros(2, 300, 16))
     assert torch.equal(teacher.asked[0].content, torch.zeros(2, 300, 8))
+
+
+def test_without_content_the_teacher_is_asked_its_own_boxes_again():
+    student, teacher = points(config=KDDETRConfig(general_points=0, content="zero"))
+    (asked,), (again,) = student.asked, teacher.asked
+    assert torch.equal(asked.boxes, teacher.output.queries.boxes) and torch.equal(asked.boxes, again.boxes)
+    assert not asked.content.any() and not again.content.any()
+
+
+def test_the_teacher_s_content_goes_with_its_own_boxes_alone():
+    student, teacher = Fake(spec()), Fake(spec())
+    compare(KDDETR(KDDETRConfig(content="teacher"), student.spec, teacher.spec), student.output, teacher.output)
+    specific, general = sorted(student.asked, key=lambda queries: -len(queries.fields))
+    assert torch.equal(specific.content, teacher.output.queries.content)
+    assert general.fields == {"boxes"} and len(teacher.asked) == 1
 
 
 @pytest.mark.parametrize("width", [8, 16])
@@ -78,7 +93,7 @@ def test_specific_points_are_the_teacher_s_boxes_without_its_content():
     student, teacher = Fake(spec()), Fake(spec())
     compare(KDDETR(KDDETRConfig(), student.spec, teacher.spec), student.output, teacher.output)
     assert torch.equal(student.asked[0].boxes, teacher.output.queries.boxes)
-    assert not student.asked[0].content.any()
+    assert student.asked[0].fields == {"boxes"}
 
 
 def test_learned_queries_of_an_equal_model_are_shared_whole():

@@ -49,7 +49,7 @@ def step(student: str, teacher: str, method: str, padded: bool, **options: Any) 
     torch.manual_seed(0)
     losses = distiller.losses(images)
     names, parameters = zip(*distiller.named_parameters(), strict=True)
-    found = torch.autograd.grad(distiller.weighted(losses.distillation), parameters, allow_unused=True)
+    found = torch.autograd.grad(sum(distiller.weighted(losses.distillation).values()), parameters, allow_unused=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.model.state_dict().items())
     return output, {name.removeprefix("student."): g for name, g in zip(names, found, strict=True) if g is not None}
 

@@ -76,7 +76,14 @@ def test_the_mask_is_one_at_the_middle_of_a_box_and_falls_by_its_own_sides():
     torch.testing.assert_close(mask[:, 2], torch.tensor([0.0, math.exp(-2 / 9), 1.0, math.exp(-2 / 9), 0.0]))
 
 
-def naive_features(own: FeatureMap, goal: FeatureMap, targets: Targets, weight: Tensor, bias: Tensor) -> Tensor:
+def naive_standard(values: Tensor) -> Tensor:
+    """One image's channels `(D, height, width)` with mean 0 and variance 1."""
+    return torch.stack([(channel - channel.mean()) / (channel.var(correction=0) + 1e-5) ** 0.5 for channel in values])
+
+
+def naive_features(
+    own: FeatureMap, goal: FeatureMap, targets: Targets, weight: Tensor, bias: Tensor, standard: bool
+) -> Tensor:
     """One level, the student's channels changed by `weight` `(D, own channels)` and `bias`: the sum over images."""
     total = torch.zeros((), dtype=torch.float64)
     for image, label in enumerate(targets.to_labels()):
@@ -84,9 +91,12 @@ def naive_features(own: FeatureMap, goal: FeatureMap, targets: Targets, weight: 
         own_height, own_width = real_size(own, image)
         mine = torch.einsum("dc,cyx->dyx", weight, own.values[image, :, :own_height, :own_width].double())
         mine = naive.bilinear(mine + bias[:, None, None], height, width)
+        theirs = goal.values[image, :, :height, :width].double()
+        if standard:
+            mine, theirs = naive_standard(mine), naive_standard(theirs)
         mask = bells(label["boxes"].double(), height, width)
         for y, x in itertools.product(range(height), range(width)):
-            for wanted, given in zip(goal.values[image, :, y, x].double(), mine[:, y, x], strict=True):
+            for wanted, given in zip(theirs[:, y, x], mine[:, y, x], strict=True):
                 share = 2 * len(weight) * max(float(mask.sum()), 1.0)
                 total = total + mask[y, x] * (wanted - given) ** 2 / share
     return total
@@ -105,10 +115,13 @@ def naive_features(own: FeatureMap, goal: FeatureMap, targets: Targets, weight: 
 )
 @each("counts", [(2, 0, 1), (3,), (0, 0)])
 @each("padded", ["", "both", "student", "teacher"])
-@each("level", ["neck", "encoder"])
-def test_features_equal_the_loop_on_every_level(sizes: Sizes, widths, goals: Sizes, nearest, counts, padded, level):
+@each(("level", "standard"), [("neck", True), ("neck", False), ("encoder", True)])
+def test_features_equal_the_loop_on_every_level(
+    sizes: Sizes, widths, goals: Sizes, nearest, counts, padded, level, standard
+):
     specs = proposing(widths=widths), spec(neck=(4,) * len(goals))
-    method, targets, batch = method_of(*specs, feature_level=level), targets_of(*counts), len(counts)
+    method = method_of(*specs, feature_level=level, standardize_features=standard)
+    targets, batch = targets_of(*counts), len(counts)
     ends = padded in ("both", "student"), padded in ("both", "teacher")
     own = [a_map(width, size, batch, ends[0]) for width, size in zip(widths, sizes, strict=True)]
     theirs = [a_map(4, size, batch, ends[1]) for size in goals]
@@ -122,6 +135,6 @@ def test_features_equal_the_loop_on_every_level(sizes: Sizes, widths, goals: Siz
         equal = widths[k] == 4
         weight = torch.eye(4).double() if equal else layer.weight.detach().double()[:, :, 0, 0]
         bias = torch.zeros(4).double() if equal else layer.bias.detach().double()
-        expected = naive_features(mine, theirs[place], targets, weight, bias) / 7
+        expected = naive_features(mine, theirs[place], targets, weight, bias, standard) / 7
         torch.testing.assert_close(losses[f"task_adaptive_features_{k}"].double(), expected, atol=1e-5, rtol=1e-4)
-        assert (expected > 1e-3) == (sum(counts) > 0)
+        assert (expected > 1e-3) == (sum(counts) > 0) or (standard and goals[place] == (1, 1))

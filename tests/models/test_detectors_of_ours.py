@@ -16,7 +16,7 @@ from tests.runs import assert_close, assert_trained, make_trainer, run, weights_
 
 
 TASK_ADAPTIVE = {"family": "faster_rcnn", "method": "task_adaptive", "widths": [32, 64]}
-FADING = TASK_ADAPTIVE | {"distillation_schedule": "linear", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+FADING = TASK_ADAPTIVE | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
 def distilled_share(entry: dict[str, float]) -> float:

@@ -44,13 +44,13 @@ def _labels(*counts: int) -> list[dict[str, torch.Tensor]]:
 
 def test_totals_count_a_box_as_matched_only_where_there_is_a_query_for_it():
     totals = BatchTotals.of((3, 0, 9), num_queries=5)
-    assert (totals.images, totals.boxes, totals.matched, totals.share) == (3.0, 12.0, 8.0, 1.0)
+    assert (totals.images, totals.boxes, totals.matched, totals.occupied, totals.share) == (3.0, 12.0, 8.0, 2.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 @pytest.mark.parametrize(("boxes", "share", "expected"), [(0.0, 1, 1.0), (0.0, 4, 0.25), (0.5, 4, 0.5), (3.0, 2, 3.0)])
 def test_the_box_divisor_is_at_least_one_box_in_the_whole_batch(kind, boxes, share, expected):
-    assert float(BatchTotals(*map(kind, (2.0, boxes, boxes, share))).boxes_or_one) == expected
+    assert float(BatchTotals(*map(kind, (2.0, boxes, boxes, boxes, share))).boxes_or_one) == expected
 
 
 def test_a_cross_entropy_divides_by_the_weights_of_all_queries():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_the_backbone_has_its_own_learning_rate(tmp_path: Path) -> None:
     assert {rate for key, rate in rates.items() if key not in backbone} == {1e-3}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trainer.student.parameters()))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+
+
+def test_parameters_learn_at_the_factor_of_the_first_expression_that_matches(tmp_path: Path) -> None:
+    factors = {"sampling_offsets|reference_points": 0.1, r"decoder\.": 0.5}
+    for given in (factors, json.dumps(factors)):
+        options = {"family": "deformable_detr/two_stage", "learning_rate": 1e-3, "backbone_learning_rate": 1e-5}
+        trainer = make_trainer(tmp_path, **options, weight_decay=0.1, learning_rate_factors=given)
+        groups = trainer.create_optimizer().param_groups
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        for name, parameter in trainer.student.named_parameters():
+            slow = 1e-5 if "backbone" in name else 5e-4 if "decoder." in name else 1e-3
+            assert rates[id(parameter)] == pytest.approx(1e-4 if "sampling_offsets" in name else slow), name
+        assert sum(len(group["params"]) for group in groups) == len(rates)
+    with pytest.raises(ValueError, match="none has 'no such'"):
+        make_trainer(tmp_path, learning_rate_factors={"no such": 0.1}).create_optimizer()
+    with pytest.raises(ValueError, match="learning_rate_factors must be a JSON object of names and numbers"):
+        DistillationConfig(str(tmp_path), learning_rate_factors="0.1")
 
 
 def test_freezing_is_what_the_patterns_say_whatever_transformers_froze(tmp_path: Path) -> None:
@@ -158,6 +176,34 @@ def test_distillation_follows_its_schedule_and_ends(tmp_path: Path) -> None:
     shares = [(entry["loss"] - entry["task_loss"]) / entry.get("distillation_loss", 1.0) for entry in log]
     assert shares == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-3)
     assert ["distillation_loss" in entry for entry in log] == [True, True, False, False]
+
+
+def test_each_method_follows_its_own_schedule_unless_one_is_chosen(tmp_path: Path) -> None:
+    arguments = {"method": "task_adaptive,kd_detr", "max_steps": 4, "learning_rate": 0.0, "family": "detr"}
+    trainer = make_trainer(tmp_path, **arguments)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "task_loss" in entry]
+    weights = trainer.distiller.loss_weights
+    for entry, factor in zip(log, (1.0, 0.75, 0.5, 0.25), strict=True):
+        feature = weights["task_adaptive_features"] * entry["task_adaptive_features"]
+        others = entry["distillation_loss"] - feature
+        assert feature > 0 and others > 0
+        assert entry["loss"] - entry["task_loss"] == pytest.approx(factor * feature + others, rel=1e-4)
+    chosen = DistillationConfig(str(tmp_path), distillation_schedule="constant", method="task_adaptive")
+    assert chosen.schedules()["task_adaptive"](3, 4) == 1.0
+
+
+def test_one_class_weight_for_own_and_extra_queries(tmp_path: Path) -> None:
+    for chosen, weight in ((None, 1.0), (2.0, 2.0)):
+        options = {"family": "deformable_detr/two_stage", "method": "detrdistill,extra_queries"}
+        trainer = make_trainer(tmp_path, **options, class_loss_weight=chosen)
+        assert trainer.distiller.adapter.criterion.class_weight == weight
+        weights = trainer.distiller.loss_weights
+        assert weights["detrdistill_assignment_class"] == weights["extra_queries_class"] == weight
+    with pytest.raises(ValueError, match="class_loss_weight is for losses of this package, but faster_rcnn computes"):
+        make_trainer(tmp_path, family="faster_rcnn", class_loss_weight=2.0)
+    with pytest.raises(ValueError, match="class_loss_weight must be above 0, got 0"):
+        DistillationConfig(str(tmp_path), class_loss_weight=0.0)
 
 
 def test_activation_checkpointing_is_the_student_s(tmp_path):

@@ -81,13 +81,15 @@ def clockdistill_memory(
 def clockdistill_queries(
     student: Answers, teacher: Answers, counts: list[int], tempered: bool = True, temperature: float = 10.0
 ) -> dict[tuple[str, int], Tensor]:
-    """The answers to one query per box, of which an image has `counts`; unweighted, by part and student layer."""
+    """The answers to one query per box, of which an image has `counts`; unweighted, by part and student layer. Images
+    without boxes count nothing."""
 
     def real(answers: Answers) -> Answers:
         return [
             [
                 Layer(image.logits[:count], image.boxes[:count], image.activation)
                 for image, count in zip(layer, counts, strict=True)
+                if count or not any(counts)
             ]
             for layer in answers
         ]

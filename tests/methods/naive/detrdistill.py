@@ -35,21 +35,23 @@ def match_objects(answers: Layer, labels: list[int], boxes: Tensor) -> list[tupl
     return assign(cost)
 
 
-def pair_cost(student: Layer, teacher: Layer) -> Tensor:
+def pair_cost(student: Layer, teacher: Layer, boxes_only: bool = False) -> Tensor:
     cost = torch.zeros(len(student.boxes), len(teacher.boxes), dtype=torch.float64)
     for n in range(len(student.boxes)):
         for m in range(len(teacher.boxes)):
             targets = soft_targets(teacher, m, student.activation)
             entries = cross_entropy(student.logits[n], targets, student.activation)
             distance, generalized = l1(student.boxes[n], teacher.boxes[m]), giou(student.boxes[n], teacher.boxes[m])
-            cost[n, m] = entries + 5 * distance - 2 * generalized
+            cost[n, m] = (0 if boxes_only else entries) + 5 * distance - 2 * generalized
     return cost
 
 
 def pair_answers(student: Layer, teacher: Layer, positive: list[int]) -> tuple[list, list]:
     """Pairs (student query, teacher query) of the paper's form: of the positives, then of the rest."""
-    cost, pairs, free = pair_cost(student, teacher), [], list(range(len(student.boxes)))
-    for columns in (positive, [m for m in range(len(teacher.boxes)) if m not in positive]):
+    pairs, free = [], list(range(len(student.boxes)))
+    for negative in (False, True):
+        cost = pair_cost(student, teacher, boxes_only=negative)
+        columns = [m for m in range(len(teacher.boxes)) if (m in positive) != negative]
         found = assign(cost[free][:, columns])
         pairs.append([(free[row], columns[column]) for row, column in found])
         free = [n for n in free if n not in {taken for taken, _ in pairs[-1]}]

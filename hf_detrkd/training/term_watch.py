@@ -1,0 +1,71 @@
+"""Compares every distillation term with the detection loss while the student is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+from transformers.utils import logging
+
+from ..distillation.distiller import Distiller
+from ..structures.loss_key import LossKey
+from .loss_probe import Precision, probe, ratio
+
+
+logger = logging.get_logger(__name__)
+
+PATIENCE = 10  # logs in which a term exceeds the detection loss before the warning
+
+
+class TermWatch:
+    """Measures gradient ratios every few steps, and warns of a term that exceeds the detection loss for long.
+
+    Args:
+        distiller ([`Distiller`])
+        every (`int`): optimizer steps between two measurements of the gradients; 0 for none.
+    """
+
+    def __init__(self, distiller: Distiller, every: int):
+        self.distiller, self.every = distiller, every
+        # values that a method only reports have no weight
+        self._reported = {name for method in distiller.methods.values() for name in cast(Any, method).metrics}
+        self._measured: int | None = None  # the step of the last measurement
+        self._ratios: dict[str, float] = {}
+        self._exceeded: Counter[str] = Counter()
+
+    def look(self, step: int, batch: Mapping[str, Any], precision: Precision) -> None:
+        """Measures the gradients if this step is due, at its first micro-batch: no gradient is accumulated yet.
+
+        Args:
+            step (`int`): number of completed optimizer steps.
+            batch (`dict`): input of the distiller, on its device.
+            precision: see [`Precision`].
+        """
+        due = self.every and step and step % self.every == 0 and step != self._measured
+        if not due or not self.distiller.methods:
+            return
+        self._measured = step
+        found = probe(self.distiller, batch, precision)
+        self._ratios = {f"{term.name}_gradient": ratio(term.gradient, found.task_gradient) for term in found.terms}
+
+    def entries(self, parts: Mapping[str, float], factor: float) -> dict[str, float]:
+        """What a log gets besides the mean parts of the loss: the ratios of gradient norms to the task's, if measured
+        since the last one. Warns of a term that has exceeded the detection loss in [`PATIENCE`] logs without a break.
+
+        Args:
+            parts (`dict[str, float]`): mean losses since the last log, by name.
+            factor (`float`): factor of all distillation losses.
+        """
+        terms = [name for name in parts if isinstance(name, LossKey) and name.method != "task"]
+        for key in (term for term in terms if term not in self._reported):
+            weighted = factor * self.distiller.weight_of(key) * parts[key]
+            self._exceeded[key] = self._exceeded[key] + 1 if weighted > parts["task_loss"] else 0
+            if self._exceeded[key] == PATIENCE:
+                logger.warning(
+                    f"{key} has exceeded the detection loss in the last {PATIENCE} logs ({weighted:.3g} against "
+                    f"{parts['task_loss']:.3g}), so the student mostly learns this term: lower its weight with "
+                    f"--loss_weights '{{\"{key}\": ...}}', or start with --calibrate_weights auto."
+                )
+        ratios, self._ratios = self._ratios, {}
+        return ratios
