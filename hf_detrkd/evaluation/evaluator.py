@@ -80,7 +80,8 @@ class CocoEvaluator:
     ```python
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         ...
-        detections = detections_from_predictions(predictions, torch.stack([x["orig_size"] for x in labels]))
+        sizes = torch.stack([x["orig_size"] for x in labels])
+        detections = detections_from_predictions(predictions, sizes, max_detections_of(model.config))
         return loss, *gatherable(detections, references_from_labels(labels))
     ```
     """

@@ -71,7 +71,7 @@ def standardized(values: Tensor, padding: Tensor | None) -> Tensor:
     """Maps `(batch_size, channels, height, width)` whose channels have mean 0 and variance 1 over the cells of each
     image that are not padding `(batch_size, height, width)`."""
     real = values.new_ones(1, 1, 1, 1) if padding is None else (~padding)[:, None].to(values)
-    count = real.expand(values.shape[0], 1, *values.shape[2:]).sum((2, 3), keepdim=True)
+    count = real.expand(values.shape[0], 1, *values.shape[2:]).sum((2, 3), keepdim=True).clamp(min=1)
     centred = (values - (values * real).sum((2, 3), keepdim=True) / count) * real
     return centred * ((centred.square().sum((2, 3), keepdim=True) / count) + 1e-5).rsqrt()
 

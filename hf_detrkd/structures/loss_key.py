@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
+GRADIENT_SUFFIX = "_gradient"
+"""End of the names by which gradient norms of terms, relative to the task's, are logged."""
+
+
 class LossKey(str):
     """Name of a loss: the string `<method>_<part>[_<group>][_<layer>]` with its parts as attributes.
 

@@ -137,7 +137,7 @@ class DistillationConfig(TrainingArguments):
         default=500,
         metadata={
             "help": "Number of steps between measurements of each term's gradient norm on the student, relative to "
-            "the task loss, which are logged as <term>_gradient; a measurement costs about as much as ten steps. 0 "
+            "the task loss, on the two images of a batch with most boxes, which are logged as <term>_gradient. 0 "
             "disables them. Default: 500."
         },
     )
@@ -174,7 +174,7 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "JSON object of regular expressions and factors: student parameters whose name matches one learn "
-            "at --learning_rate times its factor. Deformable DETR and DINO: "
+            "at --learning_rate times its factor. Deformable DETR: "
             '{"sampling_offsets|reference_points": 0.1}. Default: none.'
         },
     )

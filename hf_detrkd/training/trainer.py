@@ -188,8 +188,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         step = self.state.global_step
         factor, last = self.args.distillation_weight, self.state.max_steps
         weights = {name: factor * schedule(step, last) for name, schedule in self._schedules.items()}
-        if self.model.training and any(weights.values()) and not self.weights_are_sharded:
-            self._watch.look(step, inputs, self._probe_precision)
+        if self.model.training and not self.weights_are_sharded:
+            started = time.perf_counter()
+            if self._watch.look(step, inputs, weights, self._probe_precision):
+                self._leave_out(time.perf_counter() - started)
         outputs = model(inputs, step=step, distillation_weights=weights)
         if self.model.training:
             self._guard.watch(step, outputs["terms"], inputs["labels"])
@@ -233,9 +235,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         everyone = gather_object([dict(zip(self._parts, values, strict=True))])
         names = dict.fromkeys(name for parts in everyone for name in parts)
         means = {name: sum(parts.get(name, 0.0) for parts in everyone) / len(everyone) for name in names}
-        return {str(name): value for name, value in means.items()} | self._watch.entries(
-            means, self.args.distillation_weight
-        )
+        return {str(name): value for name, value in means.items()} | self._watch.entries(means)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -245,10 +245,13 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             self.compute_metrics.reset()
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
-        seconds = time.perf_counter() - started
+        self._leave_out(time.perf_counter() - started)
+        return metrics
+
+    def _leave_out(self, seconds: float) -> None:
+        """Takes a time in which nothing was trained out of the throughput."""
         self._evaluation_seconds += seconds
         self._log_time += seconds
-        return metrics
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Context in which the student has its EMA weights, if there are any."""

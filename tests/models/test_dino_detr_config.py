@@ -75,7 +75,7 @@ def test_every_deformable_attention_of_a_new_model_looks_into_all_directions() -
 def xavier(layer: torch.nn.Module, rows: int = 1) -> float:
     """Standard deviation of Xavier's uniform distribution; `rows` times as many outputs."""
     outputs, inputs = layer.weight.shape[:2]
-    cells = layer.weight[0, 0].numel()
+    cells = layer.weight[0, 0].numel()  # of a convolution
     return (2 / ((rows * outputs + inputs) * cells)) ** 0.5
 
 
@@ -105,8 +105,8 @@ def test_a_new_model_starts_as_the_original_does() -> None:
         expected += [(layer.weight, own(layer)) for layer in head.layers[:-1]]
         expected += [(layer.bias, own(layer)) for layer in head.layers[:-1]]
     expected += [(head.weight, own(head)) for head in (model.enc_class_embed, *model.decoder.class_embed)]
-    expected += [(model.query_content.weight, 1.0), (model.denoising_class_content.weight, 1.0)]
-    expected += [(model.level_embed, 1.0)]
+    expected += [(model.query_content.weight, xavier(model.query_content))]  # after normal_, all of it is reset there
+    expected += [(model.denoising_class_content.weight, 1.0), (model.level_embed, 1.0)]
     for weight, deviation in expected:
         count = weight.numel() ** 0.5
         assert weight.mean().abs() <= 4.5 * deviation / count, weight.shape

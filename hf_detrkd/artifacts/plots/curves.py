@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ...structures.loss_key import GRADIENT_SUFFIX
 from ..run_folder import Run
 from .style import TEACHER, color_of, finish, head
 
@@ -63,7 +64,7 @@ def curve_panels(run: Run) -> list[Panel]:
     trained = {name: [row for row in run.histories[name] if "loss" in row] for name in names}
     prefixes = tuple(f"{method}_" for method in run.facts["methods"])
     keys = dict.fromkeys(key for rows in trained.values() for row in rows for key in row)
-    terms = [key for key in keys if key.startswith(prefixes)]
+    terms = [key for key in keys if key.startswith(prefixes) and not key.endswith(GRADIENT_SUFFIX)]
     task = Panel("Task loss", "loss", series_of(trained, "task_loss"))
     weighted = Panel("Distillation, all terms", "loss, weighted", series_of(trained, "distillation_loss"))
     parts = [Panel(term, "loss, unweighted", series_of(trained, term)) for term in terms]

@@ -46,6 +46,10 @@ def _start_linear(layer: nn.Linear) -> None:
         init.uniform_(layer.bias, -(layer.in_features**-0.5), layer.in_features**-0.5)
 
 
+class DinoDetrQueryContent(nn.Embedding):
+    """Learned content of the queries."""
+
+
 class DinoDetrClassHead(nn.Linear):
     """Class logits of hidden states, initialised to the probability [`PRIOR`] for every class."""
 
@@ -70,11 +74,13 @@ class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initial values of the original repository: Xavier in encoder and decoder, PyTorch's own in the heads, and
-        N(0, 1) for embeddings. Children come before their parents, which know what they are for."""
+        """Initial values of the original repository: Xavier in encoder, decoder and queries, PyTorch's own in the
+        heads, and N(0, 1) for the embeddings of classes. Children come before their parents, which know their use."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             _start_linear(module)
+        elif isinstance(module, DinoDetrQueryContent):
+            init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         if isinstance(module, DeformableDetrSelfAttention):
@@ -180,7 +186,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         sine = DeformableDetrSinePositionEmbedding if config.centered_positions else DetrSinePositionEmbedding
         self.position_embedding = sine(width // 2, temperature=config.position_temperature, normalize=True)
         self.decoder = DinoDetrDecoder(config)
-        self.query_content = nn.Embedding(config.num_queries, width)
+        self.query_content = DinoDetrQueryContent(config.num_queries, width)
         self.denoising_class_content = nn.Embedding(config.num_labels + 1, width)  # the last one for padding
         self.enc_class_embed = DinoDetrClassHead(config)
         self.enc_bbox_embed = DinoDetrBoxHead(config)

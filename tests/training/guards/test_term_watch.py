@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from hf_detrkd import DistillationConfig
 from hf_detrkd.training import term_watch
@@ -33,11 +34,29 @@ def test_a_term_that_exceeds_the_task_for_long_is_one_warning(make_run, monkeypa
     monkeypatch.setattr(term_watch.logger, "warning", said.append)
     monkeypatch.setattr(term_watch, "PATIENCE", 3)
     make_run(loss_weights={"kd_detr_box_general": 1e5}, max_steps=2, probe=False).train()
+    make_run(loss_weights={"kd_detr_box_general": 1e5}, max_steps=6, probe=False, distillation_weight=1e-7).train()
     assert not said
     make_run(loss_weights={"kd_detr_box_general": 1e5}, max_steps=6, probe=False).train()
     assert len(said) == 1
     assert said[0].startswith("kd_detr_box_general has exceeded the detection loss in the last 3 logs")
     assert "--calibrate_weights auto" in said[0]
+
+
+def test_a_ratio_is_that_of_the_loss_as_it_is_trained_and_of_few_images(make_run):
+    trainer = make_run(gradient_ratio_steps=1)
+    batch = next(trainer._random_batches(1))
+    batch |= {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1), "labels": batch["labels"] * 2}
+    part = term_watch.part_of(batch)
+    counts = [len(label["class_labels"]) for label in batch["labels"]]
+    assert [len(label["class_labels"]) for label in part["labels"]] == sorted(counts, reverse=True)[:2]
+    assert len(part["pixel_values"]) == 2 and "totals" not in part
+    ratios = []
+    for step, weight in enumerate((1.0, 0.25), start=1):
+        torch.manual_seed(0)
+        assert trainer._watch.look(step, batch, {"kd_detr": weight}, trainer._probe_precision)
+        ratios.append(trainer._watch.entries({"task_loss": 1.0}))
+    for name in TERMS:
+        assert ratios[1][f"{name}_gradient"] == pytest.approx(0.25 * ratios[0][f"{name}_gradient"], rel=1e-3)
 
 
 def test_values_that_are_only_reported_have_no_weight(make_run):
