@@ -88,7 +88,14 @@ class AugmentationConfig:
         return cls(horizontal_flip=0.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
 
 
-class RandomZoom(v2.Transform):
+class Window(v2.Transform):
+    """Cuts the window that `make_params` draws; outside the image it is black."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.crop, inpt, **params)
+
+
+class RandomZoom(Window):
     """Cuts a window of 1 / scale times the image's sides at a random place; outside the image it is black.
 
     Followed by a resize to a fixed size, this is the usual scale jitter at a constant aspect ratio.
@@ -107,11 +114,8 @@ class RandomZoom(v2.Transform):
         )
         return {"top": top, "left": left, "height": window[0], "width": window[1]}
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
 
-
-class DetrCrop(v2.Transform):
+class DetrCrop(Window):
     """DETR's random crop, of the image as it is: DETR resizes before and after the crop, which is the same window."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -127,9 +131,6 @@ class DetrCrop(v2.Transform):
             int(torch.randint(side - part + 1, ())) for side, part in zip((height, width), window, strict=True)
         )
         return {"top": top, "left": left, "height": window[0], "width": window[1]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
 
 
 class RandomBoxCrop(v2.RandomIoUCrop):

@@ -147,15 +147,13 @@ class DETRDistill(DistillationMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        logits, assignment, own = self.config.logits_weight, self.config.assignment_weight, self.supervision
+        logits, assignment, own = self.config.logits_weight, self.config.assignment_weight, self.supervision.weights
         return {
             "detrdistill_logits_class": logits,
             "detrdistill_logits_box": 5 * logits,
             "detrdistill_logits_giou": 2 * logits,
             "detrdistill_feature": self.config.feature_weight,
-            "detrdistill_assignment_class": own.class_weight * assignment,
-            "detrdistill_assignment_box": own.box_weight * assignment,
-            "detrdistill_assignment_giou": own.giou_weight * assignment,
+            **{f"detrdistill_assignment_{part}": weight * assignment for part, weight in own.items()},
         }
 
     def query_requests(

@@ -65,12 +65,7 @@ class ExtraQueries(DistillationMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        own = self.supervision
-        return {
-            "extra_queries_class": own.class_weight,
-            "extra_queries_box": own.box_weight,
-            "extra_queries_giou": own.giou_weight,
-        }
+        return {f"extra_queries_{part}": weight for part, weight in self.supervision.weights.items()}
 
     def query_requests(
         self,

@@ -26,6 +26,11 @@ class Supervision:
     gamma: float = field(default=2.0, kw_only=True)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each part of the loss: `class`, `box` and `giou`."""
+        return {"class": self.class_weight, "box": self.box_weight, "giou": self.giou_weight}
+
+    @property
     def class_options(self) -> dict[str, float]:
         """Keyword arguments of [`~hf_detrkd.losses.functional.hard_class_loss`]."""
         return {"alpha": self.alpha, "gamma": self.gamma, "no_object_weight": self.no_object_weight}
