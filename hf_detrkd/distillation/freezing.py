@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 from ..adapters import adapter_for
 
 
-ROOT = r"(?:conv_encoder\.)?(?:model\.)?(?:_backbone\.)?"
+ROOT = r"(?:conv_encoder\.)?(?:model\.)?(?:_backbone\.)?(?:swin\.)?"
 
 
-STEM = ROOT + r"(?:embedder|conv1|bn1|stem\w*|conv_stem)\."
+STEM = ROOT + r"(?:embedder|embeddings|conv1|bn1|stem\w*|conv_stem)\."
 
 
-STAGE = ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
+STAGE = ROOT + r"(?:encoder\.(?:stages|layers)\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
 
 
 def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:

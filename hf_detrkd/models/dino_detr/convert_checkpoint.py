@@ -4,8 +4,9 @@
 
     python scripts/convert_dino.py --checkpoint dino_r50.pth --output_dir dino_r50 --config names.json
 
-The model size is derived from the tensor shapes; the backbone must be a ResNet. Nothing is written unless every tensor
-of the checkpoint is used or is a copy of one that is used, and every tensor of the model is set.
+The model size is derived from the tensor shapes; the backbone must be a ResNet, a Swin Transformer or a ConvNeXt.
+Nothing is written unless every tensor of the checkpoint is used or is a copy of one that is used, and every tensor of
+the model is set.
 
 References:
     [original] IDEA-Research/DINO, https://github.com/IDEA-Research/DINO
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import DeformableDetrImageProcessor, HfArgumentParser
 
 from . import DinoDetrConfig, DinoDetrForObjectDetection
+from .convert_backbones import IDLE, UNREAD
 from .convert_config import read_fields, read_off
 from .convert_names import Copies, Layout, differing, joined, layout_of, translate
 
@@ -88,13 +90,16 @@ def convert(
     if strange := differing(found):
         raise ValueError(f"Copies of one tensor must be equal, but these differ: {strange[:5]}.")
     model = DinoDetrForObjectDetection(config)
+    wanted = model.model.state_dict()
+    found = {place: copies for place, copies in found.items() if place in wanted or not UNREAD.match(place)}
     tensors = {place: next(iter(copies.values())) for place, copies in found.items()}
     labels = tensors.get("denoising_class_content.weight")
     if labels is not None and len(labels) >= config.num_labels:  # label rows only: both layouts pad with zeros
         tensors["denoising_class_content.weight"] = torch.cat(
             [labels[: config.num_labels], torch.zeros_like(labels[:1])]
         )
-    check(model.model.state_dict(), tensors, found)
+    tensors |= {place: tensor for place, tensor in wanted.items() if IDLE.match(place)}
+    check(wanted, tensors, found)
     model.model.load_state_dict(tensors)
     return model
 

@@ -17,7 +17,31 @@ Copies = dict[str, dict[str, Tensor]]
 LEVELS: dict[Layout, str] = {"original": "transformer.level_embed", "detrex": "transformer.level_embeds"}
 """The tensor whose name distinguishes the layouts."""
 
+SWIN: Rules = [
+    (r"^(backbone\.model)\.patch_embed\.proj\.", r"\1.swin.embeddings.patch_embeddings.projection."),
+    (r"^(backbone\.model)\.patch_embed\.norm\.", r"\1.swin.embeddings.norm."),
+    (r"^(backbone\.model)\.layers\.", r"\1.swin.encoder.layers."),
+    (r"^(backbone\.model\.swin\..+)\.norm1\.", r"\1.layernorm_before."),
+    (r"^(backbone\.model\.swin\..+)\.norm2\.", r"\1.layernorm_after."),
+    (r"^(backbone\.model\.swin\..+)\.attn\.", r"\1.attention."),
+    (r"\.attention\.relative_position_bias_table$", ".attention.relative_position_bias.relative_position_bias_table"),
+    (r"\.attention\.proj\.", ".attention.o_proj."),
+]
+CONVNEXT: Rules = [
+    (r"^(backbone\.model)\.downsample_layers\.0\.0\.", r"\1.embeddings.patch_embeddings."),
+    (r"^(backbone\.model)\.downsample_layers\.0\.1\.", r"\1.embeddings.layernorm."),
+    (r"^(backbone\.model)\.downsample_layers\.(\d+)\.", r"\1.encoder.stages.\2.downsampling_layer."),
+    (r"^(backbone\.model)\.stages\.(\d+)\.", r"\1.encoder.stages.\2.layers."),
+    (r"^(backbone\.model\.encoder\..+)\.norm\.", r"\1.layernorm."),
+    (r"^(backbone\.model\.encoder\..+)\.gamma$", r"\1.layer_scale_parameter"),
+]
+STAGE_NORMS: Rules = [
+    (r"^(backbone\.model)\.norm(\d)\.", lambda found: f"{found[1]}.hidden_states_norms.stage{int(found[2]) + 1}."),
+]
 SHARED: Rules = [
+    *SWIN,
+    *CONVNEXT,
+    *STAGE_NORMS,
     (r"^label_enc\.", "denoising_class_content."),
     (r"^transformer\.level_embeds?$", "level_embed"),
     (r"^transformer\.tgt_embed\.", "query_content."),
@@ -26,7 +50,7 @@ SHARED: Rules = [
     (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
 ]
 ORIGINAL: Rules = [
-    (r"^backbone\.0\.body\.", "backbone.model."),
+    (r"^backbone\.0\.(body\.)?", "backbone.model."),
     (r"^transformer\.enc_out_(class|bbox)_embed\.", r"enc_\1_embed."),
     (r"\.linear([12])\.", r".mlp.fc\1."),
     (r"^(transformer\.encoder\..+)\.norm1\.", r"\1.self_attn_layer_norm."),
@@ -37,6 +61,7 @@ ORIGINAL: Rules = [
     (r"^(transformer\.decoder\..+)\.norm3\.", r"\1.final_layer_norm."),
 ]
 DETREX: Rules = [
+    (r"^backbone\.(?!stem\.|res\d\.)", "backbone.model."),
     (r"^backbone\.stem\.conv1\.norm\.", "backbone.model.bn1."),
     (r"^backbone\.stem\.", "backbone.model."),
     (r"^backbone\.res([2-5])\.", lambda found: f"backbone.model.layer{int(found[1]) - 1}."),
@@ -73,14 +98,14 @@ def translate(state: dict[str, Tensor], layout: Layout) -> Copies:
     rules = [*(ORIGINAL if layout == "original" else [*numbered(state), *DETREX]), *SHARED]
     found: Copies = defaultdict(dict)
     for source, tensor in state.items():
-        if source.endswith(".num_batches_tracked"):
-            continue  # frozen BatchNorm layers have no such counter
+        if source.endswith((".num_batches_tracked", ".relative_position_index")):
+            continue  # frozen BatchNorm layers have no such counter; the other follows from the size of Swin's windows
         place = source
         for pattern, replacement in rules:
             place = re.sub(pattern, replacement, place)
-        if ".in_proj_" in place:
+        if joint := re.search(r"\.(in_proj_|qkv\.)", place):
             for part, piece in zip("qkv", tensor.chunk(3), strict=False):
-                found[place.replace(".in_proj_", f".{part}_proj.")][source] = piece
+                found[place.replace(joint[0], f".{part}_proj.")][source] = piece
         else:
             found[place][source] = tensor
     return dict(found)

@@ -40,7 +40,7 @@ def test_whatever_does_not_fit_is_named(layout: str) -> None:
         convert_dino.convert(state | {"label_enc.weight": torch.ones(10, 32)}, layout)
     with pytest.raises(ValueError, match=r"must have a tensor for query_content\.weight, which determines the"):
         convert_dino.convert({name: t for name, t in state.items() if "tgt_embed" not in name}, layout)
-    with pytest.raises(ValueError, match=r"a ResNet of 18 to 152 layers, but its stages have \(2, 2, 2, 0\) blocks"):
+    with pytest.raises(ValueError, match=r"a ResNet of 18 to 152 layers, .* and \(2, 2, 2, 0\) blocks"):
         convert_dino.convert({n: t for n, t in state.items() if "layer4." not in n and "res5." not in n}, layout)
 
 
