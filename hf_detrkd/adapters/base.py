@@ -42,6 +42,9 @@ class DetectorAdapter:
     backbone_prefix: str = "model.backbone."
     """Prefix of the names of the backbone's parameters."""
 
+    frozen_stages: ClassVar[int] = 0
+    """Parts of a trained backbone that the authors' code freezes: 1 = stem, 2 = stem and first stage."""
+
     mask_argument: ClassVar[str] = "attention_mask"
     """Argument of the decoder's self-attention for the additive attention mask."""
 

@@ -22,6 +22,7 @@ class DabDetrAdapter(DetectorAdapter):
     """
 
     processor_type: ClassVar[str | None] = "conditional_detr"
+    frozen_stages = 2
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

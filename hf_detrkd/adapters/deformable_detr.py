@@ -23,6 +23,8 @@ class DeformableDetrAdapter(DetectorAdapter):
     * two-stage: a query is a box; position and content are derived from it.
     """
 
+    frozen_stages = 2
+
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:
         form = "two_stage" if config.two_stage else "refine" if config.with_box_refine else "plain"

@@ -23,6 +23,7 @@ class DetrAdapter(DetectorAdapter):
     """
 
     decoder_options: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
+    frozen_stages = 2
     position_argument: ClassVar[str] = "object_queries_position_embeddings"
 
     @staticmethod

@@ -24,6 +24,7 @@ class DinoDetrAdapter(RTDetrAdapter):
 
     uses_pixel_mask = True
     processor_type = "deformable_detr"
+    frozen_stages = 2
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

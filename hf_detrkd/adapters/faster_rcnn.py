@@ -41,6 +41,7 @@ class FasterRCNNAdapter(DetectorAdapter):
     processor_type = "detr"
     backbone_prefix = "backbone.body."
     background_first = True
+    frozen_stages = 2
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

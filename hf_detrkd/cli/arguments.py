@@ -55,7 +55,10 @@ class ScriptArguments:
     )
     backbone_weights: str | None = field(
         default=None,
-        metadata={"help": "Safetensors file of a classifier, with weights for the backbone of --config_name."},
+        metadata={
+            "help": "Safetensors file of a classifier, with weights for the backbone of --config_name. BatchNorm of a "
+            "Faster R-CNN is then frozen, unless its config has frozen_batch_norm false."
+        },
     )
     init_from_teacher: bool = field(
         default=False,

@@ -18,6 +18,7 @@ from ..data import (
     load_detection_splits,
     parse_image_size,
 )
+from ..distillation.freezing import usual_stages
 from ..distillation.initialization import init_from_teacher
 from ..distillation.student import build_student, load_backbone_weights, load_image_processor, load_student
 from .arguments import Arguments, ScriptArguments
@@ -29,11 +30,14 @@ def make_student(
     """Student and image processor; the same seed gives the same weights."""
     set_seed(config.seed)
     if script.config_name is not None:
-        model = build_student(script.config_name, classes)
+        trained = script.backbone_weights is not None
+        model = build_student(script.config_name, classes, trained_backbone=trained)
         if script.init_from_teacher:
             print(inherit(model, config))
         if script.backbone_weights is not None:
             load_backbone_weights(model, script.backbone_weights)
+            if config.freeze_stages is None:
+                config.freeze_stages = usual_stages(model)
     else:
         model = load_student(str(script.model_name_or_path), classes, script.model_revision)
     size = parse_image_size(script.image_size)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..adapters import adapter_for
 
 
-ROOT = r"(?:conv_encoder\.)?(?:model\.)?(?:_backbone\.)?(?:swin\.)?"
+ROOT = r"(?:conv_encoder\.)?(?:model\.)?(?:_backbone\.)?"
 
 
-STEM = ROOT + r"(?:embedder|embeddings|conv1|bn1|stem\w*|conv_stem)\."
+STEM = ROOT + r"(?:embedder|conv1|bn1|stem\w*|conv_stem)\.|model\.(?:swin\.)?embeddings\."
 
 
-STAGE = ROOT + r"(?:encoder\.(?:stages|layers)\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
+STAGE = (
+    ROOT + r"(?:encoder\.stages\.{place}|stages[._]{place}|layer{number}|s{number}|blocks\.{place})\."
+    r"|model\.swin\.encoder\.layers\.{place}\."
+)
 
 
 def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
@@ -39,6 +43,13 @@ def apply_freezing(model: PreTrainedModel, patterns: list[str] | None) -> None:
             parameters[name].requires_grad_(False)
 
 
+def usual_stages(model: PreTrainedModel) -> int:
+    """Number of backbone stages to freeze when the backbone starts from trained weights: that of the authors of the
+    family, or 0 if the backbone has no parts with the usual names of such stages."""
+    number = adapter_for(model).frozen_stages
+    return number if all(stage_parameters(model, part) for part in range(number)) else 0
+
+
 def freeze_stages(model: PreTrainedModel, number: int) -> list[str]:
     """Freezes the stem and the first stages of a backbone (transformers, timm or torchvision).
 
@@ -53,18 +64,25 @@ def freeze_stages(model: PreTrainedModel, number: int) -> list[str]:
     Raises:
         ValueError: the backbone has no parameters with the usual names of such stages.
     """
-    adapter = adapter_for(model)
-    parameters = [(n.removeprefix(adapter.backbone_prefix), n, p) for n, p in adapter.backbone_parameters()]
     frozen: list[str] = []
     for part in range(number):
-        pattern = STEM if part == 0 else STAGE.format(place=part - 1, number=part)
-        found = [(name, parameter) for short, name, parameter in parameters if re.match(pattern, short)]
+        found = stage_parameters(model, part)
         if not found:
+            adapter = adapter_for(model)
+            example = adapter.backbone_parameters()[0][0].removeprefix(adapter.backbone_prefix)
             raise ValueError(
                 f"freeze_stages is {number}, but the backbone of this {model.config.model_type} has no part {part} "
-                f"(0 is the stem): its names look like {parameters[0][0]!r}. Use freeze with patterns instead."
+                f"(0 is the stem): its names look like {example!r}. Use freeze with patterns instead."
             )
         for name, parameter in found:
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen
+
+
+def stage_parameters(model: PreTrainedModel, part: int) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of a backbone's stem (`part` 0) or of its n-th stage."""
+    adapter = adapter_for(model)
+    pattern = STEM if part == 0 else STAGE.format(place=part - 1, number=part)
+    prefix = adapter.backbone_prefix
+    return [(n, p) for n, p in adapter.backbone_parameters() if re.match(pattern, n.removeprefix(prefix))]

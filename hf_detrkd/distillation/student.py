@@ -39,7 +39,7 @@ def load_student(name_or_path: str, classes: Sequence[str], revision: str = "mai
     return with_classes(model, classes)
 
 
-def build_student(config_name: str, classes: Sequence[str]) -> PreTrainedModel:
+def build_student(config_name: str, classes: Sequence[str], trained_backbone: bool = False) -> PreTrainedModel:
     """Builds a detector with random weights from a model config.
 
     The weights of trainable BatchNorm layers start at 1: transformers initialises those of RT-DETR near 0, where they
@@ -48,8 +48,12 @@ def build_student(config_name: str, classes: Sequence[str]) -> PreTrainedModel:
     Args:
         config_name (`str`): Hub id, folder, or JSON file of a model config.
         classes (`Sequence[str]`): class names.
+        trained_backbone (`bool`): the backbone will get trained weights; a Faster R-CNN then freezes its BatchNorm,
+            as torchvision does, unless its config says otherwise.
     """
     config = set_classes(AutoConfig.from_pretrained(config_name), classes)
+    if trained_backbone and getattr(config, "frozen_batch_norm", False) is None:
+        config.frozen_batch_norm = True
     model = AutoModelForObjectDetection.from_config(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

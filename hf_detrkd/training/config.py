@@ -185,11 +185,12 @@ class DistillationConfig(TrainingArguments):
             "trained, even those that transformers froze. Example: model\\.backbone"
         },
     )
-    freeze_stages: int = field(
-        default=0,
+    freeze_stages: int | None = field(
+        default=None,
         metadata={
-            "help": "Number of backbone stages of the student to freeze: 1 = stem, 2 = stem and first stage, as DETR "
-            "and its successors do with pretrained backbones. Default: 0."
+            "help": "Number of backbone stages of the student to freeze: 1 = stem, 2 = stem and first stage. Default: "
+            "0; with --backbone_weights 2 for DETR, Conditional, Deformable and DAB-DETR, DINO and Faster R-CNN, as "
+            "in their authors' code."
         },
     )
     hub_timeout: float = field(

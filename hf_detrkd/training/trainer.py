@@ -107,7 +107,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         if isinstance(model, str):
             model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
         apply_freezing(model, args.freeze)
-        freeze_stages(model, args.freeze_stages)
+        freeze_stages(model, args.freeze_stages or 0)
         teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
         sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)

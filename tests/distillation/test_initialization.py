@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from hf_detrkd.distillation.freezing import freeze_stages
+from hf_detrkd.distillation.freezing import freeze_stages, usual_stages
 from hf_detrkd.distillation.initialization import init_from_teacher
 from tests import tiny
 
@@ -138,6 +138,22 @@ def test_the_first_parts_of_a_backbone_are_frozen_and_nothing_else(name: str, nu
     assert all(chosen)
     assert sorted(frozen) == sorted(n for names in chosen[:number] for n in names)
     assert sorted(frozen) == sorted(n for n, p in model.named_parameters() if not p.requires_grad)
+
+
+FROZEN = (
+    "detr",
+    "table-transformer",
+    "conditional_detr",
+    "deformable_detr/two_stage",
+    "dab-detr",
+    "dino_detr",
+    "faster_rcnn",
+)
+
+
+@pytest.mark.parametrize("name", [*FROZEN, "rt_detr", "d_fine", "lw_detr", "yolos"])
+def test_a_trained_backbone_is_frozen_as_in_the_code_of_the_family_s_authors(name: str) -> None:
+    assert usual_stages(tiny.build(name)) == (2 if name in FROZEN else 0)
 
 
 def test_a_backbone_without_stages_is_refused_with_its_names() -> None:

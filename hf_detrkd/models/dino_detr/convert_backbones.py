@@ -65,8 +65,8 @@ def resnet(shapes: Shapes) -> str:
     name = RESNETS.get(cast(Any, (bottlenecks, blocks)))
     if name is None:
         raise ValueError(
-            "The backbone must be a ResNet of 18 to 152 layers, a Swin Transformer or a ConvNeXt, but it has the stem of "
-            f"neither of the last two, and {blocks} blocks in the stages of a ResNet."
+            "The backbone must be a ResNet of 18 to 152 layers, a Swin Transformer or a ConvNeXt, but it has the stem "
+            f"of neither of the last two, and {blocks} blocks in the stages of a ResNet."
         )
     return name
 

@@ -18,8 +18,9 @@ class FasterRCNNConfig(PreTrainedConfig):
         anchor_sizes (`list[int]`, defaults to `[32, 64, 128, 256, 512]`): in pixels, for the four levels of the
             pyramid and the coarser one used only for proposals; only with a timm backbone.
         options (`dict`, *optional*): further arguments of torchvision's `FasterRCNN`, such as `box_score_thresh`.
-        frozen_batch_norm (`bool`, defaults to `False`): the backbone's BatchNorm layers have fixed weights and
-            statistics, as in torchvision's pretrained detectors.
+        frozen_batch_norm (`bool`, *optional*): the backbone's BatchNorm layers have fixed weights and statistics, as
+            in torchvision's pretrained detectors. Default: no, unless the training starts from trained backbone
+            weights.
         batch_norm_eps (`float`, *optional*): epsilon of the frozen layers. Default: that of the backbone.
 
     References:
@@ -37,7 +38,7 @@ class FasterRCNNConfig(PreTrainedConfig):
     representation_size: int = 1024
     anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
     options: dict[str, Any] | None = None
-    frozen_batch_norm: bool = False
+    frozen_batch_norm: bool | None = None
     batch_norm_eps: float | None = None
 
     @property

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import DetrConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from hf_detrkd.adapters import adapter_for
-from hf_detrkd.distillation.freezing import freeze_stages
+from hf_detrkd.cli import arguments, run_setup
+from hf_detrkd.distillation.freezing import freeze_stages, usual_stages
 from hf_detrkd.distillation.student import build_student, load_image_processor, load_student, with_classes
 from hf_detrkd.models import FasterRCNNForObjectDetection
 from tests import tiny
@@ -98,7 +101,25 @@ def test_stem_and_first_stages_can_be_frozen(name, number):
     assert set(frozen) == wanted == {key for key, value in model.named_parameters() if not value.requires_grad}
 
 
+@pytest.mark.parametrize(("given", "frozen"), [(None, True), (False, False)])
+def test_trained_backbone_weights_freeze_what_torchvision_freezes(given, frozen, tmp_path):
+    file, weights = tmp_path / "student.json", tmp_path / "backbone.safetensors"
+    file.write_text(json.dumps(config(SMALL).to_dict() | {"frozen_batch_norm": given}))
+    backbone = timm.create_model(config(SMALL).backbone, **(config(SMALL).backbone_kwargs or {}))
+    save_file(backbone.state_dict(), weights)
+    words = ["--config_name", str(file), "--output_dir", str(tmp_path), "--method", "none", "--use_cpu", "true"]
+    for further in ([], ["--backbone_weights", str(weights)]):
+        asked = arguments.parse(words + further)
+        model, _ = run_setup.make_student(asked.script, ["a", "b"], asked.config)
+        live = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert bool(live) != bool(further and frozen)
+        assert asked.config.freeze_stages == (2 if further else None)
+    given = backbone.state_dict()["layer2.0.conv1.weight"]
+    assert torch.equal(model.backbone.body.layer2[0].conv1.weight, given)
+
+
 def test_a_backbone_without_such_stages_is_refused():
     model = FasterRCNNForObjectDetection(config(MOBILENET))
+    assert usual_stages(model) == 0
     with pytest.raises(ValueError, match="the backbone of this faster_rcnn has no part 0"):
         freeze_stages(model, 1)
