@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -49,9 +49,26 @@ class CLoCKDistillConfig(PointsConfig):
             "[third-party code, said to be the paper's: 1e-7]"
         },
     )
+    class_content: bool = field(
+        default=False,
+        metadata={
+            "help": "Give each target query a content for its class, one fixed random vector per class that both "
+            "models get; they must have the same width. Replaces content. Default: false. [authors' prototype: a "
+            "class indicator; the vectors: ours]"
+        },
+    )
+    layer_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the target queries' losses in each layer of the student, first to last. Default: 1 "
+            "each. [authors' prototype has such weights, with unknown values]"
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if min(self.layer_weights or [0.0]) < 0:
+            raise ValueError(f"layer_weights must be at least 0, got {self.layer_weights}.")
         weights = (self.memory_weight, self.target_queries_weight)
         if min(*weights, self.foreground_alpha, self.background_beta) < 0 or max(weights) == 0:
             raise ValueError(
@@ -96,6 +113,8 @@ class CLoCKDistill(DistillationMethod):
     )
     config_class = CLoCKDistillConfig
 
+    class_table: Tensor
+
     def __init__(self, config: CLoCKDistillConfig, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(config, student, teacher)
         self.config: CLoCKDistillConfig = config
@@ -107,8 +126,24 @@ class CLoCKDistill(DistillationMethod):
                 f"{student.family} student share neither boxes nor reference points: set target_queries_weight to 0, "
                 "or choose two families with boxes or reference points."
             )
+        self._check_options()
+        if config.class_content:
+            generator = torch.Generator().manual_seed(0)
+            table = torch.randn(student.num_classes, student.width, generator=generator)
+            self.register_buffer("class_table", table, persistent=False)
         if config.memory_weight:
             self.projections = projections(student.features["encoder"], teacher.features["encoder"])
+
+    def _check_options(self) -> None:
+        """Refuses options that this pair of models does not have."""
+        student, teacher, weights = self.student, self.teacher, self.config.layer_weights
+        if weights is not None and len(weights) != student.num_layers:
+            raise ValueError(f"layer_weights must have {student.num_layers} weights, one per layer, got {weights}.")
+        if self.config.class_content and student.width != teacher.width:
+            raise ValueError(
+                f"class_content needs models of the same width, but the student is {student.width} and the teacher "
+                f"{teacher.width} wide."
+            )
 
     @property
     def memory_parts(self) -> tuple[str, ...]:
@@ -129,6 +164,10 @@ class CLoCKDistill(DistillationMethod):
         if not self.config.target_queries_weight:
             return QueryRequests()
         queries = target_queries(targets)
+        if self.config.class_content:
+            labels = targets.at_least_one_row().labels
+            queries = replace(queries, content=self.class_table[labels])
+            return QueryRequests({"targets": queries}, {"targets": queries})
         content = self.config.content_for(self.student.one_to_one)
         asked = (with_content(queries, content, spec.width) for spec in (self.student, self.teacher))
         return QueryRequests(*({"targets": one} for one in asked))
@@ -183,6 +222,7 @@ class CLoCKDistill(DistillationMethod):
         terms = []
         for s, t, _ in pairs:
             values = weight * point_losses(student[s], teacher[t], self.config, self.student.one_to_one)
+            values = values * (self.config.layer_weights[s] if self.config.layer_weights else 1.0)
             if self.config.gate == "better":
                 values = values * better_answers(as_compared(student[s], teacher[t]), teacher[t], targets)
             terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.or_one(totals.occupied))

@@ -134,6 +134,43 @@ def test_own_content_is_left_to_each_model(width):
     assert all(queries.fields == {"boxes", "groups"} for queries in [*student.asked, *teacher.asked])
 
 
+def test_content_for_the_class_is_the_same_in_both_models_and_in_every_run():
+    targets = replace(targets_of(2, 0, 3), labels=torch.tensor([[0, 2, 0], [0, 0, 0], [2, 1, 2]]))
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        student, teacher = Fake(spec(), 3), Fake(spec(), 3)
+        losses_of(student, teacher, targets, class_content=True)
+        found += [*student.asked, *teacher.asked]
+    content = found[0].content
+    assert len(found) == 4 and all(torch.equal(queries.content, content) for queries in found)
+    labels, contents = targets.labels[targets.valid].tolist(), content[targets.valid]
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    assert {labels[i] == labels[j] for i, j in pairs} == {True, False}
+    assert all(torch.equal(contents[i], contents[j]) == (labels[i] == labels[j]) for i, j in pairs)
+    assert 0.5 < content.std() < 1.5
+    with pytest.raises(ValueError, match="the student is 16 and the teacher 8 wide"):
+        losses_of(Fake(spec(width=16)), Fake(spec(width=8)), targets, class_content=True)
+
+
+def test_layers_have_the_weights_of_the_config():
+    torch.manual_seed(0)
+    student, teacher, targets = Fake(spec(num_layers=2)), Fake(spec(num_layers=2)), targets_of(2, 1)
+    answers = student.answer(2), teacher.answer(2)
+    outputs = [replace(f.output, decode=lambda _, a=a: a) for f, a in zip((student, teacher), answers, strict=True)]
+    found = []
+    for weights in (None, [0.5, 3.0]):
+        method = CLoCKDistill(CLoCKDistillConfig(layer_weights=weights, **ONLY_QUERIES), student.spec, teacher.spec)
+        found.append(compare(method, *outputs, targets))
+    plain, weighted = found
+    for part in PARTS:
+        for layer, factor in ((0, 0.5), (1, 3.0)):
+            name = f"clockdistill_{part}_{layer}"
+            torch.testing.assert_close(weighted[name], factor * plain[name])
+    with pytest.raises(ValueError, match=r"must have 2 weights, one per layer, got \[1.0\]"):
+        losses_of(student, teacher, targets, layer_weights=[1.0])
+
+
 def test_a_batch_without_boxes_asks_one_row_of_padding():
     student, teacher, targets = fakes(SIZES["no boxes at all"])
     losses_of(student, teacher, targets)
@@ -175,6 +212,7 @@ def test_weights_are_the_config_s_times_those_of_the_formula():
         ({"memory_weight": 0.0, "target_queries_weight": 0.0}, r"target_queries_weight above 0, got \(0.0, 0.0\)"),
         ({"foreground_alpha": -2.0}, "alpha -2.0 and beta 1e-07"),
         ({"background_beta": -3.0}, "alpha 5e-05 and beta -3.0"),
+        ({"layer_weights": [1.0, -1.0]}, r"layer_weights must be at least 0, got \[1.0, -1.0\]"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
     ],
 )

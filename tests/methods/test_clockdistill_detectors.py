@@ -56,6 +56,27 @@ def test_a_student_that_is_its_teacher_has_no_loss(build, name, options):
     assert all(value > 1e-3 for key, value in apart.items() if key != "clockdistill_background_3"), apart
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", PLACED)
+def test_repeats_of_the_ground_truth_would_change_nothing(build, name):
+    student, teacher = adapter_for(build(name)), other(name)
+    inputs = tiny.batch(64, boxes=(3, 1))
+    targets, images = Targets.from_labels(inputs["labels"]), (inputs["pixel_values"], inputs.get("pixel_mask"))
+    method = CLoCKDistill(CLoCKDistillConfig(memory_weight=0.0), student.spec, teacher.spec)
+    outputs = student(*images)[0], teacher(*images)
+    once, thrice = (compare(method, *outputs, targets.repeated(times)) for times in (1, 3))
+    for key, value in once.items():
+        torch.testing.assert_close(thrice[key], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_student_that_is_its_teacher_has_no_loss_with_content_for_the_class(build, name):
+    student, teacher = adapter_for(build(name).requires_grad_(True)), Teacher(build(name), tiny.LABELS)
+    weights = [0.5, *[2.0] * (student.spec.num_layers - 1)]
+    _, losses = distil(student, teacher, tiny.batch(64, boxes=(3, 1)), class_content=True, layer_weights=weights)
+    assert all(abs(value) < 1e-6 for value in losses.values()), losses
+
+
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_each_loss_reaches_the_backbone_and_the_projections(build, name):
     student, width = adapter_for(build(name).requires_grad_(True)), 64
