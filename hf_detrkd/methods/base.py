@@ -100,6 +100,7 @@ class DistillationMethod(nn.Module):
         decoded = DecodedQueries(
             {name: student.decode(queries) for name, queries in requests.student.items()},
             {name: teacher.decode(queries) for name, queries in requests.teacher.items()},
+            requests.student,
         )
         with torch.autocast(targets.boxes.device.type, enabled=False):
             costs = self.costs(student, teacher, decoded, targets)

@@ -26,10 +26,12 @@ class QueryRequests:
 
 @dataclass(frozen=True)
 class DecodedQueries:
-    """Predictions of every decoder layer for the extra queries, by the names of the requests."""
+    """Predictions of every decoder layer for the extra queries, and the student's queries, by the names of the
+    requests."""
 
     student: Mapping[str, Layers]
     teacher: Mapping[str, Layers]
+    asked: Mapping[str, ObjectQueries]
 
 
 def decode_requests(
@@ -46,7 +48,8 @@ def decode_requests(
     """
     own = _decode_one(student, [one.student for one in requests])
     theirs = _decode_one(teacher, [one.teacher for one in requests])
-    return [DecodedQueries(*both) for both in zip(own, theirs, strict=True)]
+    asked = [one.student for one in requests]
+    return [DecodedQueries(*each) for each in zip(own, theirs, asked, strict=True)]
 
 
 def _decode_one(model: DetectorOutput | None, asked: Sequence[Mapping[str, ObjectQueries]]) -> list[dict[str, Layers]]:

@@ -18,7 +18,7 @@ from .gates import better_answers
 from .layer_mapping import layer_pairs, parts_per_layer
 from .queries import RandomPlacesConfig, random_queries, shared_fields, shared_place, teacher_queries, with_content
 from .query_losses import PointsConfig, as_compared, point_losses, shares
-from .region_points import best_boxes, nearby_proposals
+from .region_points import assigned, best_boxes, nearby_proposals
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class KDDETRConfig(PointsConfig, RandomPlacesConfig):
         metadata={
             "help": "last: the teacher's last layer supervises every student layer [released code]; each: every "
             "student layer has its corresponding teacher layer. Default: last."
+        },
+    )
+    proposal_targets: Literal["assigned", "asked"] = field(
+        default="asked",
+        metadata={
+            "help": "What a Faster R-CNN student learns at its boxes from a teacher with queries. assigned: the "
+            "teacher's own prediction whose box overlaps them most, if its score is at least 0.3 and the IoU 0.5; "
+            "asked: the teacher's predictions for these boxes as queries. Default: asked. [ours]"
         },
     )
 
@@ -127,6 +135,11 @@ class KDDETR(DistillationMethod):
             )
 
     @property
+    def assigns(self) -> bool:
+        """Whether the teacher's own predictions are assigned to the boxes of a proposal-based student."""
+        return self.config.proposal_targets == "assigned" and self.teacher.one_to_one and not self.student.one_to_one
+
+    @property
     def weights(self) -> dict[str, float]:
         class_weight = 2.0 if self.config.scale == "normalized" else 1.0
         return {"kd_detr_class": class_weight, "kd_detr_box": 5.0, "kd_detr_giou": 2.0}
@@ -157,6 +170,8 @@ class KDDETR(DistillationMethod):
             places["specific"] = best_boxes(answers)
         if config.general_points:
             places["general"] = nearby_proposals(student, answers, config.general_points, generator)
+        if self.assigns:
+            return QueryRequests(places)
         width = self.teacher.width
         return QueryRequests(
             places, {name: with_content(place, self.content, width) for name, place in places.items()}
@@ -173,8 +188,10 @@ class KDDETR(DistillationMethod):
     ) -> dict[LossKey, Tensor]:
         losses: dict[LossKey, Tensor] = {}
         for group, answers in decoded.student.items():
-            wanted = decoded.teacher.get(group, teacher.layers)
-            losses |= self._compare(group, answers, wanted, targets, totals)
+            wanted, counted = decoded.teacher.get(group, teacher.layers), None
+            if self.assigns:
+                wanted, counted = assigned(teacher.layers, decoded.asked[group])
+            losses |= self._compare(group, answers, wanted, targets, totals, counted)
         return losses
 
     def _specific_fields(self) -> frozenset[str]:
@@ -189,10 +206,13 @@ class KDDETR(DistillationMethod):
         teacher: tuple[Predictions, ...],
         targets: Targets,
         totals: BatchTotals,
+        counted: Tensor | None,
     ) -> dict[LossKey, Tensor]:
-        """Losses of one group of points, layer by layer; `weight` has shape `(batch_size, num_points)`."""
+        """Losses of one group of points, layer by layer; `weight` and `counted`, the points that count, have shape
+        `(batch_size, num_points)`."""
         best = teacher[-1].scores().amax(-1)
         weight = best if self.config.foreground_weight else torch.ones_like(best)
+        weight = weight if counted is None else weight * counted
         pairs = self._pairs(len(student), len(teacher))
         terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
         return parts_per_layer(self.name, terms, pairs, group)

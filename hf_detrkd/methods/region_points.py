@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..losses.functional import box_overlap, gather_matched
 from ..structures.outputs import WHOLE_IMAGE, DetectorOutput, ObjectQueries, Predictions
@@ -19,6 +20,22 @@ def best_boxes(teacher: Predictions) -> ObjectQueries:
     scores = teacher.scores().amax(-1)
     rows = scores.topk(min(MOST, scores.shape[1]), dim=1).indices
     return ObjectQueries(boxes=gather_matched(teacher.boxes.detach(), rows))
+
+
+def assigned(teacher: tuple[Predictions, ...], places: ObjectQueries) -> tuple[tuple[Predictions, ...], Tensor]:
+    """The teacher's own predictions at given boxes: of its last layer's boxes with a score of at least [`SURE`], the
+    one that overlaps each place most.
+
+    Returns:
+        `tuple`: the predictions of every layer at the places, without gradient, and a bool `torch.Tensor` of shape
+        `(batch_size, num_places)`, where this overlap is an IoU of at least [`NEAR`].
+    """
+    assert places.boxes is not None
+    answers, boxes = teacher[-1], places.boxes
+    overlap, _ = box_overlap(boxes[:, :, None], answers.boxes.detach()[:, None])
+    sure = answers.scores().amax(-1) >= SURE
+    best, row = overlap.masked_fill(~sure[:, None], -1.0).max(-1)
+    return tuple(layer.at(row) for layer in teacher), best >= NEAR
 
 
 def nearby_proposals(

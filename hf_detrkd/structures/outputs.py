@@ -123,6 +123,15 @@ class Predictions:
         """The predictions of queries `start` to `stop`."""
         return self._each(lambda values: values[:, start:stop])
 
+    def at(self, rows: Tensor) -> Predictions:
+        """The predictions of the queries `rows` `(batch_size, num_places)`, without gradient."""
+
+        def pick(values: Tensor) -> Tensor:
+            index = rows.reshape(*rows.shape, *[1] * (values.dim() - 2)).expand(*rows.shape, *values.shape[2:])
+            return values.detach().gather(1, index)
+
+        return self._each(pick)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
         """The same predictions with `change` applied to every per-query tensor."""
         tensors = {name: vars(self)[name] for name in ("logits", "boxes", "hidden_states", "class_boxes")}

@@ -58,7 +58,7 @@ def step(student: str, teacher: str, method: str, padded: bool, **options: Any) 
 @pytest.mark.parametrize(
     ("student", "teacher", "method", "options", "reached"),
     [
-        ("faster_rcnn", "dino_detr", "kd_detr", {"general_points": 20}, RCNN),
+        ("faster_rcnn", "dino_detr", "kd_detr", {"general_points": 20, "proposal_targets": "asked"}, RCNN),
         ("faster_rcnn", "dino_detr", "task_adaptive", {"class_gate": "foreground"}, RCNN),
         ("dino_detr", "faster_rcnn", "kd_detr", {"general_points": 20}, DINO),
         ("dino_detr", "faster_rcnn", "task_adaptive", {}, DINO[:2]),

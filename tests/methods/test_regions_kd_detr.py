@@ -104,7 +104,8 @@ def test_classes_that_the_teacher_does_not_know_are_left_out():
 @pytest.mark.parametrize("head", HEADS)
 def test_both_are_asked_the_same_places_and_weighed_by_the_teachers_score(head, foreground):
     student, teacher = Proposing(proposing()), Fake(spec(5, 2, 3, head))
-    method = KDDETR(KDDETRConfig(general_points=11, foreground_weight=foreground), student.spec, teacher.spec)
+    config = KDDETRConfig(general_points=11, foreground_weight=foreground, proposal_targets="asked")
+    method = KDDETR(config, student.spec, teacher.spec)
     losses = method(student.output, teacher.output, targets_of(1, 1), BatchTotals.of((1, 1), 5), seeded(3))
     expected = (
         best_boxes(teacher.output.layers[-1]),
@@ -123,6 +124,54 @@ def test_both_are_asked_the_same_places_and_weighed_by_the_teachers_score(head, 
         for part, value in zip(PARTS, sums, strict=True):
             found = losses[f"kd_detr_{part}_{group}_0"].double()
             torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("layers", ["last", "each"])
+def test_places_learn_the_teachers_own_prediction_that_overlaps_them_most(head, layers):
+    student, teacher = Proposing(proposing()), Fake(spec(5, 2, 3, head))
+    answers = teacher.output.layers
+    with torch.no_grad():
+        answers[-1].boxes.copy_(student.output.proposals.boxes[:, :5])
+        answers[-1].boxes[0, 0, 2:] *= 0.8  # still an IoU of 0.64
+        answers[-1].boxes[0, 1, 2:] *= 0.6  # no longer one of 0.5
+        answers[-1].logits.copy_(3 * torch.randn(2, 5, answers[-1].logits.shape[-1]))
+        answers[-1].logits[1, 0] = torch.tensor([-5.0, -5.0, -5.0, 5.0][: answers[-1].logits.shape[-1]])  # unsure
+    method = KDDETR(
+        KDDETRConfig(general_points=40, teacher_layers=layers, proposal_targets="assigned"), student.spec, teacher.spec
+    )
+    losses = method(student.output, teacher.output, targets_of(1, 1), BatchTotals.of((1, 1), 5), seeded(3))
+    assert not teacher.asked
+    for k, group in enumerate(GROUPS):
+        sums, counted = torch.zeros(3, dtype=torch.float64), []
+        chosen = answers[-1:] if layers == "last" else answers
+        for layer in chosen:
+            own, boxes = student.answered[k][-1], student.asked[k].boxes
+            last = by_image([answers[-1]])[0]
+            for i in range(2):
+                sure = [n for n in range(5) if float(last[i].scores(n).max()) >= 0.3]
+                weights, rows = [], []
+                for box in boxes[i].double():
+                    best = max(sure, key=lambda n: float(naive.iou(box, last[i].boxes[n])))
+                    near = float(naive.iou(box, last[i].boxes[best])) >= 0.5
+                    weights.append(float(last[i].scores(best).max()) if near else 0.0)
+                    rows.append(best)
+                counted += [weight > 0 for weight in weights]
+                taught = layer.at(torch.tensor([rows, rows]))
+                terms = naive_points(own, taught, True, 10.0)[i]
+                sums += sum(w * term for w, term in zip(weights, terms, strict=True)) / sum(weights) / 2 / len(chosen)
+        assert set(counted) == {True, False}
+        for part, value in zip(PARTS, sums, strict=True):
+            found = losses[f"kd_detr_{part}_{group}_0"].double()
+            torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-6)
+
+
+def test_a_proposal_based_teacher_is_asked_since_its_answers_at_proposals_are_its_own():
+    student, teacher = Proposing(proposing()), Proposing(proposing())
+    config = KDDETRConfig(general_points=3, proposal_targets="assigned")
+    method = KDDETR(config, student.spec, teacher.spec)
+    method(student.output, teacher.output, targets_of(1, 1), BatchTotals.of((1, 1), 5), seeded())
+    assert len(teacher.asked) == 2
 
 
 @pytest.mark.parametrize("class_loss", ["softmax_kl", "bce"])
@@ -152,7 +201,8 @@ def test_the_gate_judges_the_box_that_is_compared():
     teacher = replace(Fake(spec(1, 1, 2), 1).output, layers=(theirs,), decode=lambda _: (theirs,))
     found = {}
     for gate in ("none", "better"):
-        method = KDDETR(KDDETRConfig(gate=gate, general_points=0), proposing(2), spec(1, 1, 2))
+        config = KDDETRConfig(gate=gate, general_points=0, proposal_targets="asked")
+        method = KDDETR(config, proposing(2), spec(1, 1, 2))
         found[gate] = method(student, teacher, targets, BatchTotals.of((1,), 1), seeded())
     assert found["none"]["kd_detr_box_specific_0"] > 0.1
     assert all(torch.equal(value, found["none"][name]) for name, value in found["better"].items())
