@@ -4,7 +4,7 @@
     python scripts/house.py path/to/another/checkout
 
 A room is an entry at the root; its floor is one above the highest room that it imports. Imports for type checkers
-count. Exits with 1 if there are more than 14 entries, more than 8 floors, or any circle among rooms or modules.
+count. Exits with 1 if there are more than 15 entries, more than 8 floors, or any circle among rooms or modules.
 """
 
 import sys
@@ -14,7 +14,7 @@ import grimp
 import networkx
 
 
-MOST_ENTRIES, MOST_FLOORS = 14, 8
+MOST_ENTRIES, MOST_FLOORS = 15, 8
 Graph = dict[str, set[str]]
 
 

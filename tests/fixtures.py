@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,16 @@ def family(request: pytest.FixtureRequest) -> str:
 def askable(request: pytest.FixtureRequest) -> str:
     """Runs a test once per family whose decoder takes queries from outside."""
     return request.param
+
+
+@pytest.fixture
+def shapes_teacher(tmp_path: Path) -> str:
+    """Folder of a random teacher of generated shapes, with its image processor."""
+    from hf_detrkd.data.shapes import SHAPE_CLASSES
+    from hf_detrkd.distillation.student import load_image_processor
+
+    names = {"id2label": dict(enumerate(SHAPE_CLASSES)), "label2id": {n: i for i, n in enumerate(SHAPE_CLASSES)}}
+    model = tiny.build("rt_detr", 64, **names)
+    model.save_pretrained(tmp_path / "teacher")
+    load_image_processor(model, image_size=(64, 64)).save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")

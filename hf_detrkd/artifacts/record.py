@@ -74,11 +74,24 @@ def row_of(
         metrics (`dict[str, float]`): as in [`CocoBoxMetric`]; missing ones were not measured.
         seconds_per_step (`float`, *optional*): duration of a training step.
     """
-    classes = {model.config.id2label[number]: key for number, key in class_figures(model.config.id2label).items()}
+    return figures_row(model.config.id2label, model.num_parameters(), metrics, seconds_per_step)
+
+
+def figures_row(
+    id2label: Mapping[int, str], parameters: int, metrics: Mapping[str, float], seconds_per_step: float | None = None
+) -> dict[str, Any]:
+    """A row of the summary, see [`row_of`].
+
+    Args:
+        id2label (`dict[int, str]`): the classes of the metrics.
+        parameters (`int`): size of the model.
+        metrics (`dict[str, float]`), seconds_per_step (`float`, *optional*): as in [`row_of`].
+    """
+    classes = {id2label[number]: key for number, key in class_figures(dict(id2label)).items()}
     found = {name: metrics[key] for name, key in classes.items() if key in metrics}
     return {
         **{key: metrics.get(key) for key in ("map", "map_50", "map_75")},
-        "parameters": model.num_parameters(),
+        "parameters": parameters,
         "seconds_per_step": seconds_per_step,
         "classes": {name: value if value >= 0 else None for name, value in found.items()},
     }

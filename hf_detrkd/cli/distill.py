@@ -23,19 +23,24 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..artifacts.hub.background_push import PushedCommit
-from ..artifacts.record import row_of
+from ..artifacts.record import figures_row, row_of
 from ..artifacts.redaction import portable_command, under_home
 from ..artifacts.run_folder import RESULTS, STATE, check_output_folder, read_json, write_recipe
 from ..artifacts.trackers import close_trackers
 from ..data import DetectionSplits
+from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig
 from ..training.finish import finish_run
 from ..training.run_facts import student_name
 from ..training.trainer import DistillationTrainer
+from .answer import answer
 from .arguments import Arguments, parse, resolved
 from .launching import check_processes
 from .run_setup import build_trainer, control_of, load_splits, models_of
+
+
+ANSWERS = "answers"  # in the output folder, with --teacher_answers auto
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
@@ -78,6 +83,15 @@ def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
     if metrics is None or seen < len(trainer.eval_dataset):
         metrics = trainer.evaluate_teacher()
     return {name.replace("teacher_", "eval_", 1): value for name, value in metrics.items()}
+
+
+def teacher_row(trainer: DistillationTrainer) -> dict[str, Any]:
+    """The teacher's row of the summary."""
+    teacher: Any = trainer.distiller.teacher
+    stored = isinstance(teacher, StoredTeacher)
+    metrics = (teacher.metrics or {}) if stored else teacher_metrics(trainer)
+    figures = {name.removeprefix("teacher_").removeprefix("eval_"): value for name, value in metrics.items()}
+    return figures_row(trainer.student.config.id2label, teacher.num_parameters, figures)
 
 
 def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, Any]:
@@ -136,6 +150,9 @@ def main(argv: list[str]) -> None:
         return
     check_output_folder(arguments.config.output_dir, models_of(arguments))
     config, splits = arguments.config, load_splits(arguments)
+    if config.teacher_answers == "auto":
+        config.teacher_answers = str(Path(config.output_dir) / ANSWERS)
+        answer(arguments, Path(config.teacher_answers), splits)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
     record = trainer.record
@@ -143,8 +160,10 @@ def main(argv: list[str]) -> None:
     if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
         write_recipe(Path(config.output_dir), arguments.recipe)
     if trainer.distiller.teacher is not None:
-        models["teacher"] = trainer.distiller.teacher
-        record.add_model("teacher", row(trainer.distiller.teacher.model, teacher_metrics(trainer)))
+        teacher = trainer.distiller.teacher
+        if isinstance(teacher, Teacher):
+            models["teacher"] = teacher
+        record.add_model("teacher", teacher_row(trainer))
     if arguments.script.run_control:
         control = build_trainer(arguments, splits, control_of(config))
         record.add_model("control", row(control.student, train(control)), control.compute_metrics.precision)

@@ -3,10 +3,10 @@
     hf-detrkd distill --config recipe.yaml --num_processes 4
     hf-detrkd doctor --config recipe.yaml
 
-`distill` and `evaluate` are started by accelerate: the arguments of `accelerate launch` (`--num_processes`,
+`distill`, `answer` and `evaluate` are started by accelerate: the arguments of `accelerate launch` (`--num_processes`,
 `--config_file`, `--mixed_precision`, `--cpu`, `--main_process_port` and all others) may stand anywhere among theirs;
 an argument that both know belongs to the command. `--accelerate_config` takes a file or the name of one in
-scripts/accelerate_configs. `doctor` takes the arguments of `distill` and runs in one process.
+scripts/accelerate_configs. `answer` and `doctor` take the arguments of `distill`; `doctor` runs in one process.
 `hf-detrkd distill --help` lists the arguments of a command.
 """
 
@@ -28,6 +28,7 @@ from .shipped import shipped
 # Module and summary; the modules are imported only when their command runs.
 COMMANDS = {
     "distill": ("hf_detrkd.cli.distill", "Distils a detector into a smaller one, or trains one without a teacher."),
+    "answer": ("hf_detrkd.cli.answer", "Stores a teacher's answers, which a training reads in its place."),
     "evaluate": ("hf_detrkd.cli.evaluate", "Evaluates a detector on a data set by COCO's metrics."),
     "predict": ("hf_detrkd.cli.predict", "Detects objects in images and draws them."),
     "export": ("hf_detrkd.cli.export", "Exports a detector to ONNX and compares the file with PyTorch."),
@@ -35,7 +36,7 @@ COMMANDS = {
     "doctor": ("hf_detrkd.cli.doctor.main", "Checks data, models, memory and disk of a run without training."),
     "benchmark": ("hf_detrkd.cli.benchmark.main", "Measures losses, methods and latencies."),
 }
-LAUNCHED = ("distill", "evaluate")  # by accelerate
+LAUNCHED = ("distill", "answer", "evaluate")  # by accelerate
 NOT_TAKEN = ("help", "module", "no_python", "training_script", "training_script_args")  # set by this command
 
 

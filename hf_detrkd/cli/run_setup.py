@@ -59,11 +59,14 @@ def with_transforms(
     splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """Training and evaluation set with the preprocessing for student and teacher."""
-    seen = parse_image_size(config.teacher_image_size) if config.needs_teacher else None
+    live = config.needs_teacher and config.teacher_answers is None
+    seen = parse_image_size(config.teacher_image_size) if live else None
     transforms = (
         DetectionTransform.for_processor(processor, kind, teacher_size=seen) for kind in (augmentation, None)
     )
-    return splits.train.with_transform(next(transforms), config.seed), splits.eval.with_transform(next(transforms))
+    views = config.augmentation_views
+    seed = config.seed if views is None else config.augmentation_seed
+    return splits.train.with_transform(next(transforms), seed, views), splits.eval.with_transform(next(transforms))
 
 
 def load_splits(arguments: Arguments) -> DetectionSplits:
@@ -104,13 +107,16 @@ def build_trainer(
 
 
 def control_of(config: DistillationConfig) -> DistillationConfig:
-    """The config of the same run without a teacher, in its own folder."""
+    """The config of the same run without a teacher, in its own folder; without stored answers it gets a new view of
+    each image in every epoch."""
     folder = str(Path(config.output_dir) / "control")
     resume = config.resume_from_checkpoint in ("true", "True", True)  # a given checkpoint is from the other run
     return dataclasses.replace(
         cast(Any, config),
         method="none",
         loss_weights=None,
+        teacher_answers=None,
+        augmentation_views=None if config.teacher_answers is not None else config.augmentation_views,
         output_dir=folder,
         run_name=f"{config.run_name}-control",
         resume_from_checkpoint=resume or None,

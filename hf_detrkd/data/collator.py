@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+PREFIX = "answers/"
+"""What the names of a teacher's stored answers begin with in a batch."""
 
 
 class DetectionCollator:
@@ -19,15 +24,31 @@ class DetectionCollator:
         `dict`: `pixel_values` (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`), `pixel_mask`
         (`torch.LongTensor` of shape `(batch_size, height, width)`, 1 on the image and 0 on padding) if the items have
         one, the same with the prefix `teacher_` if the teacher's image size differs, and `labels`
-        (`list[dict[str, torch.Tensor]]`).
+        (`list[dict[str, torch.Tensor]]`); with views also `view` (`int`), and stored answers by the names
+        `answers/...`.
 
     Raises:
-        `ValueError`: if images without a `pixel_mask` differ in size.
+        `ValueError`: if images without a `pixel_mask` differ in size, or the views of images differ.
     """
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = _images(items, "") | {"labels": [item["labels"] for item in items]}
+        if "view" in items[0]:
+            batch |= _answers(items)
         return batch | (_images(items, "teacher_") if "teacher_pixel_values" in items[0] else {})
+
+
+def _answers(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The view of the images and the stored answers to it; answers per box are padded with zeros to the longest."""
+    views = sorted({item["view"] for item in items})
+    if len(views) > 1:
+        raise ValueError(f"The images of a batch must have the same view, but this batch has the views {views}.")
+    rows = [item.get("answers", {}) for item in items]
+    columns = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
+    for name, values in columns.items():
+        if not values.shape[1]:  # no image has a box: a decoder is then asked one row of padding
+            columns[name] = values.new_zeros(len(values), 1, *values.shape[2:])
+    return {"view": views[0]} | {f"{PREFIX}{name}": values for name, values in columns.items()}
 
 
 def _images(items: Sequence[dict[str, Any]], view: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch.utils.data import Dataset
 from .augmentation import item_seed
 from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords
 from .transforms import DetectionTransform
+
+
+class Answers(Protocol):
+    """Stored answers of a teacher."""
+
+    def read(self, image_id: int, view: int) -> dict[str, torch.Tensor]:
+        """The answers to one view of an image, by name."""
 
 
 class DetectionDataset(Dataset):
@@ -28,6 +35,8 @@ class DetectionDataset(Dataset):
         records, classes, category_ids, repaired: as above, classes and ids as lists.
         transform ([`DetectionTransform`], *optional*): set by [`~DetectionDataset.with_transform`].
         seed (`int`): seed of the augmentation.
+        views (`int`, *optional*), answers (*optional*): see [`~DetectionDataset.with_transform`] and
+            [`~DetectionDataset.with_answers`].
 
     Example:
         ```python
@@ -52,6 +61,8 @@ class DetectionDataset(Dataset):
         self.category_ids = list(range(len(self.classes)) if category_ids is None else category_ids)
         self.transform: DetectionTransform | None = None
         self.seed = 0
+        self.views: int | None = None
+        self.answers: Answers | None = None
         self._epoch = _shared_zero()
 
     def __len__(self) -> int:
@@ -70,19 +81,52 @@ class DetectionDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a data set of {len(self)} images")
         index %= len(self)
+        if self.views is not None:
+            return self.view_of(index, int(self._epoch) % self.views)
         record = self.records[index]
         return self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index))
 
-    def with_transform(self, transform: DetectionTransform, seed: int = 0) -> DetectionDataset:
+    def view_of(self, index: int, view: int) -> dict[str, Any]:
+        """One of the `views` of an image, with the stored answers to it if there are any."""
+        assert self.transform is not None
+        record = self.records[index]
+        item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id)) | {"view": view}
+        return item if self.answers is None else item | {"answers": self.answers.read(record.image_id, view)}
+
+    def with_transform(
+        self, transform: DetectionTransform, seed: int = 0, views: int | None = None
+    ) -> DetectionDataset:
         """A copy with the same records and the given transform.
 
         Args:
             transform ([`DetectionTransform`])
             seed (`int`, *optional*, defaults to 0): seed of the augmentation, 0 or more.
+            views (`int`, *optional*): number of augmented views of each image, which come back in turn, one an epoch:
+                a view depends only on the seed, its number and the image's id. Default: a new one every epoch.
         """
+        if views is not None and views < 1:
+            raise ValueError(f"`views` must be at least 1, got {views}.")
         dataset = copy.copy(self)
-        dataset.transform, dataset.seed, dataset._epoch = transform, seed, _shared_zero()
+        dataset.transform, dataset.seed, dataset.views = transform, seed, views
+        dataset.answers, dataset._epoch = None, _shared_zero()
         return dataset
+
+    def with_answers(self, answers: Answers) -> DetectionDataset:
+        """A copy whose items also contain a teacher's stored answers to their view, as `answers`.
+
+        Raises:
+            `ValueError`: the data set has no `views`, so that its images do not come back.
+        """
+        if self.views is None:
+            raise ValueError("Stored answers need images that come back: call `with_transform` with `views`.")
+        dataset = copy.copy(self)
+        dataset.answers, dataset._epoch = answers, _shared_zero()
+        return dataset
+
+    def described(self) -> dict[str, Any]:
+        """What the tensors of an image depend on, apart from the image: transform, seed and number of views."""
+        transform = {} if self.transform is None else self.transform.described()
+        return transform | {"seed": self.seed, "views": self.views}
 
     def select(self, indices: Sequence[int] | np.ndarray) -> DetectionDataset:
         """The images at these positions, in this order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,17 @@ class DetectionTransform:
         """
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
         return cls(size or dict(processor.size), mean, std, augmentation, teacher_size)
+
+    def described(self) -> dict[str, Any]:
+        """What the tensors of an image depend on, as plain values; without the teacher's own size."""
+        return {
+            "size": {name: side for name, side in asdict(self.size).items() if side},
+            "image_mean": None
+            if self.image_mean is None
+            else [round(v, 6) for v in self.image_mean.flatten().tolist()],
+            "image_std": None if self.image_std is None else [round(v, 6) for v in self.image_std.flatten().tolist()],
+            "augmentation": None if self.augmentation is None else asdict(self.augmentation),
+        }
 
     @property
     def pads(self) -> bool:

@@ -18,6 +18,7 @@ from ..methods.decoding import DecodedQueries, decode_requests
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, Predictions
 from ..structures.targets import BatchTotals, Targets
+from .stored_teacher import StoredTeacher
 from .teacher import Teacher
 
 
@@ -48,7 +49,7 @@ class Distiller(nn.Module):
 
     Args:
         student ([`~transformers.PreTrainedModel`])
-        teacher ([`Teacher`], *optional*): kept outside the module tree.
+        teacher ([`Teacher`] or [`StoredTeacher`], *optional*): kept outside the module tree.
         methods (`Sequence[DistillationMethod]`): all are computed in every step, with one forward pass of the teacher.
         loss_weights (`dict[str, float]`, *optional*): weights that replace the methods' defaults; a key applies to
             every loss whose name starts with it, and the longest matching key wins.
@@ -62,7 +63,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: Teacher | None = None,
+        teacher: Teacher | StoredTeacher | None = None,
         methods: Sequence[DistillationMethod] = (),
         loss_weights: Mapping[str, float] | None = None,
         seed: int = 0,
@@ -151,8 +152,8 @@ class Distiller(nn.Module):
             images, boxes, matched, occupied, share = totals.unbind()
             counts = BatchTotals(images, boxes, matched, occupied, share, is_global=True)
         criterion, methods = self.adapter.criterion, self._methods() if self.training and distill else []
-        wanted = None if self.teacher is None or not methods else self.teacher(*teacher_view(batch))
-        decoded = self._decode(methods, output, wanted, targets, step)
+        wanted = None if self.teacher is None or not methods else self.teacher.of(batch)
+        decoded = self._decode(methods, output, wanted, targets, self._query_seed(step, batch))
         with torch.autocast(targets.boxes.device.type, enabled=False):
             costs = [
                 checked_costs(m, m.costs(output, wanted, d, targets)) for m, d in zip(methods, decoded, strict=True)
@@ -175,15 +176,21 @@ class Distiller(nn.Module):
         student: DetectorOutput,
         teacher: DetectorOutput | None,
         targets: Targets,
-        step: int,
+        seed: int,
     ) -> list[DecodedQueries]:
-        """Predictions for the extra queries of all methods, with one decoder pass per model."""
-        seed = _mix(self.seed, step)  # the same for every method, so its points do not depend on the other methods
+        """Predictions for the extra queries of all methods, with one decoder pass per model. `seed` is the same for
+        every method, so its points do not depend on the other methods."""
         requests = [
             m.query_requests(student, cast(Any, teacher), targets, torch.Generator().manual_seed(seed))
             for m in methods
         ]
-        return decode_requests(requests, student, teacher)
+        return decode_requests(requests, student, teacher, [m.name for m in methods])
+
+    def _query_seed(self, step: int, batch: Mapping[str, Any]) -> int:
+        """Seed of the random queries: of the step, or with stored answers of the view that the teacher saw."""
+        if isinstance(self.teacher, StoredTeacher) and "view" in batch:
+            return mixed_seed(self.teacher.answers.manifest.seed, batch["view"])
+        return mixed_seed(self.seed, step)
 
     def weighted(self, losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:
         """The methods' losses, each times its weight."""
@@ -201,12 +208,6 @@ class Distiller(nn.Module):
     def weight_key(self, key: LossKey) -> str:
         """The key of `loss_weights` that applies to a loss: its full name, or the longest prefix of its term."""
         return max((name for name in self.loss_weights if name == key or key.term.startswith(name)), key=len)
-
-
-def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Input of the teacher: `teacher_pixel_values` and their mask if in the batch, otherwise the student's images."""
-    view = "teacher_" if batch.get("teacher_pixel_values") is not None else ""
-    return batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")
 
 
 def is_layer_of(name: str, term: str) -> bool:
@@ -243,6 +244,6 @@ def sum_over_layers(losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:
     return parts
 
 
-def _mix(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """Mixes seed and step into one seed, so that neighbouring values give unrelated random streams."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63

@@ -17,8 +17,7 @@ from ..evaluation import detections_from_predictions, references_from_labels
 from ..evaluation.efficiency import evaluating
 from ..losses.functional import UNKNOWN
 from ..structures.outputs import Predictions
-from .distiller import teacher_view
-from .teacher import Teacher
+from .teacher import Teacher, teacher_view
 
 
 CONFIDENT = 0.4  # score threshold of detections that are drawn and counted
@@ -65,7 +64,7 @@ def detections_and_truth(
     teacher: Teacher, batch: Mapping[str, Any], max_detections: int | None = None
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Detections and ground truth of each image of a batch, on the host."""
-    answers = teacher(*teacher_view(batch)).found
+    answers = teacher.of(batch).found
     # NaN predictions count as no detections, so that such a teacher fails its check.
     boxes = answers.boxes.nan_to_num(0.5, 0.5, 0.5)
     answers = Predictions(answers.logits.nan_to_num(UNKNOWN), boxes, None, answers.activation)

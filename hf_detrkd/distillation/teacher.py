@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -101,12 +102,24 @@ class Teacher:
         self.adapter = adapter_for(model)
         self.dtype = dtype
         self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
-        self._columns: tuple[Tensor, Tensor] | None = None  # class map on the device: column order, known classes
+        self._in_student_order = StudentOrder(self.class_map)
         self._scale, self._shift = _renormalization(student_normalization, normalization)
 
     @property
     def spec(self) -> DetectorSpec:
         return self.adapter.spec
+
+    @property
+    def num_parameters(self) -> int:
+        """Size of the model."""
+        return int(self.model.num_parameters())
+
+    def in_own_order(self) -> Teacher:
+        """The same teacher, whose predictions have its own classes in its own order."""
+        own = copy.copy(self)
+        own.class_map = ClassMap.match(self.class_map.teacher, self.class_map.teacher)
+        own._in_student_order = StudentOrder(own.class_map)
+        return own
 
     def to(self, device: torch.device | str) -> Teacher:
         self.model.to(device)
@@ -148,8 +161,30 @@ class Teacher:
         images = pixel_values * self._scale + self._shift
         return images if pixel_mask is None else images * pixel_mask[:, None]
 
-    def _in_student_order(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
-        if self.class_map.is_identity:
+    def of(self, batch: Mapping[str, Any]) -> DetectorOutput:
+        """Runs the teacher on a collated batch, see [`teacher_view`]."""
+        return self(*teacher_view(batch))
+
+
+def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Input of the teacher: `teacher_pixel_values` and their mask if in the batch, otherwise the student's images."""
+    view = "teacher_" if batch.get("teacher_pixel_values") is not None else ""
+    return batch[f"{view}pixel_values"], batch.get(f"{view}pixel_mask")
+
+
+class StudentOrder:
+    """Reorders the class columns of a teacher's predictions to the student's, and marks those that it knows.
+
+    Args:
+        class_map ([`ClassMap`])
+    """
+
+    def __init__(self, class_map: ClassMap):
+        self.class_map = class_map
+        self._columns: tuple[Tensor, Tensor] | None = None  # on the device: column order, known classes
+
+    def __call__(self, layers: tuple[Predictions, ...]) -> tuple[Predictions, ...]:
+        if self.class_map.is_identity or not layers:
             return layers
         logits = layers[0].logits
         if self._columns is None or self._columns[0].device != logits.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from ..losses.matching import to_host
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, DetectorSpec
 from ..structures.targets import BatchTotals, Targets
+from ..structures.teacher_parts import TeacherParts
 from .decoding import DecodedQueries, QueryRequests
 
 
@@ -69,6 +71,20 @@ class DistillationMethod(nn.Module):
     def weights(self) -> dict[str, float]:
         """Weight of each part by its name `<method>_<part>`; it applies to all losses whose key starts with it."""
         raise NotImplementedError
+
+    @property
+    def reads(self) -> TeacherParts:
+        """The parts of the teacher's output that the method reads. Default: everything."""
+        return TeacherParts(
+            queries=frozenset({"content", "position", "points", "boxes", "rows"}),
+            features=frozenset({"neck", "encoder"}),
+        )
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        """Options that change what the teacher is asked besides its own queries, empty if it is asked nothing;
+        answers that are stored with other ones do not fit. Default: all options."""
+        return dataclasses.asdict(self.config)
 
     @property
     def gated(self) -> bool:

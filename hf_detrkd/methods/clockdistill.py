@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
 from ..structures.targets import BatchTotals, Targets
+from ..structures.teacher_parts import TeacherParts
 from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
 from .features import cells_of, nearest_level, on_the_grid_of, projections
@@ -157,6 +159,20 @@ class CLoCKDistill(DistillationMethod):
         memory = {f"clockdistill_{part}": scales[part] * config.memory_weight for part in self.memory_parts}
         queries = {"class": 1.0, "box": 5.0, "giou": 2.0}
         return memory | {f"clockdistill_{part}": w * config.target_queries_weight for part, w in queries.items()}
+
+    @property
+    def reads(self) -> TeacherParts:
+        features = frozenset({"encoder"}) if self.config.memory_weight else frozenset()
+        asked = frozenset({f"{self.name}/targets"}) if self.config.target_queries_weight else frozenset()
+        return TeacherParts(False, False, frozenset(), features, asked)
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        if not self.config.target_queries_weight:
+            return {}
+        content = self.config.content_for(self.student.one_to_one)
+        asked = {"content": "class" if self.config.class_content else "zero" if content == "zero" else "own"}
+        return {"targets": asked}
 
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator

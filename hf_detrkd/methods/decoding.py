@@ -35,19 +35,30 @@ class DecodedQueries:
 
 
 def decode_requests(
-    requests: Sequence[QueryRequests], student: DetectorOutput, teacher: DetectorOutput | None
+    requests: Sequence[QueryRequests],
+    student: DetectorOutput,
+    teacher: DetectorOutput | None,
+    names: Sequence[str] = (),
 ) -> list[DecodedQueries]:
     """Decodes the requests of several methods, with one decoder pass per model for all queries with the same fields.
 
     Args:
         requests (`Sequence[QueryRequests]`): requests of each method.
         student, teacher ([`DetectorOutput`]): `teacher` may be `None` if no method has requests for it.
+        names (`Sequence[str]`): names of the methods, by which a stored output has its predictions.
 
     Returns:
         `list[DecodedQueries]`: predictions for each method.
     """
     own = _decode_one(student, [one.student for one in requests])
-    theirs = _decode_one(teacher, [one.teacher for one in requests])
+    if teacher is not None and teacher.decoded is not None:
+        stored = teacher.decoded
+        theirs = [
+            {name: stored[f"{method}/{name}"] for name in one.teacher}
+            for method, one in zip(names, requests, strict=True)
+        ]
+    else:
+        theirs = _decode_one(teacher, [one.teacher for one in requests])
     asked = [one.student for one in requests]
     return [DecodedQueries(*each) for each in zip(own, theirs, asked, strict=True)]
 

@@ -21,6 +21,7 @@ from ..losses.matching import (
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, DetectorSpec, Predictions
 from ..structures.targets import BatchTotals, Targets
+from ..structures.teacher_parts import TeacherParts
 from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
 from .decoding import DecodedQueries, QueryRequests
 from .detection_losses import MATCHER, supervised_losses, supervision_of
@@ -155,6 +156,16 @@ class DETRDistill(DistillationMethod):
             "detrdistill_feature": self.config.feature_weight,
             **{f"detrdistill_assignment_{part}": weight * assignment for part, weight in own.items()},
         }
+
+    @property
+    def reads(self) -> TeacherParts:
+        features = frozenset({self.config.feature_level}) if self.config.feature_weight else frozenset()
+        fields = self.fields | {"rows"} if self.config.assignment_weight else frozenset()
+        return TeacherParts(True, bool(features), fields, features)
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        return {}
 
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 from ..structures.targets import BatchTotals, Targets
+from ..structures.teacher_parts import TeacherParts
 from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
 from .gates import better_answers
@@ -143,6 +144,25 @@ class KDDETR(DistillationMethod):
     def weights(self) -> dict[str, float]:
         class_weight = 2.0 if self.config.scale == "normalized" else 1.0
         return {"kd_detr_class": class_weight, "kd_detr_box": 5.0, "kd_detr_giou": 2.0}
+
+    @property
+    def reads(self) -> TeacherParts:
+        config = self.config
+        fields = self._specific_fields() | {"rows"} if config.specific_points else frozenset()
+        if config.general_points and self.place is None:
+            fields |= {"position"}  # random queries have their mean and spread
+        asks = not self.student.one_to_one and not self.assigns
+        missing = "KD-DETR asks the teacher at the student's own proposals" if asks else None
+        return TeacherParts(config.teacher_layers == "each", False, fields, missing=missing)
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        if not self.student.one_to_one:
+            return {}
+        config, content = self.config, self.content if self.content == "zero" else "own"
+        general = {"points": config.general_points, "distribution": config.general_distribution, "place": self.place}
+        found: dict[str, Any] = {"general": general | {"content": content}} if config.general_points else {}
+        return found | ({"specific": {"content": "zero"}} if config.specific_points and content == "zero" else {})
 
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..losses.functional import among_known, box_overlap, class_targets, soft_cl
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions, Proposals
 from ..structures.targets import BatchTotals, Targets
+from ..structures.teacher_parts import TeacherParts
 from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
 from .features import cells_of, nearest_level, on_the_grid_of, projections, real_length, standardized
@@ -127,6 +128,16 @@ class TaskAdaptiveRegularization(DistillationMethod):
     def weights(self) -> dict[str, float]:
         parts = ("features", "class", "box") if self.shares_proposals else ("features",)
         return {f"task_adaptive_{part}": 1.0 for part in parts}
+
+    @property
+    def reads(self) -> TeacherParts:
+        reason = "task-adaptive regularization asks the teacher at the student's own proposals"
+        missing = reason if self.shares_proposals else None
+        return TeacherParts(False, False, frozenset(), frozenset({self.config.feature_level}), missing=missing)
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        return {}
 
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator

@@ -7,7 +7,7 @@ Boxes are always `(center_x, center_y, width, height)` in [0, 1] of the image (n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -225,6 +225,8 @@ class DetectorOutput:
         loss (`torch.Tensor`, *optional*): the detection loss, if targets were given.
         proposals ([`Proposals`], *optional*): training proposals of a detector that is not one-to-one.
         detections ([`Predictions`], *optional*): predictions after duplicate removal, if the detector uses NMS.
+        decoded (`dict[str, tuple[Predictions, ...]]`, *optional*): for stored outputs, which cannot `decode`: the
+            predictions for extra queries, by `<method>/<request>`.
     """
 
     layers: tuple[Predictions, ...]
@@ -234,6 +236,7 @@ class DetectorOutput:
     loss: Tensor | None = None
     proposals: Proposals | None = None
     detections: Predictions | None = None
+    decoded: Mapping[str, tuple[Predictions, ...]] | None = None
 
     @property
     def found(self) -> Predictions:

@@ -11,7 +11,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
+from ..answers import StoredAnswers
 from ..distillation.class_map import read_class_map
+from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Origin, Teacher, normalization_of
 from ..losses.criterion import DetectionCriterion, ModelCriterion
 from ..methods import METHODS, DistillationMethod
@@ -25,7 +27,7 @@ def make_teacher(
     teacher_model: PreTrainedModel | str | None,
     processor: Any,
     teacher_processor: Any,
-) -> Teacher | None:
+) -> Teacher | StoredTeacher | None:
     """The teacher of a run, or `None` if no method uses one.
 
     Raises:
@@ -37,8 +39,14 @@ def make_teacher(
             asking = " or ".join(name for name, method in METHODS.items() if method.needs_teacher)
             raise ValueError(f"teacher_model is set, but no method uses it: set --method to {asking}.")
         return None
+    class_map = None if args.class_map is None else read_class_map(args.class_map)
+    names = class_names(student.config)
+    if args.teacher_answers is not None:
+        return StoredTeacher(StoredAnswers(args.teacher_answers), names, class_map)
     if source is None:
-        raise ValueError(f"--method {args.method} needs a teacher: set --teacher_model_name_or_path.")
+        raise ValueError(
+            f"--method {args.method} needs a teacher: set --teacher_model_name_or_path, or --teacher_answers."
+        )
     if isinstance(source, str):
         revision = args.teacher_model_revision
         model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
@@ -50,8 +58,6 @@ def make_teacher(
     if processor is not None:
         normalizations["student_normalization"] = normalization_of(processor)
         normalizations["normalization"] = normalization_of(teacher_processor or processor)
-    class_map = None if args.class_map is None else read_class_map(args.class_map)
-    names = class_names(student.config)
     return Teacher(model, names, args.resolved_teacher_dtype(), class_map=class_map, origin=origin, **normalizations)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..answers import STORED
 from ..artifacts.redaction import under_home
 from ..data import parse_image_size
 from ..distillation.schedule import DistillationSchedule
 from ..methods import METHODS
 
 
+DEFAULT_VIEWS = 4  # of each image, with stored answers
 AUTO_STEPS = 40  # of --calibrate_weights auto
 DECAYING = ", ".join(f"{m.schedule} for {name}" for name, m in METHODS.items() if m.schedule != "constant")
 
@@ -65,6 +67,30 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "Precision of the teacher: float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."
         },
+    )
+    teacher_answers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of stored answers of the teacher, made by `hf-detrkd answer`, which take its place in "
+            "training; auto: made first, in the output folder. Default: none, the teacher runs in every step."
+        },
+    )
+    augmentation_views: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of augmented views of each training image, which come back in turn, one an epoch; stored "
+            "answers need it. Default: a new view every epoch; 4 with --teacher_answers."
+        },
+    )
+    augmentation_seed: int = field(
+        default=0,
+        metadata={
+            "help": "Seed of the augmented views, so that runs of several seeds share stored answers. Default: 0."
+        },
+    )
+    answers_dtype: str = field(
+        default="float16",
+        metadata={"help": "Precision of stored answers: float16 or float32; places are float32. Default: float16."},
     )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Factor of the sum of all distillation losses. Default: 1."}
@@ -238,6 +264,12 @@ class DistillationConfig(TrainingArguments):
                 "hub_license must be a license id of the Hub, in lower case with hyphens, such as apache-2.0, mit or "
                 f"other, got {self.hub_license!r}."
             )
+        if self.answers_dtype not in STORED:
+            raise ValueError(f"answers_dtype must be float16 or float32, got {self.answers_dtype!r}.")
+        if self.augmentation_views is not None and self.augmentation_views < 1:
+            raise ValueError(f"augmentation_views must be at least 1, got {self.augmentation_views}.")
+        if self.teacher_answers is not None and self.augmentation_views is None:
+            self.augmentation_views = DEFAULT_VIEWS
         self.schedules()
         parse_image_size(self.teacher_image_size, "teacher_image_size")
         if str(self.calibrate_weights) != "auto" and not str(self.calibrate_weights).isdigit():

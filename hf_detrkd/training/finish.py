@@ -71,7 +71,7 @@ def finish_run(
 def _models_of(trainer: DistillationTrainer) -> dict[str, PreTrainedModel | Teacher]:
     teacher = trainer.distiller.teacher
     student = {student_name(trainer.args): trainer.student}
-    return student if teacher is None else {"teacher": teacher, **student}
+    return {"teacher": teacher, **student} if isinstance(teacher, Teacher) else student
 
 
 def _add_measurements(

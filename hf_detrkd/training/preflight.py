@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..distillation.distiller import Distiller
+from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..evaluation import class_figures
 from ..methods import DistillationMethod
@@ -48,7 +49,11 @@ def first_dataset(datasets: Any) -> Any:
 
 
 def check_teacher(
-    teacher: Teacher, metrics: Mapping[str, float], id2label: Mapping[int, str], images: int, least: float
+    teacher: Teacher | StoredTeacher,
+    metrics: Mapping[str, float],
+    id2label: Mapping[int, str],
+    images: int,
+    least: float,
 ) -> str | None:
     """Checks a teacher's mAP over the classes that it knows.
 

@@ -16,6 +16,8 @@ from ..artifacts.record import Record
 from ..artifacts.run_folder import change_recipe
 from ..distillation.distiller import Distiller
 from ..distillation.prediction import evaluate_teacher
+from ..distillation.stored_teacher import StoredTeacher
+from ..distillation.teacher import Teacher
 from .loss_probe import Precision, Probe
 from .preflight import (
     PROBED,
@@ -66,6 +68,8 @@ class PreflightMixin(Trainer):
         teacher, args = self.distiller.teacher, self.args
         if teacher is None:
             raise ValueError("This run has no teacher to evaluate: it trains with --method none.")
+        if isinstance(teacher, StoredTeacher):
+            return stored_metrics(teacher)
         dataset = first_dataset(self.eval_dataset) if dataset is None else dataset
         if dataset is None:
             raise ValueError("The teacher is evaluated on a data set with a length: give one, or an eval_dataset.")
@@ -100,7 +104,7 @@ class PreflightMixin(Trainer):
             logger.warning(f"The loss terms are neither probed nor calibrated before this run: {reason}.")
             return
         self.student.to(args.device)
-        if args.teacher_image_size is not None and distiller.teacher is not None:
+        if args.teacher_image_size is not None and isinstance(distiller.teacher, Teacher):
             check_view(next(self._random_batches(1)), args.teacher_image_size)
         if args.calibration_steps:
             self._calibrate_weights()
@@ -120,6 +124,9 @@ class PreflightMixin(Trainer):
         dataset = first_dataset(self.eval_dataset)
         if dataset is None:
             logger.warning("The teacher is not checked: there is no evaluation set with a length.")
+            return
+        if isinstance(teacher, StoredTeacher) and teacher.metrics is None:
+            logger.warning("The teacher is not checked: its answers were stored without an evaluation.")
             return
         sample = spread_sample(dataset, args.teacher_check_samples)
         self.teacher_metrics = self.evaluate_teacher(sample)
@@ -192,3 +199,17 @@ class PreflightMixin(Trainer):
         """Prints on the first process."""
         if self.is_world_process_zero():
             print(text, flush=True)
+
+
+def stored_metrics(teacher: StoredTeacher) -> dict[str, float]:
+    """The metrics that were measured when the answers were stored.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if teacher.metrics is None:
+        raise ValueError(
+            f"The answers in {teacher.answers.folder} were stored without an evaluation of the teacher: make them "
+            "with an evaluation set."
+        )
+    return teacher.metrics

@@ -14,6 +14,7 @@ from ..adapters import class_names
 from ..artifacts.hub.background_push import HubPush
 from ..data import DetectionDataset
 from ..distillation.distiller import Distiller
+from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..evaluation.efficiency import device_name
 from ..methods import DistillationMethod
@@ -68,7 +69,7 @@ def sizes_of(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     return found
 
 
-def teacher_facts(teacher: Teacher | None) -> dict[str, str | None] | None:
+def teacher_facts(teacher: Teacher | StoredTeacher | None) -> dict[str, str | None] | None:
     """The teacher's [`~hf_detrkd.distillation.teacher.Origin`]."""
     return None if teacher is None else dataclasses.asdict(teacher.origin)
 

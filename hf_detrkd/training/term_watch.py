@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
+from torch import Tensor
 from transformers.utils import logging
 
 from ..distillation.distiller import Distiller
@@ -87,5 +88,5 @@ def part_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The images of a batch with most boxes, with divisors of their own."""
     counts = [len(label["class_labels"]) for label in batch["labels"]]
     rows = sorted(range(len(counts)), key=lambda row: -counts[row])[:MEASURED]
-    images = {name: values[rows] for name, values in batch.items() if name not in ("labels", "totals")}
+    images = {n: v[rows] if isinstance(v, Tensor) else v for n, v in batch.items() if n not in ("labels", "totals")}
     return images | {"labels": [batch["labels"][row] for row in rows]}

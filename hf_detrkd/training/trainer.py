@@ -17,13 +17,14 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..adapters import class_names
-from ..artifacts.record import Record, row_of
+from ..artifacts.record import Record, figures_row, row_of
 from ..artifacts.redaction import shareable
 from ..artifacts.run_folder import check_output_folder
 from ..artifacts.trackers import reopen_trackers
 from ..data import DetectionCollator
 from ..distillation.distiller import Distiller
 from ..distillation.freezing import apply_freezing, freeze_stages
+from ..distillation.stored_teacher import StoredTeacher
 from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from ..evaluation.efficiency import peak_memory
 from ..structures.outputs import Predictions
@@ -114,6 +115,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         set_seed(args.seed)  # the projections' initial weights depend on the run's seed
         criterion, spec = make_criterion(model.config, args)
         methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
+        if isinstance(teacher, StoredTeacher):
+            dataset = kwargs.get("train_dataset")
+            teacher.check(dataset, methods, args.teacher_image_size)
+            kwargs["train_dataset"] = cast(Any, dataset).with_answers(teacher.answers)
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = criterion
         self.record = Record()
@@ -274,7 +279,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             seen = self.args.teacher_check_samples
             sampled = seen and isinstance(whole, Sized) and seen < len(whole)  # not the student's images
             found = {} if sampled else self.teacher_metrics or {}
-            row = row_of(teacher.model, {n.removeprefix("teacher_"): v for n, v in found.items()})
+            figures = {n.removeprefix("teacher_"): v for n, v in found.items()}
+            row = figures_row(self.student.config.id2label, teacher.num_parameters, figures)
             self.record.add_model("teacher", row)
         metrics = evaluation_of(self.state, self.args.load_best_model_at_end)
         row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})

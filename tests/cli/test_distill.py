@@ -35,22 +35,11 @@ def distill_quickly(argv: list[str]) -> None:
     distill.main(argv)
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> str:
-    names = {"id2label": dict(enumerate(["disc", "box", "triangle", "cross", "ring", "diamond"]))}
-    model = tiny.build("rt_detr", 64, **names, label2id={v: k for k, v in names["id2label"].items()})
-    model.save_pretrained(tmp_path / "teacher")
-    from hf_detrkd.distillation.student import load_image_processor
-
-    load_image_processor(model, image_size=(64, 64)).save_pretrained(tmp_path / "teacher")
-    return str(tmp_path / "teacher")
-
-
-def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path: Path, teacher: str) -> None:
+def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path: Path, shapes_teacher: str) -> None:
     (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
     recipe = {
         "config_name": str(tmp_path / "student.json"),
-        "teacher_model_name_or_path": teacher,
+        "teacher_model_name_or_path": shapes_teacher,
         "method": "kd_detr",
         "general_points": 20,
         "image_size": 64,
@@ -133,11 +122,11 @@ def test_a_finished_run_with_an_average_is_resumed_with_the_averaged_student(tmp
 
 
 @pytest.mark.parametrize("argument", ["model_name_or_path", "teacher_model_name_or_path", "config_name"])
-def test_a_run_does_not_overwrite_the_models_that_it_loads(tmp_path: Path, teacher: str, argument: str) -> None:
-    models = {"teacher_model_name_or_path": teacher, "method": "kd_detr"}
-    models |= {"config_name": "student.json"} if argument.startswith("teacher") else {argument: teacher}
+def test_a_run_does_not_overwrite_the_models_that_it_loads(tmp_path: Path, shapes_teacher: str, argument: str) -> None:
+    models = {"teacher_model_name_or_path": shapes_teacher, "method": "kd_detr"}
+    models |= {"config_name": "student.json"} if argument.startswith("teacher") else {argument: shapes_teacher}
     words = [word for name, value in models.items() for word in (f"--{name}", value)]
-    (tmp_path / "link").symlink_to(teacher)
+    (tmp_path / "link").symlink_to(shapes_teacher)
     with pytest.raises(ValueError, match=r"output_dir must not be the folder of the .*: the run would overwrite it"):
         distill.main([*words, "--output_dir", str(tmp_path / "link"), "--use_cpu"])
 

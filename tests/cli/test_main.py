@@ -165,7 +165,7 @@ def test_a_command_that_is_none_is_refused_with_the_nearest(capsys: pytest.Captu
     assert cli.main(["distil", "--method", "none"]) == 2
     assert capsys.readouterr().err == "hf-detrkd has no command 'distil': did you mean distill?\n"
     assert cli.main(["xyz"]) == 2
-    assert "choose one of distill, evaluate" in capsys.readouterr().err
+    assert "choose one of distill, answer, evaluate" in capsys.readouterr().err
     assert cli.main([]) == 2
 
 

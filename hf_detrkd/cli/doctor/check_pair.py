@@ -7,7 +7,7 @@ import numpy as np
 from transformers import AutoImageProcessor
 
 from ...data import DetectionSplits, DetectionTransform, parse_image_size
-from ...distillation.teacher import Normalization, normalization_of
+from ...distillation.teacher import Normalization, Teacher, normalization_of
 from ...training.trainer import DistillationTrainer
 from ..arguments import Arguments
 from ..run_setup import build_trainer
@@ -34,8 +34,9 @@ def build_pair(
     describe_student(report, trainer)
     if arguments.script.run_control:
         report.facts["control"] = True
-    if trainer.distiller.teacher is not None:
+    if isinstance(trainer.distiller.teacher, Teacher):
         describe_teacher(report, trainer)
+    if trainer.distiller.teacher is not None:
         report.ok("method", f"{config.method} supports this pair.")
     return trainer
 

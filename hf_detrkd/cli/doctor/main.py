@@ -32,6 +32,7 @@ import hf_detrkd
 
 from ...artifacts.hub.background_push import HubPush
 from ...artifacts.run_folder import check_output_folder
+from ...distillation.stored_teacher import StoredTeacher
 from ...evaluation.efficiency import device_name
 from ...training.config import DistillationConfig
 from ..arguments import Arguments, parse
@@ -97,7 +98,9 @@ def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> N
         trainer = build_pair(report, arguments, splits, folder)
         if trainer is None:
             return
-        if trainer.distiller.teacher is not None:
+        if isinstance(trainer.distiller.teacher, StoredTeacher):
+            report.ok("teacher", "Its answers are stored and fit the run; to examine it, leave out --teacher_answers.")
+        elif trainer.distiller.teacher is not None:
             try:
                 check_teacher(report, trainer, splits, options.doctor_samples)
             except ValueError as error:  # the teacher rejects the run's images

@@ -1,0 +1,75 @@
+"""Reads stored answers, memory-mapped, by image and view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from .manifest import Manifest
+from .writer import shard_name
+
+
+class StoredAnswers:
+    """Answers in a folder, read row by row from memory-mapped files.
+
+    Args:
+        folder (`str` or `Path`): written by [`AnswerWriter`].
+
+    Raises:
+        ValueError: the folder holds no answers, or not all of them.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        shards = self.manifest.shards
+        files = [self.folder / shard_name(number, shards) for number in range(shards)]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {shards} files of answers in {self.folder} are missing, such as {missing[0]}: "
+                "start hf-detrkd answer again, which goes on where it stopped."
+            )
+        table = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+        keys = table.select_columns(["image_id", "view"]).with_format("numpy")
+        ids, views = np.asarray(keys["image_id"][:]), np.asarray(keys["view"][:])
+        order = np.lexsort((views, ids))
+        self._ids, self._views, self._order = ids[order], views[order], order
+        self._table = table.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """Ids of the answered images, sorted."""
+        return np.unique(self._ids)
+
+    def row(self, image_id: int, view: int) -> int:
+        """The position of an image's view.
+
+        Raises:
+            ValueError: it was not answered.
+        """
+        first = int(np.searchsorted(self._ids, image_id))
+        place = first + view
+        if place >= len(self._ids) or (self._ids[place], self._views[place]) != (image_id, view):
+            raise ValueError(
+                f"The answers in {self.folder} have no row for view {view} of image {image_id}: they belong to other "
+                "images, or to fewer views."
+            )
+        return int(self._order[place])
+
+    def read(self, image_id: int, view: int) -> dict[str, Tensor]:
+        """The columns of one image's view, each in its own shape."""
+        table = self._table[self.row(image_id, view)]
+        found: dict[str, Any] = {}
+        for name, column in self.manifest.columns.items():
+            values = table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
+            found[name] = torch.from_numpy(values.reshape(column["shape"]).copy())
+        return found

@@ -1,0 +1,150 @@
+"""Stores the answers of a teacher, so that a training reads them instead of running the teacher.
+
+    accelerate launch scripts/answer.py --config recipe.yaml --teacher_answers outputs/answers
+
+    accelerate launch scripts/distill.py --config recipe.yaml --teacher_answers outputs/answers
+
+It takes the arguments of distill.py: they say which images and views the teacher sees, and what the methods ask. Every
+process writes files of its own. A stopped series goes on where it was if it is started again.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..answers import AnswerWriter, Manifest
+from ..data import DetectionDataset, DetectionSplits
+from ..distillation.answering import Answering, answer_shards
+from ..distillation.stored_teacher import METRICS
+from ..distillation.teacher import Teacher
+from ..training.trainer import DistillationTrainer
+from .arguments import Arguments, parse
+from .launching import check_processes
+from .run_setup import build_trainer, load_splits
+
+
+SHARD = 512  # rows per file
+
+
+def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = None) -> None:
+    """Stores the answers that a run needs in a folder, and the teacher's metrics on the evaluation set.
+
+    Raises:
+        ValueError: the run has no teacher, its answers cannot be stored, the folder holds others, or the disk is too
+            small.
+    """
+    config = arguments.config
+    splits = splits or load_splits(arguments)
+    with tempfile.TemporaryDirectory() as scratch:  # a trainer creates its output folder
+        live = dataclasses.replace(cast(Any, config), teacher_answers=None, output_dir=scratch, report_to="none")
+        trainer = build_trainer(arguments, splits, live)
+        teacher, dataset = trainer.distiller.teacher, trainer.train_dataset
+        if not isinstance(teacher, Teacher):
+            raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
+        store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
+        evaluate(trainer, folder)
+
+
+def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
+    """What the manifest says of the data set."""
+    name = arguments.script.dataset_name
+    local = Path(name).expanduser().exists()
+    return {
+        "name": Path(name).name if local else name,
+        "split": splits.train_name,
+        "teacher_image_size": arguments.config.teacher_image_size,
+    }
+
+
+def store(
+    trainer: DistillationTrainer, teacher: Teacher, dataset: DetectionDataset, folder: Path, names: dict[str, Any]
+) -> None:
+    """Writes the files of this process, after all that is known before has been printed."""
+    config, state = trainer.args, PartialState()
+    padded = dataset.transform is not None and dataset.transform.pads
+    methods: list[Any] = list(trainer.distiller.methods.values())
+    answering = Answering(teacher, methods, config.augmentation_seed, padded)
+    first = trainer._prepare_inputs(trainer.data_collator([dataset.view_of(0, 0)]))
+    manifest = answering.manifest(dataset, first, names, config.answers_dtype, SHARD)
+    writer = AnswerWriter(folder, manifest)
+    if state.is_main_process:
+        print(size_in_words(manifest, folder), flush=True)
+        writer.begin()
+    state.wait_for_everyone()
+    mine = writer.missing()[state.process_index :: state.num_processes]
+    total = sum(min(manifest.shard, manifest.rows - number * manifest.shard) for number in mine)
+    done = answer_shards(
+        answering,
+        dataset,
+        writer,
+        mine,
+        config.per_device_eval_batch_size,
+        trainer.data_collator,
+        config.device,
+        config.dataloader_num_workers,
+    )
+    hidden = config.disable_tqdm or not state.is_main_process
+    started = time.perf_counter()
+    with tqdm(total=total, desc="Answering", unit="image", disable=hidden) as bar:
+        for rows in done:
+            bar.update(rows)
+    seconds = time.perf_counter() - started
+    if state.is_main_process and total:
+        print(f"Answered {total} of {manifest.rows} rows in {seconds:.1f} s, {total / seconds:.1f} a second.")
+    state.wait_for_everyone()
+
+
+def size_in_words(manifest: Manifest, folder: Path) -> str:
+    """The size of a row and of all of them.
+
+    Raises:
+        ValueError: the disk has less room.
+    """
+    whole = manifest.bytes_per_row * manifest.rows
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in folder.glob("answers-*.arrow"))
+    free = shutil.disk_usage(folder).free
+    text = (
+        f"{manifest.rows:,} rows ({manifest.dataset['images']:,} images, {manifest.views} views) of "
+        f"{manifest.bytes_per_row / 1e3:,.1f} kB: {whole / 1e9:,.3f} GB in {manifest.shards} files."
+    )
+    if whole - there > free:
+        raise ValueError(
+            f"The disk of {folder} is too small for the answers, {free / 1e9:,.1f} GB are free: {text} Take fewer "
+            "--augmentation_views, --answers_dtype float16, or a method without feature terms."
+        )
+    return text
+
+
+def evaluate(trainer: DistillationTrainer, folder: Path) -> None:
+    """Writes the teacher's metrics on the evaluation set, by which a training with the answers checks it."""
+    if (folder / METRICS).is_file() or trainer.eval_dataset is None:
+        return
+    metrics = trainer.evaluate_teacher()
+    if trainer.is_world_process_zero():
+        (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        print(f"The teacher has a mAP of {metrics['teacher_map']:.3f} on {len(trainer.eval_dataset)} images.")
+    PartialState().wait_for_everyone()
+
+
+def main(argv: list[str]) -> None:
+    check_processes()
+    arguments = parse(argv, __doc__)
+    folder = arguments.config.teacher_answers
+    if folder in (None, "auto"):
+        raise ValueError("Say where the answers are stored: --teacher_answers path/to/a/new/folder.")
+    answer(arguments, Path(str(folder)))
+    if PartialState().is_main_process:
+        print(f"The answers are in {folder}: train with --teacher_answers {folder}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""Asks a teacher everything that a run's methods need, for every view of every image, and stores the answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..answers import STORED, AnswerWriter, Manifest, as_columns, rows_of
+from ..answers.columns import is_per_box
+from ..answers.manifest import spec_fields
+from ..data import DetectionDataset
+from ..methods import DistillationMethod
+from ..methods.decoding import decode_together
+from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
+from ..structures.targets import Targets
+from ..structures.teacher_parts import TeacherParts
+from .distiller import mixed_seed
+from .teacher import Teacher
+
+
+class Answering:
+    """A teacher, and the questions of the methods of a run.
+
+    Args:
+        teacher ([`Teacher`])
+        methods (`Sequence[DistillationMethod]`)
+        seed (`int`): of the methods' random queries.
+        padded (`bool`): images are padded, so that the cells of feature maps depend on the batch.
+
+    Raises:
+        ValueError: a method needs answers that cannot be stored.
+    """
+
+    def __init__(self, teacher: Teacher, methods: Sequence[DistillationMethod], seed: int, padded: bool):
+        self.teacher, self.seed = teacher.in_own_order(), seed
+        self.methods = [method for method in methods if method.needs_teacher]
+        parts = TeacherParts.union(method.reads for method in self.methods)
+        if parts.missing is not None:
+            raise ValueError(f"Answers cannot be stored for this run: {parts.missing}. Train with the teacher itself.")
+        self.parts = replace(parts, queries=parts.queries - {"rows"}) if padded else parts
+        self.padded = padded
+
+    @property
+    def questions(self) -> dict[str, dict[str, Any]]:
+        """The questions of each method."""
+        return {method.name: method.questions for method in self.methods if method.questions}
+
+    def columns(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], DetectorOutput]:
+        """The answers to a batch, which holds one view of each image, and the teacher's output."""
+        output = self.teacher.of(batch)
+        targets = Targets.from_labels(batch["labels"])
+        asked: dict[str, ObjectQueries] = {}
+        for method in self.methods:
+            if method.questions:
+                generator = torch.Generator().manual_seed(mixed_seed(self.seed, batch["view"]))
+                requests = method.query_requests(output, output, targets, generator)  # the teacher asks itself
+                asked |= {f"{method.name}/{name}": queries for name, queries in requests.teacher.items()}
+        answers = decode_together(output.decode, list(asked.values())) if asked else []
+        decoded: dict[str, tuple[Predictions, ...]] = dict(zip(asked, answers, strict=True))
+        return as_columns(output, decoded, self.parts), output
+
+    def rows(self, batch: dict[str, Any], stored: torch.dtype) -> list[dict[str, Any]]:
+        """One row per image."""
+        counts = [len(label["class_labels"]) for label in batch["labels"]]
+        rows = rows_of(self.columns(batch)[0], self.parts, counts, stored)
+        ids = (int(label["image_id"]) for label in batch["labels"])
+        return [{"image_id": image, "view": batch["view"]} | row for image, row in zip(ids, rows, strict=True)]
+
+    def manifest(
+        self, dataset: DetectionDataset, batch: dict[str, Any], names: dict[str, Any], stored: str, shard: int
+    ) -> Manifest:
+        """Description of the answers, from those to a first batch.
+
+        Args:
+            dataset ([`DetectionDataset`])
+            batch (`dict`): of this data set.
+            names (`dict[str, Any]`): `name` and `split` of the data set, and the `teacher_image_size` of the run.
+            stored (`str`): precision of the numbers.
+            shard (`int`): rows per file.
+        """
+        columns, output = self.columns(batch)
+        (row, *_) = rows_of(
+            columns, self.parts, [len(label["class_labels"]) for label in batch["labels"]], STORED[stored]
+        )
+        shapes = {
+            name: [-1 if is_per_box(name, self.parts) and not i else side for i, side in enumerate(v.shape)]
+            for name, v in row.items()
+        }
+        ids = [record.image_id for record in dataset.records]
+        maps = [] if self.padded else output.features["encoder"]
+        return Manifest(
+            teacher=facts_of(self.teacher),
+            spec=spec_fields(self.teacher.spec),
+            images=dataset.described() | {"teacher_image_size": names["teacher_image_size"]},
+            dataset={
+                "name": names["name"],
+                "split": names["split"],
+                "images": len(ids),
+                "ids": hashlib.sha256(np.array(ids).tobytes()).hexdigest(),
+            },
+            questions=self.questions,
+            seed=self.seed,
+            grids=[list(level.values.shape[-2:]) for level in maps],
+            columns={name: {"dtype": str(v.dtype), "shape": shapes[name]} for name, v in row.items()},
+            stored=stored,
+            shard=shard,
+            rows=len(ids) * cast(int, dataset.views),
+        )
+
+
+def facts_of(teacher: Teacher) -> dict[str, Any]:
+    """Name, weights and classes of a teacher."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(teacher.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    origin = teacher.origin
+    return {
+        "name": origin.name,
+        "source": origin.source,
+        "revision": origin.revision,
+        "weights": digest.hexdigest(),
+        "parameters": teacher.model.num_parameters(),
+        "classes": list(teacher.class_map.teacher),
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+    }
+
+
+class Views(Dataset):
+    """All views of all images in one list: view 0 of every image, then view 1, and so on."""
+
+    def __init__(self, dataset: DetectionDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        view, index = divmod(place, len(self.dataset))
+        return self.dataset.view_of(index, view)
+
+
+def batches_of(shard: range, images: int, size: int) -> list[list[int]]:
+    """The places of a file in batches, none of which has two views."""
+    found: list[list[int]] = []
+    for place in shard:
+        if not found or len(found[-1]) == size or place % images == 0:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def answer_shards(
+    answering: Answering,
+    dataset: DetectionDataset,
+    writer: AnswerWriter,
+    numbers: Iterable[int],
+    batch_size: int,
+    collate: Any,
+    device: torch.device,
+    workers: int = 0,
+) -> Iterator[int]:
+    """Answers and writes the files with the given numbers; yields the number of rows after each batch.
+
+    The batches of a file do not depend on which process writes it, nor on where a series was stopped.
+    """
+    manifest = writer.manifest
+    for number in numbers:
+        shard = range(number * manifest.shard, min((number + 1) * manifest.shard, manifest.rows))
+        batches = batches_of(shard, len(dataset), batch_size)
+        loader = DataLoader(Views(dataset), batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        rows: list[dict[str, Any]] = []
+        for batch in loader:
+            moved = {name: on_device(value, device) for name, value in batch.items()}
+            found = answering.rows(moved, STORED[manifest.stored])
+            rows += found
+            yield len(found)
+        writer.write(number, rows)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """Tensors, and those in lists of dicts, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [{name: on_device(one, device) for name, one in each.items()} for each in value]
+    return value

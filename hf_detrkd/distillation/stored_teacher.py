@@ -1,0 +1,115 @@
+"""A teacher that is not there: its stored answers take its place in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..answers import StoredAnswers, as_output, first_difference
+from ..data import DetectionDataset
+from ..data.collator import PREFIX
+from ..methods import DistillationMethod
+from ..structures.outputs import DetectorOutput, DetectorSpec
+from .class_map import ClassMap
+from .teacher import Origin, StudentOrder
+
+
+METRICS = "teacher_results.json"
+
+
+class StoredTeacher:
+    """The answers that a teacher gave once, in the role of a [`Teacher`] in training.
+
+    Args:
+        answers ([`StoredAnswers`])
+        class_names (`Sequence[str]`): the student's classes.
+        class_map (`dict[str, str | None]`, *optional*): student class to teacher class, where the names differ.
+
+    Raises:
+        ValueError: the teacher knows none of the classes, or `class_map` is wrong.
+    """
+
+    def __init__(
+        self, answers: StoredAnswers, class_names: Sequence[str], class_map: Mapping[str, str | None] | None = None
+    ):
+        self.answers, facts = answers, answers.manifest.teacher
+        self.origin = Origin(facts["name"], facts["source"], facts["revision"])
+        self.class_map = ClassMap.match(class_names, facts["classes"], class_map)
+        self.spec: DetectorSpec = answers.manifest.detector_spec()
+        self._in_student_order = StudentOrder(self.class_map)
+
+    def check(self, dataset: Any, methods: Sequence[DistillationMethod], teacher_image_size: str | None) -> None:
+        """Checks that the answers are those to the images and questions of a run.
+
+        Raises:
+            ValueError: the first difference, and what to do.
+        """
+        manifest, again = self.answers.manifest, "Make the answers again with hf-detrkd answer, or change the run."
+        if not isinstance(dataset, DetectionDataset) or dataset.transform is None:
+            raise ValueError(
+                "Stored answers need a DetectionDataset with a transform as train_dataset, got "
+                f"{type(dataset).__name__}."
+            )
+        images = dataset.described() | {"teacher_image_size": teacher_image_size}
+        other = first_difference(manifest.images, images, "images")
+        for method in methods if other is None else ():
+            other = other or first_difference(
+                manifest.questions.get(method.name, {}), method.questions, f"questions.{method.name}"
+            )
+        if other is not None:
+            raise ValueError(f"The answers in {self.answers.folder} do not fit this run: {other}. {again}")
+        self._check_columns(methods, again)
+        ids = np.array([record.image_id for record in dataset.records])
+        strange = ids[~np.isin(ids, self.answers.image_ids)]
+        if len(strange):
+            raise ValueError(
+                f"The answers in {self.answers.folder} lack {len(strange)} of {len(ids)} training images, such as "
+                f"that with the id {strange[0]}. {again}"
+            )
+
+    def _check_columns(self, methods: Sequence[DistillationMethod], again: str) -> None:
+        columns = self.answers.manifest.columns
+        for method in methods:
+            parts = method.reads
+            if parts.missing is not None:
+                raise ValueError(
+                    f"Stored answers cannot be used here: {parts.missing}. Train with the teacher itself."
+                )
+            wanted = [f"layers/{self.spec.num_layers - 1}/logits"] if parts.all_layers else []
+            wanted += ["layers/0/hidden_states"] if parts.states else []
+            wanted += [f"features/{name}/0" for name in sorted(parts.features)]
+            missing = [name for name in wanted if name not in columns]
+            if missing:
+                raise ValueError(
+                    f"{method.name} needs the column {missing[0]}, which the answers in {self.answers.folder} lack. "
+                    f"{again}"
+                )
+
+    @property
+    def num_parameters(self) -> int:
+        """Size of the teacher's model."""
+        return int(self.answers.manifest.teacher["parameters"])
+
+    @property
+    def metrics(self) -> dict[str, float] | None:
+        """Its metrics on the evaluation set, from `teacher_results.json` of the answers; `None` if not measured."""
+        file = self.answers.folder / METRICS
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def to(self, device: torch.device | str) -> StoredTeacher:
+        return self
+
+    def of(self, batch: Mapping[str, Any]) -> DetectorOutput:
+        """The teacher's output for a collated batch of a data set [`with_answers`]."""
+        columns = {name.removeprefix(PREFIX): values for name, values in batch.items() if name.startswith(PREFIX)}
+        if not columns:
+            raise ValueError("The batch has no answers: its data set needs with_answers().")
+        grids = [(height, width) for height, width in self.answers.manifest.grids]
+        output = as_output(columns, self.spec.activation, grids)
+        decoded = {name: self._in_student_order(layers) for name, layers in (output.decoded or {}).items()}
+        return replace(output, layers=self._in_student_order(output.layers), decoded=decoded)

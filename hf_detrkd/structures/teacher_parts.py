@@ -1,0 +1,40 @@
+"""Which parts of a teacher's output are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TeacherParts:
+    """The parts of a teacher's output that a method reads, so that nothing else has to be stored.
+
+    Attributes:
+        all_layers (`bool`): predictions of every decoder layer for the teacher's own queries; otherwise of the last.
+        states (`bool`): the decoder states of these predictions.
+        queries (`frozenset[str]`): fields of the teacher's own queries.
+        features (`frozenset[str]`): names of feature maps, which are large.
+        per_box (`frozenset[str]`): requests to the teacher with one query per ground-truth box.
+        missing (`str`, *optional*): why the method cannot use stored answers; `None` if it can.
+    """
+
+    all_layers: bool = True
+    states: bool = True
+    queries: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
+    per_box: frozenset[str] = frozenset()
+    missing: str | None = None
+
+    @classmethod
+    def union(cls, parts: Iterable[TeacherParts]) -> TeacherParts:
+        """What several methods read together."""
+        every = list(parts)
+        return cls(
+            any(part.all_layers for part in every),
+            any(part.states for part in every),
+            frozenset().union(*(part.queries for part in every)),
+            frozenset().union(*(part.features for part in every)),
+            frozenset().union(*(part.per_box for part in every)),
+            next((part.missing for part in every if part.missing is not None), None),
+        )

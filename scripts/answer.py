@@ -1,0 +1,12 @@
+"""Stores the answers of a teacher, so that a training reads them instead of running the teacher.
+
+accelerate launch scripts/answer.py --config recipe.yaml --teacher_answers outputs/answers
+"""
+
+import sys
+
+from hf_detrkd.cli.answer import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
