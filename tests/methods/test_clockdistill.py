@@ -197,7 +197,7 @@ def test_weights_are_the_config_s_times_those_of_the_formula():
     config = CLoCKDistillConfig(memory_weight=3, target_queries_weight=4, foreground_alpha=2, background_beta=0.5)
     found = [CLoCKDistill(c, spec(), spec()).weights for c in (CLoCKDistillConfig(), config)]
     names = [f"clockdistill_{part}" for part in ("foreground", "background", *PARTS)]
-    assert found == [dict(zip(names, values, strict=True)) for values in ((5e-5, 1e-7, 1, 5, 2), (6, 1.5, 4, 20, 8))]
+    assert found == [dict(zip(names, values, strict=True)) for values in ((1e-3, 3e-3, 1, 5, 2), (6, 1.5, 4, 20, 8))]
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_weights_are_the_config_s_times_those_of_the_formula():
         (
             {"memory_weight": -1.0},
             r"CLoCKDistill's weights must be at least 0, and memory_weight or target_queries_weight above 0, got "
-            r"\(-1.0, 1.0\), alpha 5e-05 and beta 1e-07\.",
+            r"\(-1.0, 1.0\), alpha 0.001 and beta 0.003\.",
         ),
         ({"target_queries_weight": -1.0}, r"got \(1.0, -1.0\), alpha"),
         ({"memory_weight": 0.0, "target_queries_weight": 0.0}, r"target_queries_weight above 0, got \(0.0, 0.0\)"),
-        ({"foreground_alpha": -2.0}, "alpha -2.0 and beta 1e-07"),
-        ({"background_beta": -3.0}, "alpha 5e-05 and beta -3.0"),
+        ({"foreground_alpha": -2.0}, "alpha -2.0 and beta 0.003"),
+        ({"background_beta": -3.0}, "alpha 0.001 and beta -3.0"),
         ({"layer_weights": [1.0, -1.0]}, r"layer_weights must be at least 0, got \[1.0, -1.0\]"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
     ],

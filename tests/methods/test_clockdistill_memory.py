@@ -117,8 +117,9 @@ def memory_oracle(
 
 
 def assert_memory(losses: dict[str, Tensor], level: int, expected: tuple[Tensor, Tensor]) -> None:
-    """The oracle weighs with alpha and beta."""
-    weights = CLoCKDistill(CLoCKDistillConfig(), spec(), spec()).weights
+    """The oracle weighs with the published alpha and beta."""
+    published = CLoCKDistillConfig(foreground_alpha=5e-5, background_beta=1e-7)
+    weights = CLoCKDistill(published, spec(), spec()).weights
     for part, value in zip(("foreground", "background"), expected, strict=True):
         found = losses[f"clockdistill_{part}_{level}"].double() * weights[f"clockdistill_{part}"]
         torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-12, msg=lambda m, p=part: f"{p}: {m}")
