@@ -32,10 +32,24 @@ from .run_setup import build_trainer, load_splits
 
 
 SHARD = 512  # rows per file
+ANSWERS = "answers"  # in the output folder, with --teacher_answers auto
 
 
-def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = None) -> None:
+def answer_if_auto(arguments: Arguments, splits: DetectionSplits) -> float:
+    """With `--teacher_answers auto`, stores the answers in the output folder and sets the argument to their folder;
+    returns the seconds of a row on this process, 0 if nothing was left to do."""
+    config = arguments.config
+    if config.teacher_answers != "auto":
+        return 0.0
+    config.teacher_answers = str(Path(config.output_dir) / ANSWERS)
+    return answer(arguments, Path(config.teacher_answers), splits)
+
+
+def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = None) -> float:
     """Stores the answers that a run needs in a folder, and the teacher's metrics on the evaluation set.
+
+    Returns:
+        `float`: seconds of a row on this process, 0 if nothing was left to do.
 
     Raises:
         ValueError: the run has no teacher, its answers cannot be stored, the folder holds others, or the disk is too
@@ -49,8 +63,9 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
         teacher, dataset = trainer.distiller.teacher, trainer.train_dataset
         if not isinstance(teacher, Teacher):
             raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
-        store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
+        seconds = store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
         evaluate(trainer, folder)
+    return seconds
 
 
 def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
@@ -66,8 +81,8 @@ def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
 
 def store(
     trainer: DistillationTrainer, teacher: Teacher, dataset: DetectionDataset, folder: Path, names: dict[str, Any]
-) -> None:
-    """Writes the files of this process, after all that is known before has been printed."""
+) -> float:
+    """Writes the files of this process, after all that is known before has been printed; returns seconds per row."""
     config, state = trainer.args, PartialState()
     padded = dataset.transform is not None and dataset.transform.pads
     methods: list[Any] = list(trainer.distiller.methods.values())
@@ -100,6 +115,7 @@ def store(
     if state.is_main_process and total:
         print(f"Answered {total} of {manifest.rows} rows in {seconds:.1f} s, {total / seconds:.1f} a second.")
     state.wait_for_everyone()
+    return seconds / total if total else 0.0
 
 
 def size_in_words(manifest: Manifest, folder: Path) -> str:

@@ -34,13 +34,10 @@ from ..training.config import DistillationConfig
 from ..training.finish import finish_run
 from ..training.run_facts import student_name
 from ..training.trainer import DistillationTrainer
-from .answer import answer
+from .answer import answer_if_auto
 from .arguments import Arguments, parse, resolved
 from .launching import check_processes
 from .run_setup import build_trainer, control_of, load_splits, models_of
-
-
-ANSWERS = "answers"  # in the output folder, with --teacher_answers auto
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
@@ -150,9 +147,7 @@ def main(argv: list[str]) -> None:
         return
     check_output_folder(arguments.config.output_dir, models_of(arguments))
     config, splits = arguments.config, load_splits(arguments)
-    if config.teacher_answers == "auto":
-        config.teacher_answers = str(Path(config.output_dir) / ANSWERS)
-        answer(arguments, Path(config.teacher_answers), splits)
+    answer_if_auto(arguments, splits)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
     record = trainer.record

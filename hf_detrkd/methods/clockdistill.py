@@ -40,8 +40,8 @@ class CLoCKDistillConfig(PointsConfig):
     foreground_alpha: float = field(
         default=1e-3,
         metadata={
-            "help": "Weight of the memory loss inside boxes. Default: 1e-3. [ours: with 5e-5 of third-party code, said "
-            "to be the paper's, the memory loss is less than a hundredth of the detection loss]"
+            "help": "Weight of the memory loss inside boxes. Default: 1e-3. [ours: with 5e-5 of third-party code, "
+            "said to be the paper's, the memory loss was less than a hundredth of the detection loss]"
         },
     )
     background_beta: float = field(

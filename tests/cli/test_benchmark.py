@@ -70,7 +70,11 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(
             "per_device_train_batch_size": 2,
             "min_teacher_map": 0,
         },
-        "variants": {"control": {"method": "none"}, "taught": {"method": "kd_detr,clockdistill"}},
+        "variants": {
+            "control": {"method": "none"},
+            "taught": {"method": "kd_detr,clockdistill"},
+            "stored": {"method": "kd_detr", "teacher_answers": "auto", "augmentation_views": 2},
+        },
     }
     (tmp_path / "series.yaml").write_text(yaml.safe_dump(series))
     arguments = ["--variants", str(tmp_path / "series.yaml"), "--seeds", "0", "1", "--cost_steps", "3", "--jobs", "2"]
@@ -82,8 +86,10 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(
     assert costs["control"]["teacher"] == costs["control"]["losses"] == 0 < costs["taught"]["teacher"]
     assert all(costs["taught"][part] > 0 for part in ("decoder passes", "losses"))
     assert sum(costs["taught"][part] for part in ("teacher", "decoder passes", "losses")) < costs["taught"]["step"]
-    assert found["seconds"] == 2 * max(cost["step"] for cost in costs.values())
-    assert [len(runs) for runs in found["equal steps"].values()] == [2, 2]
+    assert all(cost["reading"] > 0 for cost in costs.values())
+    assert costs["control"]["answers"] == costs["taught"]["answers"] == 0 < costs["stored"]["answers"]
+    assert found["seconds"] == max(cost["answers"] + 2 * cost["step"] for cost in costs.values())
+    assert [len(runs) for runs in found["equal steps"].values()] == [2, 2, 2]
     steps = max(1, round(found["seconds"] / costs["control"]["step"]))
     state = json.loads((tmp_path / "runs" / "equal_seconds" / "control" / "1" / "trainer_state.json").read_text())
     assert state["global_step"] == steps

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -16,14 +16,16 @@ import yaml
 from tqdm import tqdm
 
 from ...distillation import distiller as distiller_module
+from ...distillation.stored_teacher import StoredTeacher
 from ...distillation.teacher import Teacher
 from ...training.trainer import DistillationTrainer
+from ..answer import answer_if_auto
 from ..arguments import parse, read_recipe
-from ..run_setup import build_trainer
+from ..run_setup import build_trainer, load_splits
 from .series import as_text, run_series
 
 
-PARTS = ("teacher", "decoder passes", "losses")
+PARTS = ("reading", "teacher", "decoder passes", "losses")
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
@@ -58,20 +60,26 @@ def now() -> float:
 
 
 def cost_of(arguments: list[str], steps: int) -> dict[str, float]:
-    """Median seconds of a training step (forward, backward, optimizer) and of its parts, on one batch."""
-    trainer = build_trainer(parse(arguments))
+    """Median seconds of a training step (reading, forward, backward, optimizer) and of its parts, and seconds of the
+    stored answers of an image in all its views."""
+    given = parse(arguments)
+    splits = load_splits(given)
+    answering = answer_if_auto(given, splits)
+    trainer = build_trainer(given, splits)
     trainer.create_optimizer()
-    size = trainer.args.per_device_train_batch_size
-    items = [trainer.train_dataset[i] for i in range(size)]
-    batch = trainer._prepare_inputs(trainer.data_collator(items))
-    seen = [one_step(trainer, batch) for _ in range(steps + 2)][2:]  # the first two are the warm-up
-    return {name: statistics.median(step[name] for step in seen) for name in ("step", *PARTS)}
+    seen = [one_step(trainer) for _ in range(steps + 2)][2:]  # the first two are the warm-up
+    found = {name: statistics.median(step[name] for step in seen) for name in ("step", *PARTS)}
+    views = given.config.augmentation_views or 0
+    return found | {"answers": answering * views}
 
 
-def one_step(trainer: DistillationTrainer, batch: dict[str, Any]) -> dict[str, float]:
+def one_step(trainer: DistillationTrainer) -> dict[str, float]:
+    """Seconds of one step and its parts. The images are read in this process, as without `dataloader_num_workers`."""
     distiller, clock = trainer.distiller.train(), Clock()
     patches = [
-        mock.patch.object(Teacher, "__call__", clock.timed("teacher", Teacher.__call__)),
+        mock.patch.object(kind, "of", clock.timed("teacher", cast(Any, kind).of)) for kind in (Teacher, StoredTeacher)
+    ]
+    patches += [
         mock.patch.object(
             distiller_module,
             "decode_requests",
@@ -87,6 +95,10 @@ def one_step(trainer: DistillationTrainer, batch: dict[str, Any]) -> dict[str, f
         patch.start()
     try:
         with clock.part("step"):
+            with clock.part("reading"):
+                data: Any = trainer.train_dataset
+                items = [data[place] for place in range(trainer.args.per_device_train_batch_size)]
+                batch = trainer._prepare_inputs(trainer.data_collator(items))
             trainer.optimizer.zero_grad()
             with trainer.accelerator.autocast():
                 loss = distiller(batch)["loss"]
@@ -101,13 +113,17 @@ def one_step(trainer: DistillationTrainer, batch: dict[str, Any]) -> dict[str, f
 def cost_table(costs: dict[str, dict[str, float]]) -> str:
     """Shares of a step; the rest, after the control's step, is the backward pass of the method's additions."""
     control = next(iter(costs.values()))["step"]
-    lines = ["| run | s / step | / control | teacher | decoder passes | losses | their backward |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| run | s / step | / control | reading | teacher | decoder passes | losses | their backward | answering |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    own = next(iter(costs.values()))["reading"]
     for name, cost in costs.items():
         step = cost["step"]
-        rest = max(0.0, step - control - sum(cost[part] for part in PARTS))
+        rest = max(0.0, step - control - sum(cost[part] for part in PARTS) + own)
         shares = [f"{100 * value / step:.0f} %" for value in (*(cost[part] for part in PARTS), rest)]
-        lines.append(f"| {name} | {step:.3f} | {step / control:.2f} | {' | '.join(shares)} |")
+        once = f"{cost['answers']:.0f} s" if cost["answers"] else ""
+        lines.append(f"| {name} | {step:.3f} | {step / control:.2f} | {' | '.join(shares)} | {once} |")
     return "\n".join(lines)
 
 
@@ -115,8 +131,8 @@ def cost_table(costs: dict[str, dict[str, float]]) -> str:
 
 
 def steps_for(seconds: float, cost: dict[str, float]) -> int:
-    """Number of steps in a time budget."""
-    return max(1, round(seconds / cost["step"]))
+    """Number of steps in a time budget, from which the time of the stored answers is taken."""
+    return max(1, round((seconds - cost["answers"]) / cost["step"]))
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -142,6 +158,11 @@ def gain_table(results: dict[str, list[dict[str, float]]], steps: dict[str, int]
     return "\n".join(lines)
 
 
+def words_of(arguments: dict[str, Any]) -> list[str]:
+    """Arguments as on the command line."""
+    return [text for name, value in arguments.items() for text in (f"--{name}", as_text(value))]
+
+
 def costs_of(
     chosen: dict[str, dict[str, Any]], common: dict[str, Any], given: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
@@ -149,8 +170,11 @@ def costs_of(
     file = Path(given.output_dir, "costs.json")
     costs = json.loads(file.read_text()) if file.is_file() else {}
     for name in tqdm([name for name in chosen if name not in costs], desc="costs", leave=False):
-        pairs = (common | {"max_train_samples": 64, "max_eval_samples": 8} | chosen[name]).items()
-        costs[name] = cost_of([text for k, value in pairs for text in (f"--{k}", as_text(value))], given.cost_steps)
+        few = {"max_train_samples": 64, "max_eval_samples": 8, "output_dir": f"{given.output_dir}/costs/{name}"}
+        costs[name] = cost_of(words_of(common | few | chosen[name]), given.cost_steps)
+        if costs[name]["answers"]:
+            images = len(load_splits(parse(words_of(common | chosen[name]))).train)
+            costs[name]["answers"] *= images  # of which the cost was measured on a few
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(costs, indent=2))
     return {name: costs[name] for name in chosen}
@@ -167,7 +191,7 @@ def methods(given: argparse.Namespace) -> dict[str, Any]:
         return {"costs": costs}
     recipe = read_recipe(series["recipe"])
     steps = {name: int((recipe | common | arguments)["max_steps"]) for name, arguments in chosen.items()}
-    budget = max(steps[name] * costs[name]["step"] for name in chosen)
+    budget = max(costs[name]["answers"] + steps[name] * costs[name]["step"] for name in chosen)
     paid = {name: steps_for(budget, costs[name]) for name in chosen}
     folder = Path(given.output_dir)
     found: dict[str, Any] = {"costs": costs, "seconds": budget}
