@@ -8,24 +8,52 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from .manifest import Manifest
+from .manifest import FILE, Manifest
 from .writer import shard_name
+
+
+METRICS = "teacher_results.json"
+ANSWER_FILES = (FILE, METRICS, "README.md", "answers-*.arrow")
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder of stored answers: itself, or the downloaded data set repository `id` or `id@revision`.
+
+    Raises:
+        ValueError: there is neither such a folder nor such a repository.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    repo_id, _, revision = str(name).partition("@")
+    try:
+        found = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision or None, allow_patterns=list(ANSWER_FILES)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"--teacher_answers must be a folder of hf-detrkd answer, or a data set repository of the Hub, but {name} "
+            f"is no folder, and the Hub says: {str(error).splitlines()[0]}"
+        ) from error
+    return Path(found)
 
 
 class StoredAnswers:
     """Answers in a folder, read row by row from memory-mapped files.
 
     Args:
-        folder (`str` or `Path`): written by [`AnswerWriter`].
+        folder (`str` or `Path`): written by [`AnswerWriter`], or a data set repository, see [`folder_of`].
 
     Raises:
         ValueError: the folder holds no answers, or not all of them.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = folder_of(folder)
         self.manifest = Manifest.read(self.folder)
         shards = self.manifest.shards
         files = [self.folder / shard_name(number, shards) for number in range(shards)]

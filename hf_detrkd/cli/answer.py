@@ -5,7 +5,8 @@
     accelerate launch scripts/distill.py --config recipe.yaml --teacher_answers outputs/answers
 
 It takes the arguments of distill.py: they say which images and views the teacher sees, and what the methods ask. Every
-process writes files of its own. A stopped series goes on where it was if it is started again.
+process writes files of its own. A stopped series goes on where it was if it is started again. With --push_to_hub and
+--hub_model_id the answers become a data set repository, and --teacher_answers takes its id.
 """
 
 import dataclasses
@@ -21,10 +22,12 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..answers import AnswerWriter, Manifest
+from ..answers.reader import METRICS
+from ..artifacts.hub.push_run import push_answers
 from ..data import DetectionDataset, DetectionSplits
 from ..distillation.answering import Answering, answer_shards
-from ..distillation.stored_teacher import METRICS
 from ..distillation.teacher import Teacher
+from ..training.config import DistillationConfig
 from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
 from .launching import check_processes
@@ -58,7 +61,8 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
     config = arguments.config
     splits = splits or load_splits(arguments)
     with tempfile.TemporaryDirectory() as scratch:  # a trainer creates its output folder
-        live = dataclasses.replace(cast(Any, config), teacher_answers=None, output_dir=scratch, report_to="none")
+        changes = {"teacher_answers": None, "output_dir": scratch, "report_to": "none", "push_to_hub": False}
+        live = dataclasses.replace(cast(Any, config), **changes)
         trainer = build_trainer(arguments, splits, live)
         teacher, dataset = trainer.distiller.teacher, trainer.train_dataset
         if not isinstance(teacher, Teacher):
@@ -160,6 +164,23 @@ def main(argv: list[str]) -> None:
     answer(arguments, Path(str(folder)))
     if PartialState().is_main_process:
         print(f"The answers are in {folder}: train with --teacher_answers {folder}.")
+        if arguments.config.push_to_hub:
+            push(Path(str(folder)), arguments.config)
+
+
+def push(folder: Path, config: DistillationConfig) -> None:
+    """Pushes the answers as a data set repository, which is private unless `hub_private_repo` is false."""
+    commit = push_answers(
+        folder,
+        repo_id=config.hub_model_id or folder.resolve().name,
+        token=config.hub_token,
+        private=config.hub_private_repo is not False,
+        revision=config.hub_revision,
+        timeout=config.hub_timeout,
+    )
+    if commit is None:
+        sys.exit(1)
+    print(f"They are at {commit.commit_url}: train with --teacher_answers {commit.repo_id}.")
 
 
 if __name__ == "__main__":

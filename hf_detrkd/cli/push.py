@@ -2,6 +2,8 @@
 
     python scripts/push.py outputs/student --hub_model_id user/student
 
+A folder of stored answers (hf-detrkd answer) becomes a data set repository.
+
 Files that the Hub already has are not sent again, so the same command completes an interrupted push.
 """
 
@@ -13,7 +15,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ..artifacts.hub.push_run import push_run
+from ..answers.manifest import FILE as MANIFEST
+from ..artifacts.hub.push_run import push_answers, push_run
 from ..artifacts.record import as_json
 from ..artifacts.redaction import under_home
 from ..artifacts.run_folder import FACTS, read_json, with_methods
@@ -50,7 +53,9 @@ def add_papers(folder: Path) -> None:
 
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser(PushArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", help="Output folder of scripts/distill.py or of a trainer.")
+    parser.add_argument(
+        "output_dir", help="Output folder of scripts/distill.py or of a trainer, or of scripts/answer.py."
+    )
     given = parser.parse_args(argv)
     options = {
         "repo_id": given.hub_model_id,
@@ -60,8 +65,12 @@ def main(argv: list[str]) -> None:
         "timeout": given.hub_timeout,
     }
     folder = Path(given.output_dir)
-    add_papers(folder)
-    commit = push_run(folder, **{name: value for name, value in options.items() if value is not None})
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if (folder / MANIFEST).is_file():
+        commit = push_answers(folder, **chosen)
+    else:
+        add_papers(folder)
+        commit = push_run(folder, **chosen)
     if commit is None:
         sys.exit(1)
     print(f"{under_home(given.output_dir)} is at {commit.commit_url}")

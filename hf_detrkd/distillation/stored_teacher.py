@@ -11,15 +11,13 @@ import numpy as np
 import torch
 
 from ..answers import StoredAnswers, as_output, first_difference
+from ..answers.reader import METRICS
 from ..data import DetectionDataset
 from ..data.collator import PREFIX
 from ..methods import DistillationMethod
 from ..structures.outputs import DetectorOutput, DetectorSpec
 from .class_map import ClassMap
 from .teacher import Origin, StudentOrder
-
-
-METRICS = "teacher_results.json"
 
 
 class StoredTeacher:

@@ -71,8 +71,9 @@ class DistillationConfig(TrainingArguments):
     teacher_answers: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of stored answers of the teacher, made by `hf-detrkd answer`, which take its place in "
-            "training; auto: made first, in the output folder. Default: none, the teacher runs in every step."
+            "help": "Folder or data set repository (id or id@revision) of stored answers of the teacher, made by "
+            "`hf-detrkd answer`, which take its place in training; auto: made first, in the output folder. Default: "
+            "none, the teacher runs in every step."
         },
     )
     augmentation_views: int | None = field(

@@ -98,7 +98,7 @@ class Hub(LargeFiles):
 
 
 NAME = r"([\w.-]+(?:/[\w.-]+)?)"
-MODEL = f"/api/models/{NAME}"
+MODEL = f"/api/(?:models|datasets)/{NAME}"
 ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/api/whoami-v2", Hub.whoami),
     ("POST", "/api/validate-yaml", Hub.validate),
@@ -113,9 +113,9 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", f"{MODEL}/branch/([^/]+)", Hub.make_branch),
     ("POST", f"{MODEL}/preupload/([^/]+)", Hub.preupload),
     ("POST", f"{MODEL}/commit/([^/]+)", Hub.commit),
-    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", Hub.batch),
-    ("POST", rf"/{NAME}\.git/info/lfs/objects/verify", Hub.verify),
+    ("POST", rf"(?:/datasets)?/{NAME}\.git/info/lfs/objects/batch", Hub.batch),
+    ("POST", rf"(?:/datasets)?/{NAME}\.git/info/lfs/objects/verify", Hub.verify),
     ("PUT", f"/lfs/{NAME}/([0-9a-f]{{64}})", Hub.upload),
     ("POST", f"/lfs/{NAME}/([0-9a-f]{{64}})", Hub.complete),
-    ("GET", f"/{NAME}/resolve/([^/]+)/(.+)", Hub.resolve),
+    ("GET", f"(?:/datasets)?/{NAME}/resolve/([^/]+)/(.+)", Hub.resolve),
 )

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers.utils import logging
 
@@ -65,6 +65,7 @@ class HubPush:
         timeout (`float`, *optional*): seconds that [`finish`] waits for pending uploads before giving up; default: no
             limit.
         strategy (`str`, *optional*): the run's `hub_strategy`.
+        repo_type (`str`): `model` for a student, `dataset` for stored answers.
 
     Attributes:
         waits (`tuple[float]`): seconds between attempts, on top of those of the Hub's client for single requests.
@@ -81,8 +82,10 @@ class HubPush:
         revision: str | None = None,
         timeout: float | None = None,
         strategy: str | None = None,
+        repo_type: Literal["model", "dataset"] = "model",
     ):
         self.folder, self.repo_id, self.revision, self.strategy = folder, repo_id, revision, strategy
+        self.repo_type = repo_type
         self.private, self.timeout = private, timeout
         self._environment = os.environ | ({} if token is None else {"HF_TOKEN": token})
         self._uploads: deque[Upload] = deque()  # the first is running
@@ -197,8 +200,9 @@ class HubPush:
         answers, self._answers = self._answers or [{"error": "nothing was pushed"}], []
         faults = [answer["error"] for answer in answers if "error" in answer]
         if faults:
+            what = "student was" if self.repo_type == "model" else "answers were"
             logger.warning(
-                f"The student was not pushed to {self.repo_id} ({faults[0]}). Nothing is lost: all files are in "
+                f"The {what} not pushed to {self.repo_id} ({faults[0]}). Nothing is lost: all files are in "
                 f"{under_home(str(self.folder))}. To push them, run: {self.command}"
             )
             return None
@@ -208,7 +212,7 @@ class HubPush:
 
     def _start(self, action: str, options: list[str], quiet: bool) -> subprocess.Popen[str]:
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), action, "--repo_id", self.repo_id]
-        command += ["--private"] if self.private else []
+        command += ["--repo_type", self.repo_type, *(["--private"] if self.private else [])]
         command += ["--waits", *map(str, self.waits)]
         silence = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
         return subprocess.Popen(

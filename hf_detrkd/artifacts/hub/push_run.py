@@ -8,10 +8,13 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.trainer_utils import get_last_checkpoint
 
+from ...answers import StoredAnswers
+from ...answers.reader import ANSWER_FILES
+from ..answers_card import answers_card
 from ..model_card import write_card
 from ..run_folder import FACTS, SUMMARY, Run, read_json
 from .background_push import HubPush, PushedCommit
-from .files import parts_of
+from .files import Part, parts_of
 
 
 def push_run(folder: Path, **options: Any) -> PushedCommit | None:
@@ -32,6 +35,21 @@ def push_run(folder: Path, **options: Any) -> PushedCommit | None:
         write_card(Run.read(folder), push.repo_id)
     for part in parts_of(folder, push.strategy):
         push.push(part, "Student, results and card")
+    return push.finish()
+
+
+def push_answers(folder: Path, **options: Any) -> PushedCommit | None:
+    """Pushes stored answers as a data set repository, with a card; see [`HubPush`] for options.
+
+    Raises:
+        ValueError: the folder holds no complete answers, or the token has no write access.
+    """
+    answers = StoredAnswers(folder)  # which are complete
+    push = HubPush(folder, **{"repo_id": folder.resolve().name} | options, repo_type="dataset")
+    if not push.check():
+        return None
+    (folder / "README.md").write_text(answers_card(answers.manifest, push.repo_id))
+    push.push(Part(folder, ANSWER_FILES), "Answers and card")
     return push.finish()
 
 

@@ -81,14 +81,14 @@ def describe(error: Exception) -> str:
 
 def made(api: HfApi, given: argparse.Namespace) -> str:
     """The repository's full name; it is created if it does not exist."""
-    create = partial(api.create_repo, given.repo_id, private=given.private, exist_ok=True)
+    create = partial(api.create_repo, given.repo_id, private=given.private, exist_ok=True, repo_type=given.repo_type)
     return attempt(create, given).repo_id
 
 
 def check(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     """Creates the repository if it does not exist, and checks write access."""
     repo_id = made(api, given)
-    attempt(lambda: api.auth_check(repo_id, write=True), given)
+    attempt(lambda: api.auth_check(repo_id, write=True, repo_type=given.repo_type), given)
     return {"repo_id": repo_id}
 
 
@@ -103,7 +103,7 @@ def ask(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     repo_id = given.repo_id if name else f"{account['name']}/{given.repo_id}"
     validate_repo_id(repo_id)
     try:
-        attempt(lambda: api.auth_check(repo_id, write=True), given)
+        attempt(lambda: api.auth_check(repo_id, write=True, repo_type=given.repo_type), given)
     except RepositoryNotFoundError:
         owners = {account["name"], *(one["name"] for one in account.get("orgs") or [])}
         if repo_id.partition("/")[0] not in owners:
@@ -118,10 +118,12 @@ def push(api: HfApi, given: argparse.Namespace) -> dict[str, Any]:
     # Again, since it was not created if the Hub was unreachable when the run started.
     repo_id = made(api, given)
     if given.revision is not None:
-        attempt(lambda: api.create_branch(repo_id, branch=given.revision, exist_ok=True), given)
+        branch = partial(api.create_branch, repo_id, branch=given.revision, exist_ok=True, repo_type=given.repo_type)
+        attempt(branch, given)
     commit = attempt(
         lambda: api.upload_folder(
             repo_id=repo_id,
+            repo_type=given.repo_type,
             folder_path=given.folder,
             path_in_repo=given.path_in_repo,
             revision=given.revision,
@@ -139,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--repo_id", required=True)
+    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model")
     parser.add_argument("--private", action="store_true", help="Make a repository that is created here private.")
     parser.add_argument("--folder")
     parser.add_argument("--path_in_repo")
