@@ -34,8 +34,11 @@ class AnswerWriter:
         self.features = features_of(manifest)
 
     def begin(self) -> None:
-        """Writes the manifest; only one process calls it."""
+        """Writes the manifest, and removes what a stopped process left; only one process calls it, before others
+        write."""
         self.manifest.write(self.folder)
+        for left in self.folder.glob("*.tmp"):
+            left.unlink()
 
     def missing(self) -> list[int]:
         """Numbers of the files that are not written yet."""
