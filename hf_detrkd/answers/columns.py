@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..data.frame import moved
 from ..structures.outputs import Activation, DetectorOutput, FeatureMap, ObjectQueries, Predictions
 from ..structures.teacher_parts import TeacherParts
 
@@ -17,6 +18,7 @@ Columns = dict[str, Tensor]
 
 PREDICTED = ("logits", "boxes", "hidden_states", "class_boxes")
 EXACT = ("boxes", "class_boxes", "points")  # places need float32: 16 bits round them to several pixels
+LOWEST = -1e4  # a logit without score, which 16 bits hold
 STORED = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -105,6 +107,33 @@ def as_output(columns: Columns, activation: Activation, grids: Sequence[tuple[in
     requests = dict.fromkeys("/".join(name.split("/")[1:3]) for name in columns if name.startswith("decoded/"))
     decoded = {name: layers_of(f"decoded/{name}/") for name in requests}
     return DetectorOutput(layers_of("layers/"), queries, _maps(columns, grids), refuse, decoded=decoded)
+
+
+def moved_columns(columns: Columns, placed: Tensor, activation: Activation, least: float) -> Columns:
+    """The columns of one image in a view of it: places move with the image, and predictions whose box it does not show
+    get no score.
+
+    Args:
+        columns: of one image, the queries along the first dimension.
+        placed (`torch.Tensor` of shape `(4,)`): see [`~hf_detrkd.data.frame.Frame`].
+        activation: of the teacher's head.
+        least (`float`): share of a box that must be visible.
+    """
+    found, hidden = dict(columns), {}
+    for name, values in columns.items():
+        start, _, part = name.rpartition("/")
+        if part in ("boxes", "class_boxes"):
+            found[name], visible = moved(values.float(), placed)
+            hidden[start] = (visible < least) | (visible <= 0)
+        elif part == "points":
+            found[name] = (placed[:2] + placed[2:] * values.float()).clamp(0, 1)
+    for start, rows in hidden.items():
+        if (logits := found.get(f"{start}/logits")) is not None and rows.dim() == 1:
+            classes = logits.shape[-1] - (activation == "softmax")
+            unseen = logits.clone()
+            unseen[rows, :classes] = LOWEST
+            found[f"{start}/logits"] = unseen
+    return found
 
 
 def _float(values: Tensor | None) -> Tensor | None:

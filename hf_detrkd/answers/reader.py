@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from .columns import moved_columns
 from .manifest import FILE, Manifest
 from .writer import shard_name
 
@@ -92,6 +93,15 @@ class StoredAnswers:
                 "images, or to fewer views."
             )
         return int(self._order[place])
+
+    @property
+    def moved(self) -> bool:
+        """True if the teacher saw each image as it is, so that its answers move with the augmentation."""
+        return bool(self.manifest.images.get("form") == "moved")
+
+    def read_moved(self, image_id: int, placed: Tensor, least: float) -> dict[str, Tensor]:
+        """The columns of an image where a view shows them, see [`moved_columns`]."""
+        return moved_columns(self.read(image_id, 0), placed, self.manifest.spec["activation"], least)
 
     def read(self, image_id: int, view: int) -> dict[str, Tensor]:
         """The columns of one image's view, each in its own shape."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..answers import AnswerWriter, Manifest
 from ..answers.reader import METRICS
 from ..artifacts.hub.push_run import push_answers
-from ..data import DetectionDataset, DetectionSplits
+from ..data import DetectionDataset, DetectionSplits, DetectionTransform
 from ..distillation.answering import Answering, answer_shards
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig
@@ -65,6 +65,9 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
         live = dataclasses.replace(cast(Any, config), **changes)
         trainer = build_trainer(arguments, splits, live)
         teacher, dataset = trainer.distiller.teacher, trainer.train_dataset
+        if config.answers_form == "moved":
+            plain = DetectionTransform.for_processor(trainer.processing_class)
+            dataset = splits.train.with_transform(plain, views=1)
         if not isinstance(teacher, Teacher):
             raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
         seconds = store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
@@ -90,7 +93,8 @@ def store(
     config, state = trainer.args, PartialState()
     padded = dataset.transform is not None and dataset.transform.pads
     methods: list[Any] = list(trainer.distiller.methods.values())
-    answering = Answering(teacher, methods, config.augmentation_seed, padded)
+    moved = config.answers_form == "moved"
+    answering = Answering(teacher, methods, config.augmentation_seed, padded, moved)
     first = trainer._prepare_inputs(trainer.data_collator([dataset.view_of(0, 0)]))
     manifest = answering.manifest(dataset, first, names, config.answers_dtype, SHARD)
     writer = AnswerWriter(folder, manifest)

@@ -18,8 +18,14 @@ from .transforms import DetectionTransform
 class Answers(Protocol):
     """Stored answers of a teacher."""
 
+    moved: bool
+    """The teacher saw each image as it is, and its answers move with the augmentation."""
+
     def read(self, image_id: int, view: int) -> dict[str, torch.Tensor]:
         """The answers to one view of an image, by name."""
+
+    def read_moved(self, image_id: int, placed: torch.Tensor, least: float) -> dict[str, torch.Tensor]:
+        """The answers to an image, where the view shows them; `least` is the share of a box that must be visible."""
 
 
 class DetectionDataset(Dataset):
@@ -84,14 +90,25 @@ class DetectionDataset(Dataset):
         if self.views is not None:
             return self.view_of(index, int(self._epoch) % self.views)
         record = self.records[index]
-        return self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index))
+        return self._with_moved(self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index)))
 
     def view_of(self, index: int, view: int) -> dict[str, Any]:
         """One of the `views` of an image, with the stored answers to it if there are any."""
         assert self.transform is not None
         record = self.records[index]
         item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id)) | {"view": view}
-        return item if self.answers is None else item | {"answers": self.answers.read(record.image_id, view)}
+        if self.answers is None or self.answers.moved:
+            return self._with_moved(item)
+        return item | {"answers": self.answers.read(record.image_id, view)}
+
+    def _with_moved(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Adds answers that move with the augmentation, if there are any; all of them are of view 0."""
+        if self.answers is None:
+            return item
+        augmentation = None if self.transform is None else self.transform.augmentation
+        least = 0.0 if augmentation is None else augmentation.min_visible
+        found = self.answers.read_moved(int(item["labels"]["image_id"]), item["placed"], least)
+        return item | {"view": 0, "answers": found}
 
     def with_transform(
         self, transform: DetectionTransform, seed: int = 0, views: int | None = None
@@ -115,9 +132,10 @@ class DetectionDataset(Dataset):
         """A copy whose items also contain a teacher's stored answers to their view, as `answers`.
 
         Raises:
-            `ValueError`: the data set has no `views`, so that its images do not come back.
+            `ValueError`: the data set has no `views`, so that its images do not come back, and the answers do not move
+                with the augmentation.
         """
-        if self.views is None:
+        if self.views is None and not answers.moved:
             raise ValueError("Stored answers need images that come back: call `with_transform` with `views`.")
         dataset = copy.copy(self)
         dataset.answers, dataset._epoch = answers, _shared_zero()

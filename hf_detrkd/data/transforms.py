@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from .augmentation import AugmentationConfig, DetrCrop, RandomBoxCrop, RandomZoom, applied, seeded
+from .frame import Frame
 from .image_size import ImageSize
 from .records import ImageRecord
 
@@ -119,7 +120,8 @@ class DetectionTransform:
 
         Returns:
             `dict`: `pixel_values` (`torch.FloatTensor` of shape `(3, height, width)`), `pixel_mask`
-            (`torch.LongTensor` of shape `(height, width)`, ones) when images are padded, and `labels`:
+            (`torch.LongTensor` of shape `(height, width)`, ones) when images are padded, `placed` (`torch.Tensor` of
+            shape `(4,)`), where the original image lies in it (see [`Frame`]), and `labels`:
             `image_id` `(1,)`, `class_labels` `(num_boxes,)`, `boxes` `(num_boxes, 4)` as (cx, cy, w, h) in [0, 1] of
             the image, `area` `(num_boxes,)` in pixels of the original image, `iscrowd` `(num_boxes,)` zeros,
             `orig_size` `(2,)` and `size` `(2,)` as (height, width); for evaluation also `crowd_boxes`, `crowd_labels`
@@ -131,11 +133,11 @@ class DetectionTransform:
         boxes = tv_tensors.BoundingBoxes(all_boxes[~crowd], format="XYWH", canvas_size=canvas)
         pixels = tv_tensors.Image(F.pil_to_tensor(image))
         with seeded(seed):
-            pixels, boxes = applied(self._geometric, pixels, boxes)
+            pixels, boxes, frame = applied(self._geometric, pixels, boxes, Frame.of(*canvas))
             kept = self._in_view(all_boxes[~crowd], boxes)
             left = tv_tensors.wrap(boxes[kept], like=boxes)
-            item = {} if self.teacher_size is None else self._for_teacher(pixels, left, self.teacher_size)
-            pixels, boxes = applied(self._on_resized, *self._resize(pixels, left, self._drawn_size()))
+            item = {} if self.teacher_size is None else self._for_teacher(pixels, left, frame, self.teacher_size)
+            pixels, boxes, frame = applied(self._on_resized, *self._resize(pixels, left, frame, self._drawn_size()))
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
         size = boxes.canvas_size
@@ -151,15 +153,17 @@ class DetectionTransform:
         if self.augmentation is None:
             crowd_boxes = _normalised(all_boxes[crowd], canvas)
             labels |= {"crowd_boxes": crowd_boxes, "crowd_labels": classes[crowd], "crowd_area": area[crowd]}
-        item |= {"pixel_values": self._to_float(pixels), "labels": labels}
+        item |= {"pixel_values": self._to_float(pixels), "labels": labels, "placed": frame.placed()}
         if self.pads:
             item["pixel_mask"] = torch.ones(size, dtype=torch.int64)
         return item
 
-    def _for_teacher(self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, size: ImageSize) -> dict[str, Any]:
+    def _for_teacher(
+        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, frame: Frame, size: ImageSize
+    ) -> dict[str, Any]:
         """The same image at the teacher's size: the random draws are repeated for the student."""
         state = torch.get_rng_state()
-        varied, _ = applied(self._on_resized, *self._resize(pixels, boxes, size))
+        varied, *_ = applied(self._on_resized, *self._resize(pixels, boxes, frame, size))
         torch.set_rng_state(state)
         item: dict[str, Any] = {"teacher_pixel_values": self._to_float(varied)}
         if size.shortest_edge is not None:
@@ -179,12 +183,12 @@ class DetectionTransform:
         return (area > 0) & (area >= least * before[:, 2] * before[:, 3])
 
     def _resize(
-        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, wanted: ImageSize
-    ) -> tuple[Tensor, tv_tensors.BoundingBoxes]:
+        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, frame: Frame, wanted: ImageSize
+    ) -> tuple[Tensor, tv_tensors.BoundingBoxes, Frame]:
         size = wanted.of(*boxes.canvas_size)
         if size == tuple(boxes.canvas_size):
-            return pixels, boxes
-        return F.resize(pixels, list(size), antialias=True), F.resize(boxes, list(size))
+            return pixels, boxes, frame
+        return F.resize(pixels, list(size), antialias=True), F.resize(boxes, list(size)), F.resize(frame, list(size))
 
     def _to_float(self, pixels: Tensor) -> Tensor:
         values = pixels.as_subclass(Tensor).to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -33,19 +33,27 @@ class Answering:
         methods (`Sequence[DistillationMethod]`)
         seed (`int`): of the methods' random queries.
         padded (`bool`): images are padded, so that the cells of feature maps depend on the batch.
+        moved (`bool`): the answers are those to the images as they are, and will move with the augmentation.
 
     Raises:
         ValueError: a method needs answers that cannot be stored.
     """
 
-    def __init__(self, teacher: Teacher, methods: Sequence[DistillationMethod], seed: int, padded: bool):
+    def __init__(
+        self, teacher: Teacher, methods: Sequence[DistillationMethod], seed: int, padded: bool, moved: bool = False
+    ):
         self.teacher, self.seed = teacher.in_own_order(), seed
         self.methods = [method for method in methods if method.needs_teacher]
         parts = TeacherParts.union(method.reads for method in self.methods)
         if parts.missing is not None:
             raise ValueError(f"Answers cannot be stored for this run: {parts.missing}. Train with the teacher itself.")
-        self.parts = replace(parts, queries=parts.queries - {"rows"}) if padded else parts
-        self.padded = padded
+        if moved and not parts.moves:
+            raise ValueError(
+                "Only KD-DETR's specific points (--general_points 0), weighted by score, can move with the image: set "
+                "--answers_form views for other terms."
+            )
+        self.parts = replace(parts, queries=parts.queries - {"rows"}) if padded or moved else parts
+        self.padded, self.moved = padded, moved
 
     @property
     def questions(self) -> dict[str, dict[str, Any]]:
@@ -85,6 +93,7 @@ class Answering:
             stored (`str`): precision of the numbers.
             shard (`int`): rows per file.
         """
+        form = "moved" if self.moved else "views"
         columns, output = self.columns(batch)
         (row, *_) = rows_of(
             columns, self.parts, [len(label["class_labels"]) for label in batch["labels"]], STORED[stored]
@@ -94,11 +103,11 @@ class Answering:
             for name, v in row.items()
         }
         ids = [record.image_id for record in dataset.records]
-        maps = [] if self.padded else output.features["encoder"]
+        maps = [] if self.padded or self.moved else output.features["encoder"]
         return Manifest(
             teacher=facts_of(self.teacher),
             spec=spec_fields(self.teacher.spec),
-            images=dataset.described() | {"teacher_image_size": names["teacher_image_size"]},
+            images=dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": form},
             dataset={
                 "name": names["name"],
                 "split": names["split"],

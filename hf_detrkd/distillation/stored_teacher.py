@@ -53,7 +53,9 @@ class StoredTeacher:
                 "Stored answers need a DetectionDataset with a transform as train_dataset, got "
                 f"{type(dataset).__name__}."
             )
-        images = dataset.described() | {"teacher_image_size": teacher_image_size}
+        images = dataset.described() | {"teacher_image_size": teacher_image_size, "form": manifest.images["form"]}
+        if self.answers.moved:  # which do not depend on the augmentation
+            images |= {name: manifest.images[name] for name in ("augmentation", "seed", "views")}
         other = first_difference(manifest.images, images, "images")
         for method in methods if other is None else ():
             other = other or first_difference(
@@ -77,6 +79,12 @@ class StoredTeacher:
             if parts.missing is not None:
                 raise ValueError(
                     f"Stored answers cannot be used here: {parts.missing}. Train with the teacher itself."
+                )
+            if self.answers.moved and not parts.moves:
+                raise ValueError(
+                    f"The answers in {self.answers.folder} move with the image, but {method.name} here compares more "
+                    "than specific points that are weighted by score: set --general_points 0, or make answers with "
+                    "--answers_form views."
                 )
             wanted = [f"layers/{self.spec.num_layers - 1}/logits"] if parts.all_layers else []
             wanted += ["layers/0/hidden_states"] if parts.states else []

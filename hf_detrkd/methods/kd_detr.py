@@ -153,7 +153,8 @@ class KDDETR(DistillationMethod):
             fields |= {"position"}  # random queries have their mean and spread
         asks = not self.student.one_to_one and not self.assigns
         missing = "KD-DETR asks the teacher at the student's own proposals" if asks else None
-        return TeacherParts(config.teacher_layers == "each", False, fields, missing=missing)
+        moves = config.foreground_weight and not self.questions and self.place is not None
+        return TeacherParts(config.teacher_layers == "each", False, fields, moves=moves, missing=missing)
 
     @property
     def questions(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class TeacherParts:
         queries (`frozenset[str]`): fields of the teacher's own queries.
         features (`frozenset[str]`): names of feature maps, which are large.
         per_box (`frozenset[str]`): requests to the teacher with one query per ground-truth box.
+        moves (`bool`): the method compares the teacher's predictions for its own queries alone, each weighted by its
+            score, so that they may move with the image, and be without score where the view does not show them.
         missing (`str`, *optional*): why the method cannot use stored answers; `None` if it can.
     """
 
@@ -24,6 +26,7 @@ class TeacherParts:
     queries: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
     per_box: frozenset[str] = frozenset()
+    moves: bool = False
     missing: str | None = None
 
     @classmethod
@@ -36,5 +39,6 @@ class TeacherParts:
             frozenset().union(*(part.queries for part in every)),
             frozenset().union(*(part.features for part in every)),
             frozenset().union(*(part.per_box for part in every)),
+            all(part.moves for part in every),
             next((part.missing for part in every if part.missing is not None), None),
         )

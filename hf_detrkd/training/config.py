@@ -89,6 +89,13 @@ class DistillationConfig(TrainingArguments):
             "help": "Seed of the augmented views, so that runs of several seeds share stored answers. Default: 0."
         },
     )
+    answers_form: str = field(
+        default="views",
+        metadata={
+            "help": "Form of stored answers. views: the teacher sees every augmented view; moved: it sees each image "
+            "as it is, and its boxes move with the augmentation, for KD-DETR's specific points. Default: views."
+        },
+    )
     answers_dtype: str = field(
         default="float16",
         metadata={"help": "Precision of stored answers: float16 or float32; places are float32. Default: float16."},
@@ -269,7 +276,10 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"answers_dtype must be float16 or float32, got {self.answers_dtype!r}.")
         if self.augmentation_views is not None and self.augmentation_views < 1:
             raise ValueError(f"augmentation_views must be at least 1, got {self.augmentation_views}.")
-        if self.teacher_answers is not None and self.augmentation_views is None:
+        if self.answers_form not in ("views", "moved"):
+            raise ValueError(f"answers_form must be views or moved, got {self.answers_form!r}.")
+        views = self.teacher_answers is not None and self.answers_form == "views"
+        if views and self.augmentation_views is None:
             self.augmentation_views = DEFAULT_VIEWS
         self.schedules()
         parse_image_size(self.teacher_image_size, "teacher_image_size")
