@@ -66,11 +66,14 @@ def moved(boxes: Tensor, placed: Tensor) -> tuple[Tensor, Tensor]:
         placed (`torch.Tensor` of shape `(4,)`): see [`Frame.placed`].
 
     Returns:
-        `tuple` of two `torch.Tensor`: the boxes, clipped to the view and with sides of at least 0.1 %, `(..., 4)`; and
-        the share of each box that the view shows, in [0, 1], `(...)`.
+        `tuple` of two `torch.Tensor`: the boxes, clipped where the view cuts the image, with sides of at least 0.1 %,
+        `(..., 4)`; and the share of each box that the view shows, in [0, 1], `(...)`.
     """
     shift, scale = placed[:2], placed[2:]
     centers, sizes = shift + scale * boxes[..., :2], scale.abs() * boxes[..., 2:]
-    low, high = (centers - sizes / 2).clamp(0, 1), (centers + sizes / 2).clamp(0, 1)
+    first, last = torch.minimum(shift, shift + scale), torch.maximum(shift, shift + scale)  # the image's edges
+    least = torch.where(first < 0, 0.0, -torch.inf)
+    most = torch.where(last > 1, 1.0, torch.inf)
+    low, high = ((centers + sign * sizes / 2).clamp(least, most) for sign in (-1, 1))
     visible = (high - low).prod(-1) / sizes.prod(-1).clamp(min=1e-12)
     return torch.cat([(low + high) / 2, (high - low).clamp(min=1e-3)], -1), visible.clamp(0, 1)

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 CLASSES = tuple(SHAPE_CLASSES)
 
 
-def dataset(images: int = IMAGES, views: int = VIEWS, **changes: Any) -> DetectionDataset:
+def dataset(images: int = IMAGES, views: int | None = VIEWS, **changes: Any) -> DetectionDataset:
     """Generated images with zoom, flips and colours, in views that come back."""
     splits = load_detection_splits("shapes", max_train_samples=images, max_eval_samples=1, shapes_size=(64, 64))
     augmentation = AugmentationConfig(**{"iou_crop": 0.0, "scale_jitter": 1.0, "max_scale": 1.2} | changes)

@@ -68,6 +68,16 @@ def test_auto_makes_the_answers_first(tmp_path: Path, words: list[str]) -> None:
     assert results(tmp_path / "out")["distilled"]["map"] is not None
 
 
+def test_moved_answers_are_one_row_an_image_and_need_no_views(tmp_path: Path, words: list[str]) -> None:
+    given = [*words[: words.index("--augmentation_views")], "--general_points", "0", "--answers_form", "moved"]
+    distill.main([*given, "--teacher_answers", "auto"])
+    answers = StoredAnswers(tmp_path / "out" / "answers")
+    assert len(answers) == 6 and answers.moved
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert any(entry.get("kd_detr_class_specific", 0) > 0 for entry in state["log_history"])
+    assert command_line.parse([*given, "--teacher_answers", "auto"]).config.augmentation_views is None
+
+
 def test_the_guard_of_the_teacher_s_map_holds(tmp_path: Path, words: list[str]) -> None:
     given = [*words, "--teacher_answers", str(tmp_path / "answers")]
     answer.main(given)

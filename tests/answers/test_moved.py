@@ -1,0 +1,87 @@
+"""Answers to the image as it is, which move with the augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_detrkd.answers import AnswerWriter, StoredAnswers
+from hf_detrkd.answers.columns import LOWEST
+from hf_detrkd.data import DetectionDataset, DetectionTransform
+from hf_detrkd.data.frame import moved
+from hf_detrkd.distillation.answering import Answering, answer_shards
+from hf_detrkd.distillation.stored_teacher import StoredTeacher
+from hf_detrkd.structures.outputs import Predictions
+from tests.answers.stored import CLASSES, COLLATE, CPU, NAMES, SEED, build, dataset, methods_of, teacher_of
+from tests.answers.test_equality import step_of
+
+
+SPECIFIC = {"kd_detr": {"general_points": 0}}
+
+
+def stored_plain(folder: Path, family: str = "rt_detr") -> tuple[StoredAnswers, list, DetectionDataset]:
+    """A teacher's answers to plain images, its methods, and the plain data set."""
+    teacher, data = teacher_of(family), dataset().with_transform(DetectionTransform((96, 96)), views=1)
+    methods = methods_of(build(family), teacher, **SPECIFIC)
+    answering = Answering(teacher, methods, SEED, padded=False, moved=True)
+    writer = AnswerWriter(folder, answering.manifest(data, COLLATE([data.view_of(0, 0)]), NAMES, "float32", 8))
+    writer.begin()
+    for _ in answer_shards(answering, data, writer, writer.missing(), 2, COLLATE, CPU):
+        pass
+    return StoredAnswers(folder), methods, data
+
+
+@pytest.mark.parametrize("family", ["dab-detr", "deformable_detr/plain"])  # whose content has no place in the maps
+def test_an_unchanged_image_has_the_answers_of_the_teacher(family: str, tmp_path: Path) -> None:
+    answers, methods, plain = stored_plain(tmp_path, family)
+    batch = COLLATE([plain.with_answers(answers)[index] for index in (1, 3)])
+    student = build(family)
+    live, _ = step_of(student, teacher_of(family), methods, batch, 0)
+    found, _ = step_of(student, StoredTeacher(answers, CLASSES), methods, batch, 0)
+    for key, value in live.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=str(key))
+
+
+def test_places_and_predictions_move_and_what_is_out_of_view_has_no_score(tmp_path: Path) -> None:
+    answers, methods, _ = stored_plain(tmp_path)
+    assert answers.moved and "queries/rows" not in answers.manifest.columns
+    data = dataset(views=None, max_scale=3.0).with_answers(answers)
+    hidden = 0
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        for index in range(len(data)):
+            item = data[index]
+            still, found = answers.read(int(item["labels"]["image_id"]), 0), item["answers"]
+            for name in ("layers/0", "queries"):
+                boxes, visible = moved(still[f"{name}/boxes"], item["placed"])
+                assert torch.equal(found[f"{name}/boxes"], boxes)
+            _, visible = moved(still["layers/0/boxes"], item["placed"])
+            unseen = visible < 0.25
+            logits = found["layers/0/logits"]
+            assert (logits[unseen] == LOWEST).all() and torch.equal(logits[~unseen], still["layers/0/logits"][~unseen])
+            assert not Predictions(logits[None, unseen], boxes[None, unseen]).scores().any()
+            hidden += int(unseen.sum())
+    assert hidden > 10
+    batch = COLLATE([data[0], data[2]])
+    assert batch["view"] == 0
+    losses, gradients = step_of(build("rt_detr"), StoredTeacher(answers, CLASSES), methods, batch, 0)
+    assert all(value.isfinite() and value > 0 for value in losses.values())
+    assert all(value.isfinite().all() for value in gradients.values())
+
+
+def test_any_augmentation_fits_and_other_sizes_and_terms_do_not(tmp_path: Path) -> None:
+    answers, methods, plain = stored_plain(tmp_path)
+    there = StoredTeacher(answers, CLASSES)
+    for data in (dataset(), dataset(views=None), dataset(views=2, photometric=0.0), plain):
+        there.check(data, methods, None)
+    with pytest.raises(ValueError, match=r"images\.size\.height is 96 in the answers and 64 in this run"):
+        there.check(plain.with_transform(DetectionTransform((64, 96))), methods, None)
+    student, teacher = build("rt_detr"), teacher_of("rt_detr")
+    unweighted = methods_of(student, teacher, kd_detr={"general_points": 0, "foreground_weight": False})
+    with pytest.raises(ValueError, match="compares more than specific points that are weighted by score"):
+        there.check(dataset(), unweighted, None)
+    for options in ({"kd_detr": {}}, {"detrdistill": {}}, {"clockdistill": {}}):
+        with pytest.raises(ValueError, match="Only KD-DETR's specific points"):
+            Answering(teacher, methods_of(student, teacher, **options), SEED, padded=False, moved=True)
