@@ -18,13 +18,14 @@ from .queries import PlacesConfig
 class PointsConfig(ComparingConfig, PlacesConfig):
     """Options of all methods that decode the same queries with both models."""
 
-    class_loss: Literal["softmax_kl", "bce"] = field(
-        default="softmax_kl",
+    class_loss: Literal["softmax_kl", "bce"] | None = field(
+        default=None,
         metadata={
-            "help": "softmax_kl: KL divergence of softmax with temperature [released code]; bce: KL divergence of the "
-            "probabilities of the student's head type [ours], always used for pairs of a sigmoid and a softmax head "
-            "and for one sigmoid class. softmax_kl of Faster R-CNN students excludes the background. "
-            "Default: softmax_kl."
+            "help": "bce: KL divergence of the probabilities of the student's head type [ours], always used for pairs "
+            "of a sigmoid and a softmax head and for one sigmoid class; softmax_kl: KL divergence of softmax with "
+            "temperature [released code], whose gradient can exceed that of the detection loss many times. softmax_kl "
+            "of Faster R-CNN students excludes the background, of which a query says nothing. Default: bce; "
+            "softmax_kl for Faster R-CNN students."
         },
     )
     temperature: float = field(
@@ -57,7 +58,7 @@ def as_compared(student: Predictions, teacher: Predictions) -> Predictions:
 
 def _class_loss(student: Predictions, teacher: Predictions, config: PointsConfig, one_to_one: bool) -> Tensor:
     logits, wanted = among_known(student, teacher).logits, teacher.logits
-    softmax = config.class_loss == "softmax_kl"
+    softmax = (config.class_loss or ("bce" if one_to_one else "softmax_kl")) == "softmax_kl"
     if one_to_one:
         # The softmax over a single class is constant.
         alone = student.activation == "sigmoid" and student.num_classes == 1

@@ -67,7 +67,7 @@ def test_the_class_term_has_the_gradient_of_the_teacher_first_divergence(head, t
     """`T^2 KL(teacher || student)` has the gradient `T (p_student - p_teacher)`; the authors' prototype swaps the two,
     and the detached side has none."""
     student, teacher, targets = fakes((2, 2, 4, (3, 1)), head, head)
-    losses = losses_of(student, teacher, targets, temperature=temperature, **ONLY_QUERIES)
+    losses = losses_of(student, teacher, targets, class_loss="softmax_kl", temperature=temperature, **ONLY_QUERIES)
     answered, wanted = student.answered[0][1], teacher.answered[0][1]
     (gradient,) = torch.autograd.grad(losses["clockdistill_class_1"], answered.logits)
     weight = wanted.scores().amax(-1) * targets.valid

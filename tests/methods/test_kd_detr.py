@@ -96,7 +96,7 @@ def test_released_class_term_is_the_normalized_one_times_weights_over_classes(he
 def test_gradient_of_the_class_term_is_that_of_the_teacher_first_divergence(head, temperature):
     """`T^2 KL(teacher || student)` has the gradient `T (p_student - p_teacher)`; no other order has."""
     student, teacher = fakes((2, 5, 6, 6, 2, 2, 4), head, head)
-    config = KDDETRConfig(general_points=0, temperature=temperature)
+    config = KDDETRConfig(general_points=0, class_loss="softmax_kl", temperature=temperature)
     losses = compare(KDDETR(config, student.spec, teacher.spec), student.output, teacher.output)
     answered, wanted = student.answered[0][1], teacher.output.layers[1]
     (gradient,) = torch.autograd.grad(losses["kd_detr_class_specific_1"], answered.logits)
