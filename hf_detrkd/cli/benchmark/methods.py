@@ -69,7 +69,7 @@ def cost_of(arguments: list[str], steps: int) -> dict[str, float]:
     trainer.create_optimizer()
     seen = [one_step(trainer) for _ in range(steps + 2)][2:]  # the first two are the warm-up
     found = {name: statistics.median(step[name] for step in seen) for name in ("step", *PARTS)}
-    views = given.config.augmentation_views or 0
+    views = 1 if given.config.answers_form == "moved" else given.config.augmentation_views or 0
     return found | {"answers": answering * views}
 
 
