@@ -78,13 +78,16 @@ def row_of(
 
 
 def figures_row(
-    id2label: Mapping[int, str], parameters: int, metrics: Mapping[str, float], seconds_per_step: float | None = None
+    id2label: Mapping[int, str],
+    parameters: int | None,
+    metrics: Mapping[str, float],
+    seconds_per_step: float | None = None,
 ) -> dict[str, Any]:
     """A row of the summary, see [`row_of`].
 
     Args:
         id2label (`dict[int, str]`): the classes of the metrics.
-        parameters (`int`): size of the model.
+        parameters (`int`, *optional*): size of the model.
         metrics (`dict[str, float]`), seconds_per_step (`float`, *optional*): as in [`row_of`].
     """
     classes = {id2label[number]: key for number, key in class_figures(dict(id2label)).items()}

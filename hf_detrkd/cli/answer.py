@@ -6,7 +6,8 @@
 
 It takes the arguments of distill.py: they say which images and views the teacher sees, and what the methods ask. Every
 process writes files of its own. A stopped series goes on where it was if it is started again. With --push_to_hub and
---hub_model_id the answers become a data set repository, and --teacher_answers takes its id.
+--hub_model_id the answers become a data set repository, and --teacher_answers takes its id. With --detections a file
+of COCO results of any detector takes the place of a teacher.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..answers import AnswerWriter, Manifest
+from ..answers.detections import detection_rows, detections_manifest, read_detections
 from ..answers.reader import METRICS
 from ..artifacts.hub.push_run import push_answers
 from ..data import DetectionDataset, DetectionSplits, DetectionTransform
@@ -31,7 +33,7 @@ from ..training.config import DistillationConfig
 from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
 from .launching import check_processes
-from .run_setup import build_trainer, load_splits
+from .run_setup import build_trainer, load_splits, make_student
 
 
 SHARD = 512  # rows per file
@@ -60,6 +62,9 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
     """
     config = arguments.config
     splits = splits or load_splits(arguments)
+    if arguments.script.detections is not None:
+        store_detections(arguments, splits, folder)
+        return 0.0
     with tempfile.TemporaryDirectory() as scratch:  # a trainer creates its output folder
         changes = {"teacher_answers": None, "output_dir": scratch, "report_to": "none", "push_to_hub": False}
         live = dataclasses.replace(cast(Any, config), **changes)
@@ -124,6 +129,27 @@ def store(
         print(f"Answered {total} of {manifest.rows} rows in {seconds:.1f} s, {total / seconds:.1f} a second.")
     state.wait_for_everyone()
     return seconds / total if total else 0.0
+
+
+def store_detections(arguments: Arguments, splits: DetectionSplits, folder: Path) -> None:
+    """Writes the detections of a file as answers that move with the augmentation."""
+    script, names = arguments.script, names_of(arguments, splits)
+    _, processor = make_student(script, splits.train.classes, arguments.config)
+    dataset = splits.train.with_transform(DetectionTransform.for_processor(processor), views=1)
+    images = dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": "moved"}
+    file = Path(str(script.detections)).expanduser()
+    found = read_detections(file, dataset.category_ids)
+    manifest = detections_manifest(file, dataset, names, images, SHARD)
+    if PartialState().is_main_process:
+        writer = AnswerWriter(folder, manifest)
+        print(size_in_words(manifest, folder), flush=True)
+        writer.begin()
+        for number in writer.missing():
+            rows = range(number * SHARD, min((number + 1) * SHARD, manifest.rows))
+            writer.write(number, detection_rows(found, dataset, rows))
+        seen = sum(record.image_id in found for record in dataset.records)
+        print(f"{seen} of {len(dataset)} images have detections.")
+    PartialState().wait_for_everyone()
 
 
 def size_in_words(manifest: Manifest, folder: Path) -> str:

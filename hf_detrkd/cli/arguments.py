@@ -60,6 +60,13 @@ class ScriptArguments:
             "Faster R-CNN is then frozen, unless its config has frozen_batch_norm false."
         },
     )
+    detections: str | None = field(
+        default=None,
+        metadata={
+            "help": "For `hf-detrkd answer`: JSON file of COCO results (image_id, category_id, bbox, score) of any "
+            "detector on the training images, which become answers in place of a teacher's."
+        },
+    )
     init_from_teacher: bool = field(
         default=False,
         metadata={

@@ -103,8 +103,10 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     for name, values in summary.items():
         seconds = values["seconds_per_step"]
         speed = "-" if seconds is None else f"{seconds:.3f}"
-        figures = f"{100 * values['map']:8.1f}{100 * values['map_50']:8.1f}{values['parameters']:12,}{speed:>10}"
-        lines.append(f"{name:12}{figures}")
+        found = (values["map"], values["map_50"])
+        cells = (f"{'-' if value is None else format(100 * value, '.1f'):>8}" for value in found)
+        size = "-" if values["parameters"] is None else f"{values['parameters']:,}"
+        lines.append(f"{name:12}{''.join(cells)}{size:>12}{speed:>10}")
     return "\n".join(lines)
 
 

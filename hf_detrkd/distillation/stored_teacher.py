@@ -97,9 +97,10 @@ class StoredTeacher:
                 )
 
     @property
-    def num_parameters(self) -> int:
-        """Size of the teacher's model."""
-        return int(self.answers.manifest.teacher["parameters"])
+    def num_parameters(self) -> int | None:
+        """Size of the teacher's model; `None` if its answers are detections of an unknown one."""
+        size: int | None = self.answers.manifest.teacher["parameters"]
+        return size
 
     @property
     def metrics(self) -> dict[str, float] | None:

@@ -1,0 +1,104 @@
+"""Answers from the detections of any detector: a file of COCO results with scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import DetectionDataset
+from ..structures.outputs import DetectorSpec
+from .columns import LOWEST
+from .manifest import Manifest, spec_fields
+
+
+MOST = 100  # detections of an image that are kept, those of the highest scores
+CERTAIN = 1e-4  # distance of a score from 0 and 1, whose logits are infinite
+Found = dict[int, list[Mapping[str, Any]]]
+
+
+def read_detections(file: Path, category_ids: Sequence[int]) -> Found:
+    """Detections by image id, from a JSON list of `image_id`, `category_id`, `bbox` (x, y, width, height in pixels)
+    and `score`.
+
+    Raises:
+        ValueError: the file holds something else, or categories that the data set has not.
+    """
+    content = json.loads(file.read_text()) if file.is_file() else None
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+        raise ValueError(f"--detections must be a JSON list of COCO results, but {file} is none.")
+    found: Found = defaultdict(list)
+    for place, one in enumerate(content):
+        missing = [name for name in ("image_id", "category_id", "bbox", "score") if name not in one]
+        if missing or not 0 <= one["score"] <= 1:
+            what = f"has no {missing[0]}" if missing else f"has the score {one['score']}, which must be in [0, 1]"
+            raise ValueError(f"Detection {place} in {file} {what}.")
+        if one["category_id"] not in category_ids:
+            raise ValueError(
+                f"Detection {place} in {file} has the category {one['category_id']}, but those of the data set are "
+                f"{sorted(category_ids)[:10]}."
+            )
+        found[one["image_id"]].append(one)
+    return dict(found)
+
+
+def detections_manifest(
+    file: Path, dataset: DetectionDataset, names: Mapping[str, Any], images: Mapping[str, Any], shard: int
+) -> Manifest:
+    """Description of the answers: a teacher without a model, that has predicted boxes and scores.
+
+    Args:
+        file (`Path`): of the detections.
+        dataset ([`DetectionDataset`]): the images as they are, in one view.
+        names (`dict[str, Any]`): `name` and `split` of the data set.
+        images (`dict[str, Any]`): [`Manifest.images`].
+        shard (`int`): rows per file.
+    """
+    classes = len(dataset.classes)
+    spec = DetectorSpec("detections", frozenset({"boxes"}), 0, 1, MOST, classes, "sigmoid")
+    ids = [record.image_id for record in dataset.records]
+    shapes = {"layers/0/logits": [MOST, classes], "layers/0/boxes": [MOST, 4], "queries/boxes": [MOST, 4]}
+    teacher = {"name": file.name, "source": "detections", "revision": None, "parameters": None, "dtype": "float32"}
+    return Manifest(
+        teacher=teacher | {"weights": hashlib.sha256(file.read_bytes()).hexdigest(), "classes": list(dataset.classes)},
+        spec=spec_fields(spec),
+        images=dict(images),
+        dataset={"name": names["name"], "split": names["split"], "images": len(ids)}
+        | {"ids": hashlib.sha256(np.array(ids).tobytes()).hexdigest()},
+        questions={},
+        seed=0,
+        grids=[],
+        columns={name: {"dtype": "float32", "shape": shape} for name, shape in shapes.items()},
+        stored="float32",
+        shard=shard,
+        rows=len(ids),
+    )
+
+
+def detection_rows(found: Found, dataset: DetectionDataset, places: range) -> Iterator[dict[str, Any]]:
+    """One row for each image at the given places: its best detections as queries, and queries without a score."""
+    for place in places:
+        record = dataset.records[place]
+        width, height = record.width, record.height
+        if width is None or height is None:
+            width, height = record.load().size
+        best = sorted(found.get(record.image_id, []), key=lambda one: -one["score"])[:MOST]
+        logits = np.full((MOST, len(dataset.classes)), LOWEST, dtype=np.float32)
+        boxes = np.tile(np.array([0.5, 0.5, 1.0, 1.0], dtype=np.float32), (MOST, 1))
+        for row, one in enumerate(best):
+            score = min(max(one["score"], CERTAIN), 1 - CERTAIN)
+            logits[row, dataset.category_ids.index(one["category_id"])] = np.log(score / (1 - score))
+            x, y, w, h = one["bbox"]
+            boxes[row] = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+        yield {
+            "image_id": record.image_id,
+            "view": 0,
+            "layers/0/logits": logits,
+            "layers/0/boxes": boxes,
+            "queries/boxes": boxes,
+        }
