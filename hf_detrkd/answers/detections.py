@@ -34,10 +34,9 @@ def read_detections(file: Path, category_ids: Sequence[int]) -> Found:
         raise ValueError(f"--detections must be a JSON list of COCO results, but {file} is none.")
     found: Found = defaultdict(list)
     for place, one in enumerate(content):
-        missing = [name for name in ("image_id", "category_id", "bbox", "score") if name not in one]
-        if missing or not 0 <= one["score"] <= 1:
-            what = f"has no {missing[0]}" if missing else f"has the score {one['score']}, which must be in [0, 1]"
-            raise ValueError(f"Detection {place} in {file} {what}.")
+        fault = fault_of(one)
+        if fault is not None:
+            raise ValueError(f"Detection {place} in {file} {fault}.")
         if one["category_id"] not in category_ids:
             raise ValueError(
                 f"Detection {place} in {file} has the category {one['category_id']}, but those of the data set are "
@@ -45,6 +44,26 @@ def read_detections(file: Path, category_ids: Sequence[int]) -> Found:
             )
         found[one["image_id"]].append(one)
     return dict(found)
+
+
+def fault_of(one: Mapping[str, Any]) -> str | None:
+    """What is wrong with a detection, or `None`."""
+    missing = [name for name in ("image_id", "category_id", "bbox", "score") if name not in one]
+    if missing:
+        return f"has no {missing[0]}"
+    if not isinstance(one["image_id"], int):
+        return f"has the image_id {one['image_id']!r}, which must be a whole number"
+    score, box = one["score"], one["bbox"]
+    if not isinstance(score, int | float) or not 0 <= score <= 1:
+        return f"has the score {score!r}, which must be a number in [0, 1]"
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(isinstance(v, int | float) for v in box)
+        or min(box[2:]) < 0
+    ):
+        return f"has the bbox {box!r}, which must be x, y, width and height in pixels"
+    return None
 
 
 def detections_manifest(
@@ -61,22 +80,21 @@ def detections_manifest(
     """
     classes = len(dataset.classes)
     spec = DetectorSpec("detections", frozenset({"boxes"}), 0, 1, MOST, classes, "sigmoid")
-    ids = [record.image_id for record in dataset.records]
     shapes = {"layers/0/logits": [MOST, classes], "layers/0/boxes": [MOST, 4], "queries/boxes": [MOST, 4]}
     teacher = {"name": file.name, "source": "detections", "revision": None, "parameters": None, "dtype": "float32"}
     return Manifest(
         teacher=teacher | {"weights": hashlib.sha256(file.read_bytes()).hexdigest(), "classes": list(dataset.classes)},
         spec=spec_fields(spec),
         images=dict(images),
-        dataset={"name": names["name"], "split": names["split"], "images": len(ids)}
-        | {"ids": hashlib.sha256(np.array(ids).tobytes()).hexdigest()},
+        dataset={"name": names["name"], "split": names["split"], "images": len(dataset)}
+        | {"hash": dataset.images_hash()},
         questions={},
         seed=0,
         grids=[],
         columns={name: {"dtype": "float32", "shape": shape} for name, shape in shapes.items()},
         stored="float32",
         shard=shard,
-        rows=len(ids),
+        rows=len(dataset),
     )
 
 
@@ -98,6 +116,7 @@ def detection_rows(found: Found, dataset: DetectionDataset, places: range) -> It
         yield {
             "image_id": record.image_id,
             "view": 0,
+            "fingerprint": record.fingerprint,
             "layers/0/logits": logits,
             "layers/0/boxes": boxes,
             "queries/boxes": boxes,

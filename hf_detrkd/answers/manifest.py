@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..structures.outputs import DetectorSpec
 
 FILE = "manifest.json"
 VERSION = 1
+MOST_ROWS = 4096  # of a file
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Manifest:
             and `dtype` (of its computation).
         spec (`dict`): fields of the teacher's [`DetectorSpec`].
         images (`dict`): what an image's tensors depend on: sizes, normalisation, augmentation, its seed, views.
-        dataset (`dict`): name, split, number of images, and a hash of their ids.
+        dataset (`dict`): name, split, number of images, and a hash of their ids and annotations.
         questions (`dict[str, dict]`): options of each method that change what the teacher is asked.
         seed (`int`): of the methods' random queries.
         grids (`list`): height and width of the encoder's maps in cells; empty if they depend on the batch.
@@ -56,7 +58,12 @@ class Manifest:
         file = folder / FILE
         if not file.is_file():
             raise ValueError(f"{folder} holds no stored answers ({FILE} is missing): make them with hf-detrkd answer.")
-        content = json.loads(file.read_text())
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is not readable ({error}): delete the folder and make the answers again."
+            ) from error
         if content.get("version") != VERSION:
             raise ValueError(
                 f"The answers in {folder} have version {content.get('version')}, this package reads {VERSION}: make "
@@ -65,8 +72,20 @@ class Manifest:
         return cls(**content)
 
     def write(self, folder: Path) -> None:
+        """Writes the file, complete or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary = folder / f"{FILE}.{os.getpid()}"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(temporary, folder / FILE)
+
+    def with_files_of(self, size: int) -> Manifest:
+        """The same answers in files of about `size` bytes."""
+        return replace(self, shard=min(max(1, size // max(1, self.bytes_per_row)), MOST_ROWS))
+
+    def compared(self) -> dict[str, Any]:
+        """What answers have to have in common to lie in one folder: not where the teacher came from."""
+        teacher = {n: value for n, value in self.teacher.items() if n not in ("name", "source", "revision")}
+        return vars(self) | {"teacher": teacher}
 
     @property
     def views(self) -> int:

@@ -21,7 +21,7 @@ METRICS = "teacher_results.json"
 ANSWER_FILES = (FILE, METRICS, "README.md", "answers-*.arrow")
 
 
-def folder_of(name: str | Path) -> Path:
+def folder_of(name: str | Path, token: str | None = None) -> Path:
     """The folder of stored answers: itself, or the downloaded data set repository `id` or `id@revision`.
 
     Raises:
@@ -32,8 +32,9 @@ def folder_of(name: str | Path) -> Path:
         return folder
     repo_id, _, revision = str(name).partition("@")
     try:
+        patterns = list(ANSWER_FILES)
         found = snapshot_download(
-            repo_id, repo_type="dataset", revision=revision or None, allow_patterns=list(ANSWER_FILES)
+            repo_id, repo_type="dataset", revision=revision or None, allow_patterns=patterns, token=token
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
@@ -48,13 +49,14 @@ class StoredAnswers:
 
     Args:
         folder (`str` or `Path`): written by [`AnswerWriter`], or a data set repository, see [`folder_of`].
+        token (`str`, *optional*): for the Hub. Default: that of `hf auth login` or the environment.
 
     Raises:
         ValueError: the folder holds no answers, or not all of them.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = folder_of(folder)
+    def __init__(self, folder: str | Path, token: str | None = None):
+        self.folder = folder_of(folder, token)
         self.manifest = Manifest.read(self.folder)
         shards = self.manifest.shards
         files = [self.folder / shard_name(number, shards) for number in range(shards)]
@@ -65,14 +67,21 @@ class StoredAnswers:
                 "start hf-detrkd answer again, which goes on where it stopped."
             )
         table = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
-        keys = table.select_columns(["image_id", "view"]).with_format("numpy")
-        ids, views = np.asarray(keys["image_id"][:]), np.asarray(keys["view"][:])
+        keys = table.select_columns(["image_id", "view", "fingerprint"]).with_format("numpy")
+        ids, views, prints = (np.asarray(keys[name][:]) for name in ("image_id", "view", "fingerprint"))
         order = np.lexsort((views, ids))
         self._ids, self._views, self._order = ids[order], views[order], order
+        self._fingerprints = prints[order]
         self._table = table.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def knows(self, image_id: int, fingerprint: int) -> bool:
+        """True if the image was answered as it is now, by its name, size and annotations."""
+        first = int(np.searchsorted(self._ids, image_id))
+        there = first < len(self._ids) and self._ids[first] == image_id
+        return bool(there and self._fingerprints[first] == fingerprint)
 
     @property
     def image_ids(self) -> np.ndarray:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from datasets import Features, Sequence, Value
 from datasets.arrow_writer import ArrowWriter
 
 from .manifest import FILE, Manifest, first_difference
+
+
+BUFFERED = 64  # rows in memory before they are written
 
 
 class AnswerWriter:
@@ -28,17 +33,20 @@ class AnswerWriter:
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         if (folder / FILE).is_file():
-            other = first_difference(vars(Manifest.read(folder)), vars(manifest), "manifest")
+            other = first_difference(Manifest.read(folder).compared(), manifest.compared(), "manifest")
             if other is not None:
                 raise ValueError(f"{folder} holds other answers: {other}. Choose another folder, or delete this one.")
         self.features = features_of(manifest)
 
     def begin(self) -> None:
-        """Writes the manifest, and removes what a stopped process left; only one process calls it, before others
-        write."""
-        self.manifest.write(self.folder)
-        for left in self.folder.glob("*.tmp"):
-            left.unlink()
+        """Writes the manifest if there is none, and removes what stopped processes of this machine left; only one
+        process calls it, before others write."""
+        if not (self.folder / FILE).is_file():
+            self.manifest.write(self.folder)
+        for left in self.folder.glob(f"*.{socket.gethostname()}-*.tmp"):
+            process = left.suffixes[-2].rpartition("-")[2]
+            if not process.isdigit() or not psutil.pid_exists(int(process)):
+                left.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
         """Numbers of the files that are not written yet."""
@@ -49,8 +57,8 @@ class AnswerWriter:
 
     def write(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes one file under another name, and renames it when it is complete and on the disk."""
-        temporary = self.file(number).with_suffix(f".{os.getpid()}.tmp")
-        with ArrowWriter(features=self.features, path=str(temporary)) as writer:
+        temporary = self.file(number).with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
+        with ArrowWriter(features=self.features, path=str(temporary), writer_batch_size=BUFFERED) as writer:
             for row in rows:
                 writer.write(
                     {
@@ -70,7 +78,7 @@ def shard_name(number: int, shards: int) -> str:
 
 def features_of(manifest: Manifest) -> Features:
     """Types of the columns: flat lists of numbers, of a fixed length unless there is one entry per box."""
-    columns: dict[str, Any] = {"image_id": Value("int64"), "view": Value("int32")}
+    columns: dict[str, Any] = {"image_id": Value("int64"), "view": Value("int32"), "fingerprint": Value("int64")}
     for name, column in manifest.columns.items():
         shape = column["shape"]
         length = -1 if -1 in shape else int(np.prod(shape))

@@ -5,8 +5,8 @@
     accelerate launch scripts/distill.py --config recipe.yaml --teacher_answers outputs/answers
 
 It takes the arguments of distill.py: they say which images and views the teacher sees, and what the methods ask. Every
-process writes files of its own. A stopped series goes on where it was if it is started again. With --push_to_hub and
---hub_model_id the answers become a data set repository, and --teacher_answers takes its id. With --detections a file
+process writes files of its own. A stopped series goes on where it was if it is started again. With
+--hub_answers_id the answers become a data set repository, and --teacher_answers takes its id. With --detections a file
 of COCO results of any detector takes the place of a teacher.
 """
 
@@ -20,23 +20,25 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from ..answers import AnswerWriter, Manifest
+from ..answers import AnswerWriter, Manifest, StoredAnswers
 from ..answers.detections import detection_rows, detections_manifest, read_detections
 from ..answers.reader import METRICS
 from ..artifacts.hub.push_run import push_answers
-from ..data import DetectionDataset, DetectionSplits, DetectionTransform
+from ..data import DetectionDataset, DetectionSplits, DetectionTransform, parse_image_size
 from ..distillation.answering import Answering, answer_shards
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig
+from ..training.preflight import check_teacher
 from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
 from .launching import check_processes
 from .run_setup import build_trainer, load_splits, make_student
 
 
-SHARD = 512  # rows per file
+FILE_BYTES = 2**26  # of a file, which is in memory before it is written
 ANSWERS = "answers"  # in the output folder, with --teacher_answers auto
 
 
@@ -46,8 +48,13 @@ def answer_if_auto(arguments: Arguments, splits: DetectionSplits) -> float:
     config = arguments.config
     if config.teacher_answers != "auto":
         return 0.0
-    config.teacher_answers = str(Path(config.output_dir) / ANSWERS)
-    return answer(arguments, Path(config.teacher_answers), splits)
+    folder = Path(config.output_dir) / ANSWERS
+    config.teacher_answers = str(folder)
+    try:
+        StoredAnswers(folder)  # of a run that is resumed; the trainer checks whether they fit
+    except ValueError:
+        return answer(arguments, folder, splits)
+    return 0.0
 
 
 def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = None) -> float:
@@ -71,13 +78,13 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
         trainer = build_trainer(arguments, splits, live)
         teacher, dataset = trainer.distiller.teacher, trainer.train_dataset
         if config.answers_form == "moved":
-            plain = DetectionTransform.for_processor(trainer.processing_class)
+            seen = parse_image_size(config.teacher_image_size)
+            plain = DetectionTransform.for_processor(trainer.processing_class, teacher_size=seen)
             dataset = splits.train.with_transform(plain, views=1)
         if not isinstance(teacher, Teacher):
             raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
-        seconds = store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
-        evaluate(trainer, folder)
-    return seconds
+        evaluate(trainer, teacher, folder)
+        return store(trainer, teacher, cast(DetectionDataset, dataset), folder, names_of(arguments, splits))
 
 
 def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
@@ -101,13 +108,16 @@ def store(
     moved = config.answers_form == "moved"
     answering = Answering(teacher, methods, config.augmentation_seed, padded, moved)
     first = trainer._prepare_inputs(trainer.data_collator([dataset.view_of(0, 0)]))
-    manifest = answering.manifest(dataset, first, names, config.answers_dtype, SHARD)
+    manifest = answering.manifest(dataset, first, names, config.answers_dtype, 1).with_files_of(FILE_BYTES)
     writer = AnswerWriter(folder, manifest)
+    state.wait_for_everyone()  # before the manifest is written, which all have looked for
+    missing: list[Any] = [None]
     if state.is_main_process:
         print(size_in_words(manifest, folder), flush=True)
         writer.begin()
-    state.wait_for_everyone()
-    mine = writer.missing()[state.process_index :: state.num_processes]
+        missing = [writer.missing()]
+    broadcast_object_list(missing)
+    mine = missing[0][state.process_index :: state.num_processes]
     total = sum(min(manifest.shard, manifest.rows - number * manifest.shard) for number in mine)
     done = answer_shards(
         answering,
@@ -139,13 +149,13 @@ def store_detections(arguments: Arguments, splits: DetectionSplits, folder: Path
     images = dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": "moved"}
     file = Path(str(script.detections)).expanduser()
     found = read_detections(file, dataset.category_ids)
-    manifest = detections_manifest(file, dataset, names, images, SHARD)
+    manifest = detections_manifest(file, dataset, names, images, 1).with_files_of(FILE_BYTES)
     if PartialState().is_main_process:
         writer = AnswerWriter(folder, manifest)
         print(size_in_words(manifest, folder), flush=True)
         writer.begin()
         for number in writer.missing():
-            rows = range(number * SHARD, min((number + 1) * SHARD, manifest.rows))
+            rows = range(number * manifest.shard, min((number + 1) * manifest.shard, manifest.rows))
             writer.write(number, detection_rows(found, dataset, rows))
         seen = sum(record.image_id in found for record in dataset.records)
         print(f"{seen} of {len(dataset)} images have detections.")
@@ -174,14 +184,24 @@ def size_in_words(manifest: Manifest, folder: Path) -> str:
     return text
 
 
-def evaluate(trainer: DistillationTrainer, folder: Path) -> None:
-    """Writes the teacher's metrics on the evaluation set, by which a training with the answers checks it."""
-    if (folder / METRICS).is_file() or trainer.eval_dataset is None:
+def evaluate(trainer: DistillationTrainer, teacher: Teacher, folder: Path) -> None:
+    """Writes the teacher's metrics on the evaluation set, by which a training with the answers checks it.
+
+    Raises:
+        ValueError: its mAP is below `min_teacher_map`.
+    """
+    data, least = trainer.eval_dataset, trainer.args.min_teacher_map
+    if (folder / METRICS).is_file() or not isinstance(data, DetectionDataset):
         return
     metrics = trainer.evaluate_teacher()
+    verdict = None
+    if least > 0:
+        verdict = check_teacher(teacher, metrics, trainer.student.config.id2label, len(data), least)
     if trainer.is_world_process_zero():
-        (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
-        print(f"The teacher has a mAP of {metrics['teacher_map']:.3f} on {len(trainer.eval_dataset)} images.")
+        print(verdict or f"The teacher has a mAP of {metrics['teacher_map']:.3f} on {len(data)} evaluation images.")
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"evaluation": data.images_hash(), "images": len(data), "metrics": metrics}
+        (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")
     PartialState().wait_for_everyone()
 
 
@@ -189,12 +209,14 @@ def main(argv: list[str]) -> None:
     check_processes()
     arguments = parse(argv, __doc__)
     folder = arguments.config.teacher_answers
+    if not arguments.config.needs_teacher:
+        raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
     if folder in (None, "auto"):
         raise ValueError("Say where the answers are stored: --teacher_answers path/to/a/new/folder.")
     answer(arguments, Path(str(folder)))
     if PartialState().is_main_process:
         print(f"The answers are in {folder}: train with --teacher_answers {folder}.")
-        if arguments.config.push_to_hub:
+        if arguments.config.hub_answers_id is not None:
             push(Path(str(folder)), arguments.config)
 
 
@@ -202,7 +224,7 @@ def push(folder: Path, config: DistillationConfig) -> None:
     """Pushes the answers as a data set repository, which is private unless `hub_private_repo` is false."""
     commit = push_answers(
         folder,
-        repo_id=config.hub_model_id or folder.resolve().name,
+        repo_id=str(config.hub_answers_id),
         token=config.hub_token,
         private=config.hub_private_repo is not False,
         revision=config.hub_revision,

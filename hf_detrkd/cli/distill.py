@@ -85,8 +85,12 @@ def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
 def teacher_row(trainer: DistillationTrainer) -> dict[str, Any]:
     """The teacher's row of the summary."""
     teacher: Any = trainer.distiller.teacher
-    stored = isinstance(teacher, StoredTeacher)
-    metrics = (teacher.metrics or {}) if stored else teacher_metrics(trainer)
+    if isinstance(teacher, StoredTeacher):
+        if not trainer.args.resume_from_checkpoint:
+            trainer.check_teacher()
+        metrics = teacher.metrics(trainer.eval_dataset, trainer.student.config.id2label) or {}
+    else:
+        metrics = teacher_metrics(trainer)
     figures = {name.removeprefix("teacher_").removeprefix("eval_"): value for name, value in metrics.items()}
     return figures_row(trainer.student.config.id2label, teacher.num_parameters, figures)
 

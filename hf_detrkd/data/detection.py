@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -96,7 +97,9 @@ class DetectionDataset(Dataset):
         """One of the `views` of an image, with the stored answers to it if there are any."""
         assert self.transform is not None
         record = self.records[index]
-        item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id)) | {"view": view}
+        item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id % 2**64)) | {
+            "view": view
+        }
         if self.answers is None or self.answers.moved:
             return self._with_moved(item)
         return item | {"answers": self.answers.read(record.image_id, view)}
@@ -140,6 +143,13 @@ class DetectionDataset(Dataset):
         dataset = copy.copy(self)
         dataset.answers, dataset._epoch = answers, _shared_zero()
         return dataset
+
+    def images_hash(self) -> str:
+        """A hash of the ids and fingerprints of all images."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(f"{record.image_id}:{record.fingerprint};".encode())
+        return digest.hexdigest()
 
     def described(self) -> dict[str, Any]:
         """What the tensors of an image depend on, apart from the image: transform, seed and number of views."""

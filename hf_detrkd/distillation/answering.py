@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -52,7 +52,8 @@ class Answering:
                 "Only KD-DETR's specific points (--general_points 0), weighted by score, can move with the image: set "
                 "--answers_form views for other terms."
             )
-        self.parts = replace(parts, queries=parts.queries - {"rows"}) if padded or moved else parts
+        still = {"rows", "content", "position"} if moved else {"rows"} if padded else set()  # which have a place
+        self.parts = replace(parts, queries=parts.queries - still)
         self.padded, self.moved = padded, moved
 
     @property
@@ -102,7 +103,6 @@ class Answering:
             name: [-1 if is_per_box(name, self.parts) and not i else side for i, side in enumerate(v.shape)]
             for name, v in row.items()
         }
-        ids = [record.image_id for record in dataset.records]
         maps = [] if self.padded or self.moved else output.features["encoder"]
         return Manifest(
             teacher=facts_of(self.teacher),
@@ -111,8 +111,8 @@ class Answering:
             dataset={
                 "name": names["name"],
                 "split": names["split"],
-                "images": len(ids),
-                "ids": hashlib.sha256(np.array(ids).tobytes()).hexdigest(),
+                "images": len(dataset),
+                "hash": dataset.images_hash(),
             },
             questions=self.questions,
             seed=self.seed,
@@ -120,7 +120,7 @@ class Answering:
             columns={name: {"dtype": str(v.dtype), "shape": shapes[name]} for name, v in row.items()},
             stored=stored,
             shard=shard,
-            rows=len(ids) * cast(int, dataset.views),
+            rows=len(dataset) * cast(int, dataset.views),
         )
 
 
@@ -132,7 +132,7 @@ def facts_of(teacher: Teacher) -> dict[str, Any]:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     origin = teacher.origin
     return {
-        "name": origin.name,
+        "name": origin.name if origin.source == "hub" else Path(origin.name).name,
         "source": origin.source,
         "revision": origin.revision,
         "weights": digest.hexdigest(),
@@ -183,10 +183,12 @@ def answer_shards(
         batches = batches_of(shard, len(dataset), batch_size)
         loader = DataLoader(Views(dataset), batch_sampler=batches, collate_fn=collate, num_workers=workers)
         rows: list[dict[str, Any]] = []
-        for batch in loader:
+        for places, batch in zip(batches, loader, strict=True):
             moved = {name: on_device(value, device) for name, value in batch.items()}
-            found = answering.rows(moved, STORED[manifest.stored])
-            rows += found
+            with torch.inference_mode():
+                found = answering.rows(moved, STORED[manifest.stored])
+            prints = (dataset.records[place % len(dataset)].fingerprint for place in places)
+            rows += [row | {"fingerprint": value} for row, value in zip(found, prints, strict=True)]
             yield len(found)
         writer.write(number, rows)
 

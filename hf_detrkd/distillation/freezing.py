@@ -47,6 +47,8 @@ def usual_stages(model: PreTrainedModel) -> int:
     """Number of backbone stages to freeze when the backbone starts from trained weights: that of the authors of the
     family, or 0 if the backbone has no parts with the usual names of such stages."""
     number = adapter_for(model).frozen_stages
+    if any("embeddings" in name for name, _ in stage_parameters(model, 0)):
+        return 0  # Swin and ConvNeXt, which the authors train as a whole
     return number if all(stage_parameters(model, part) for part in range(number)) else 0
 
 

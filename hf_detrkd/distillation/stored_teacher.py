@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..answers import StoredAnswers, as_output, first_difference
 from ..answers.reader import METRICS
 from ..data import DetectionDataset
 from ..data.collator import PREFIX
+from ..evaluation import class_figures
 from ..methods import DistillationMethod
 from ..structures.outputs import DetectorOutput, DetectorSpec
 from .class_map import ClassMap
@@ -41,12 +42,25 @@ class StoredTeacher:
         self.spec: DetectorSpec = answers.manifest.detector_spec()
         self._in_student_order = StudentOrder(self.class_map)
 
-    def check(self, dataset: Any, methods: Sequence[DistillationMethod], teacher_image_size: str | None) -> None:
+    def check(
+        self,
+        dataset: Any,
+        methods: Sequence[DistillationMethod],
+        teacher_image_size: str | None = None,
+        teacher: str | None = None,
+    ) -> None:
         """Checks that the answers are those to the images and questions of a run.
+
+        Args:
+            dataset: the training set.
+            methods (`Sequence[DistillationMethod]`)
+            teacher_image_size (`str`, *optional*), teacher (`str`, *optional*): `teacher_image_size` and
+                `teacher_model_name_or_path` of the run.
 
         Raises:
             ValueError: the first difference, and what to do.
         """
+        methods = [method for method in methods if method.needs_teacher]
         manifest, again = self.answers.manifest, "Make the answers again with hf-detrkd answer, or change the run."
         if not isinstance(dataset, DetectionDataset) or dataset.transform is None:
             raise ValueError(
@@ -56,7 +70,7 @@ class StoredTeacher:
         images = dataset.described() | {"teacher_image_size": teacher_image_size, "form": manifest.images["form"]}
         if self.answers.moved:  # which do not depend on the augmentation
             images |= {name: manifest.images[name] for name in ("augmentation", "seed", "views")}
-        other = first_difference(manifest.images, images, "images")
+        other = first_difference(manifest.images, images, "images") or self._other_teacher(teacher)
         for method in methods if other is None else ():
             other = other or first_difference(
                 manifest.questions.get(method.name, {}), method.questions, f"questions.{method.name}"
@@ -64,13 +78,21 @@ class StoredTeacher:
         if other is not None:
             raise ValueError(f"The answers in {self.answers.folder} do not fit this run: {other}. {again}")
         self._check_columns(methods, again)
-        ids = np.array([record.image_id for record in dataset.records])
-        strange = ids[~np.isin(ids, self.answers.image_ids)]
-        if len(strange):
+        records = dataset.records
+        strange = [one.image_id for one in records if not self.answers.knows(one.image_id, one.fingerprint)]
+        if strange:
             raise ValueError(
-                f"The answers in {self.answers.folder} lack {len(strange)} of {len(ids)} training images, such as "
-                f"that with the id {strange[0]}. {again}"
+                f"The answers in {self.answers.folder} lack {len(strange)} of {len(dataset)} training images, such as "
+                f"that with the id {strange[0]}, or had another name, size or annotations of them. {again}"
             )
+
+    def _other_teacher(self, name: str | None) -> str | None:
+        """The difference between the run's teacher and that of the answers, if both are known by name."""
+        facts = self.answers.manifest.teacher
+        if name is None or facts["source"] not in ("hub", "folder"):
+            return None
+        known = name if facts["source"] == "hub" else Path(name).name
+        return first_difference(facts["name"], known, "teacher.name")
 
     def _check_columns(self, methods: Sequence[DistillationMethod], again: str) -> None:
         columns = self.answers.manifest.columns
@@ -89,6 +111,8 @@ class StoredTeacher:
             wanted = [f"layers/{self.spec.num_layers - 1}/logits"] if parts.all_layers else []
             wanted += ["layers/0/hidden_states"] if parts.states else []
             wanted += [f"features/{name}/0" for name in sorted(parts.features)]
+            optional = {"rows", "content", "position"} if self.answers.moved else {"rows"}
+            wanted += [f"queries/{name}" for name in sorted(parts.queries - optional)]
             missing = [name for name in wanted if name not in columns]
             if missing:
                 raise ValueError(
@@ -102,11 +126,16 @@ class StoredTeacher:
         size: int | None = self.answers.manifest.teacher["parameters"]
         return size
 
-    @property
-    def metrics(self) -> dict[str, float] | None:
-        """Its metrics on the evaluation set, from `teacher_results.json` of the answers; `None` if not measured."""
+    def metrics(self, dataset: Any, id2label: Mapping[int, str]) -> dict[str, float] | None:
+        """Its metrics on an evaluation set, from `teacher_results.json` of the answers; `None` if they were not
+        measured on these images and classes."""
         file = self.answers.folder / METRICS
-        return json.loads(file.read_text()) if file.is_file() else None
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if not isinstance(dataset, DetectionDataset) or found.get("evaluation") != dataset.images_hash():
+            return None
+        figures: dict[str, float] = found["metrics"]
+        named = all(f"teacher_{name}" in figures for name in class_figures(dict(id2label)).values())
+        return figures if named else None
 
     def to(self, device: torch.device | str) -> StoredTeacher:
         return self

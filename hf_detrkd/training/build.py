@@ -42,8 +42,10 @@ def make_teacher(
     class_map = None if args.class_map is None else read_class_map(args.class_map)
     names = class_names(student.config)
     if args.teacher_answers is not None:
+        if args.teacher_answers == "auto":
+            raise ValueError("teacher_answers auto is for the command line: make the answers with `hf-detrkd answer`.")
         with args.main_process_first(desc="opening the answers"):
-            return StoredTeacher(StoredAnswers(args.teacher_answers), names, class_map)
+            return StoredTeacher(StoredAnswers(args.teacher_answers, args.hub_token), names, class_map)
     if source is None:
         raise ValueError(
             f"--method {args.method} needs a teacher: set --teacher_model_name_or_path, or --teacher_answers."

@@ -96,6 +96,13 @@ class DistillationConfig(TrainingArguments):
             "as it is, and its boxes move with the augmentation, for KD-DETR's specific points. Default: views."
         },
     )
+    hub_answers_id: str | None = field(
+        default=None,
+        metadata={
+            "help": "For `hf-detrkd answer`: data set repository that the answers are pushed to, private unless "
+            "--hub_private_repo false. Default: not pushed."
+        },
+    )
     answers_dtype: str = field(
         default="float16",
         metadata={"help": "Precision of stored answers: float16 or float32; places are float32. Default: float16."},
@@ -278,6 +285,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"augmentation_views must be at least 1, got {self.augmentation_views}.")
         if self.answers_form not in ("views", "moved"):
             raise ValueError(f"answers_form must be views or moved, got {self.answers_form!r}.")
+        if not self.needs_teacher:
+            self.teacher_answers = None
         views = self.teacher_answers is not None and self.answers_form == "views"
         if views and self.augmentation_views is None:
             self.augmentation_views = DEFAULT_VIEWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,9 @@ class PreflightMixin(Trainer):
         teacher, args = self.distiller.teacher, self.args
         if teacher is None:
             raise ValueError("This run has no teacher to evaluate: it trains with --method none.")
+        whole = first_dataset(self.eval_dataset)
         if isinstance(teacher, StoredTeacher):
-            return stored_metrics(teacher)
+            return stored_metrics(teacher, whole if dataset is None else dataset, self.student.config.id2label)
         dataset = first_dataset(self.eval_dataset) if dataset is None else dataset
         if dataset is None:
             raise ValueError("The teacher is evaluated on a data set with a length: give one, or an eval_dataset.")
@@ -125,10 +126,13 @@ class PreflightMixin(Trainer):
         if dataset is None:
             logger.warning("The teacher is not checked: there is no evaluation set with a length.")
             return
-        if isinstance(teacher, StoredTeacher) and teacher.metrics is None:
-            logger.warning("The teacher is not checked: its answers were stored without an evaluation.")
-            return
-        sample = spread_sample(dataset, args.teacher_check_samples)
+        if isinstance(teacher, StoredTeacher):
+            if teacher.metrics(dataset, self.student.config.id2label) is None:
+                logger.warning("The teacher is not checked: its answers come without metrics on this evaluation set.")
+                return
+            sample = dataset
+        else:
+            sample = spread_sample(dataset, args.teacher_check_samples)
         self.teacher_metrics = self.evaluate_teacher(sample)
         self.save_metrics("teacher", self.teacher_metrics, combined=False)
         id2label = self.student.config.id2label
@@ -201,15 +205,15 @@ class PreflightMixin(Trainer):
             print(text, flush=True)
 
 
-def stored_metrics(teacher: StoredTeacher) -> dict[str, float]:
+def stored_metrics(teacher: StoredTeacher, dataset: Any, id2label: Mapping[int, str]) -> dict[str, float]:
     """The metrics that were measured when the answers were stored.
 
     Raises:
         ValueError: they were not.
     """
-    if teacher.metrics is None:
+    found = teacher.metrics(dataset, id2label)
+    if found is None:
         raise ValueError(
-            f"The answers in {teacher.answers.folder} were stored without an evaluation of the teacher: make them "
-            "with an evaluation set."
+            f"The answers in {teacher.answers.folder} come without metrics of the teacher on this evaluation set."
         )
-    return teacher.metrics
+    return found

@@ -117,7 +117,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
         if isinstance(teacher, StoredTeacher):
             dataset = kwargs.get("train_dataset")
-            teacher.check(dataset, methods, args.teacher_image_size)
+            teacher.check(dataset, methods, args.teacher_image_size, args.teacher_model_name_or_path)
             kwargs["train_dataset"] = cast(Any, dataset).with_answers(teacher.answers)
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = criterion

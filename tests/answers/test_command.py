@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def test_a_training_reads_the_answers_and_needs_no_teacher(
     distill.main([*without, "--run_control", "true"])
     summary = results(tmp_path / "out")
     assert list(summary) == ["teacher", "control", "distilled"]
-    assert summary["teacher"]["map"] == json.loads((folder / METRICS).read_text())["teacher_map"]
+    assert summary["teacher"]["map"] == json.loads((folder / METRICS).read_text())["metrics"]["teacher_map"]
     assert summary["teacher"]["parameters"] > summary["distilled"]["parameters"]
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run["teacher"]["source"] == "folder"
+    assert run["teacher"]["source"] == "folder" and run["teacher"]["name"] == "teacher"
+    assert str(tmp_path) not in (folder / "manifest.json").read_text()
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert any(entry.get("kd_detr_class_general", 0) > 0 for entry in state["log_history"])
     recipe = command_line.read_recipe(str(tmp_path / "out" / "recipe.yaml"))
@@ -81,10 +83,36 @@ def test_moved_answers_are_one_row_an_image_and_need_no_views(tmp_path: Path, wo
 def test_the_guard_of_the_teacher_s_map_holds(tmp_path: Path, words: list[str]) -> None:
     given = [*words, "--teacher_answers", str(tmp_path / "answers")]
     answer.main(given)
-    metrics = json.loads((tmp_path / "answers" / METRICS).read_text())
-    (tmp_path / "answers" / METRICS).write_text(json.dumps(metrics | {"teacher_map": 0.0}))
     with pytest.raises(ValueError, match=r"below the required minimum of 0\.9"):
-        distill.main([*given, "--min_teacher_map", "0.9"])
+        distill.main([*given, "--min_teacher_map", "0.9", "--run_control", "true"])
+    assert not (tmp_path / "out" / "control").exists()  # it is known before the control is trained
+    with pytest.raises(ValueError, match=r"below the required minimum of 0\.9"):
+        answer.main([*words, "--teacher_answers", str(tmp_path / "others"), "--min_teacher_map", "0.9"])
+    assert not (tmp_path / "others").exists()
+
+
+def test_metrics_of_other_images_are_none(tmp_path: Path, words: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    given = [*words, "--teacher_answers", str(tmp_path / "answers")]
+    answer.main(given)
+    place = given.index("--max_eval_samples") + 1
+    distill.main([*given[:place], "2", *given[place + 1 :], "--min_teacher_map", "0.9"])
+    assert results(tmp_path / "out")["teacher"]["map"] is None
+
+
+def test_a_resumed_run_does_not_need_the_teacher_again(tmp_path: Path, words: list[str], shapes_teacher: str) -> None:
+    given = [*words, "--teacher_answers", "auto", "--save_strategy", "steps", "--save_steps", "1"]
+    distill.main(given)
+    shutil.rmtree(shapes_teacher)
+    distill.main([*given, "--max_steps", "3", "--resume_from_checkpoint", "true"])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_a_run_without_a_method_has_neither_answers_nor_views(tmp_path: Path, words: list[str]) -> None:
+    plain = [word for word in words if word not in ("--general_points", "5", "--method", "kd_detr")]
+    short = plain[: plain.index("--augmentation_views")]
+    config = command_line.parse([*short, "--teacher_answers", str(tmp_path)]).config
+    assert config.teacher_answers is None and config.augmentation_views is None
 
 
 def test_the_doctor_leaves_a_stored_teacher_alone(
@@ -94,6 +122,8 @@ def test_the_doctor_leaves_a_stored_teacher_alone(
     answer.main(given)
     doctor.main(given)
     assert "Its answers are stored and fit the run" in capsys.readouterr().out
+    doctor.main([*words, "--teacher_answers", "auto"])
+    assert "Its answers are stored" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", [None, "auto"])
@@ -115,7 +145,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_answered(
     monkeypatch.setattr(answer.shutil, "disk_usage", lambda _: small)
     with pytest.raises(ValueError, match=r"is too small for the answers, 0\.0 GB are free: 12 rows"):
         answer.main([*words, "--teacher_answers", str(tmp_path / "answers")])
-    assert not list((tmp_path / "answers").iterdir())
+    assert [file.name for file in (tmp_path / "answers").iterdir()] == [METRICS]
 
 
 def test_stored_answers_have_four_views_by_default(tmp_path: Path, words: list[str]) -> None:

@@ -59,7 +59,11 @@ def test_rows_are_the_best_detections_as_boxes_and_scores(tmp_path: Path) -> Non
     [
         ({"images": []}, "must be a JSON list of COCO results"),
         ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, 1]}], "Detection 0 in .* has no score"),
-        ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, 1], "score": 7}], "the score 7, which must be in"),
+        ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, 1], "score": 7}], "the score 7, which must be a number"),
+        ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, 1], "score": None}], "the score None, which must be"),
+        ([{"image_id": "1", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 0.5}], "the image_id '1', which must be"),
+        ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1], "score": 0.5}], "x, y, width and height in pixels"),
+        ([{"image_id": 1, "category_id": 0, "bbox": [0, 0, -1, 1], "score": 0.5}], "x, y, width and height in pixels"),
         (
             [{"image_id": 1, "category_id": 99, "bbox": [0, 0, 1, 1], "score": 0.5}],
             "has the category 99, but those of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ CHANGES = {
     "images.augmentation.max_scale is 1.2 in the answers and 1.3 in this run": {"max_scale": 1.3},
     "images.augmentation.photometric is 0.5 in the answers and 0.0 in this run": {"photometric": 0.0},
     "images.views is 3 in the answers and 2 in this run": {"views": 2},
-    "lack 1 of 6 training images": {"images": IMAGES + 1},
+    "lack 1 of 6 training images, such as that with the id": {"images": IMAGES + 1},
 }
 
 
@@ -110,7 +111,7 @@ def test_other_sizes_seeds_questions_and_columns_are_refused(made: Any) -> None:
     folder, methods, teacher = made
     there, data, student = StoredTeacher(StoredAnswers(folder), CLASSES), dataset(), build("rt_detr")
     there.check(data, methods, None)
-    there.check(data.select([0, 2]), methods, None)  # fewer images fit
+    there.check(data.select([0, 2]), methods, None, "somewhere/rt_detr")  # fewer images fit
     larger = DetectionTransform((128, 96), augmentation=data.transform.augmentation)
     with pytest.raises(ValueError, match=r"images\.size\.height is 96 in the answers and 128 in this run"):
         there.check(data.with_transform(larger, SEED, VIEWS), methods, None)
@@ -127,8 +128,62 @@ def test_other_sizes_seeds_questions_and_columns_are_refused(made: Any) -> None:
     other = methods_of(student, teacher, detrdistill={"feature_weight": 0.0})
     with pytest.raises(ValueError, match=r"detrdistill needs the column layers/\d/logits, which the answers in"):
         there.check(data, other, None)
+    unasked = methods_of(student, teacher, kd_detr={"general_points": 4, "content": "teacher"})
+    with pytest.raises(ValueError, match="kd_detr needs the column queries/content, which the answers in"):
+        there.check(data, unasked, None)
     with pytest.raises(ValueError, match="need a DetectionDataset with a transform as train_dataset, got list"):
         there.check([1, 2], methods, None)
+
+
+def test_the_same_ids_with_other_annotations_or_names_are_other_images(made: Any) -> None:
+    folder, methods, _ = made
+    there, data = StoredTeacher(StoredAnswers(folder), CLASSES), dataset()
+    records = list(data.records)
+    fewer = dataclasses.replace(records[1], boxes=records[1].boxes[1:], categories=records[1].categories[1:])
+    fewer = dataclasses.replace(fewer, area=records[1].area[1:], iscrowd=records[1].iscrowd[1:])
+    for changed in (
+        fewer,
+        dataclasses.replace(records[1], name="other.png"),
+        dataclasses.replace(records[1], width=7),
+    ):
+        data.records = [records[0], changed, *records[2:]]
+        with pytest.raises(
+            ValueError, match="lack 1 of 5 training images, such as that with the id 1, or had another"
+        ):
+            there.check(data, methods, None)
+    swapped = [dataclasses.replace(one, image_id=4 - one.image_id) for one in records]
+    data.records = swapped
+    with pytest.raises(ValueError, match="lack 4 of 5 training images"):
+        there.check(data, methods, None)
+
+
+def test_another_teacher_by_name_is_refused(made: Any) -> None:
+    folder, methods, _ = made
+    there = StoredTeacher(StoredAnswers(folder), CLASSES)
+    there.check(dataset(), methods, None, "any")  # of a teacher in memory no name is known
+    facts = there.answers.manifest.teacher
+    facts |= {"source": "folder", "name": "big"}
+    there.check(dataset(), methods, None, "elsewhere/big")
+    with pytest.raises(ValueError, match=r"teacher\.name is big in the answers and small in this run"):
+        there.check(dataset(), methods, None, "elsewhere/small")
+
+
+def test_methods_without_a_teacher_are_not_asked(made: Any) -> None:
+    folder, methods, teacher = made
+    both = [*methods, *methods_of(build("rt_detr"), teacher, extra_queries={})]
+    StoredTeacher(StoredAnswers(folder), CLASSES).check(dataset(), both, None)
+
+
+def test_files_have_about_a_size_and_at_least_a_row(made: Any) -> None:
+    manifest = Manifest.read(made[0])
+    size = manifest.bytes_per_row
+    assert [manifest.with_files_of(n).shard for n in (1, 3 * size, 10**12)] == [1, 3, 4096]
+
+
+def test_a_manifest_that_is_no_json_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("")
+    with pytest.raises(ValueError, match=r"is not readable .* delete the folder and make the answers again"):
+        StoredAnswers(tmp_path)
 
 
 def test_a_folder_without_all_files_or_without_any_is_refused(tmp_path: Path, made: Any) -> None:
@@ -158,11 +213,12 @@ def test_a_stopped_series_goes_on_to_the_same_files(made: Any, tmp_path: Path, s
     for _ in range(stop):
         next(batches)
     batches.close()  # as a kill: what was not renamed is lost
-    (tmp_path / "answers-00003-of-00004.77.tmp").write_text("half a file")
+    (tmp_path / f"answers-00003-of-00004.{socket.gethostname()}-99999999.tmp").write_text("half a file")
+    (tmp_path / "answers-00003-of-00004.elsewhere-1.tmp").write_text("a file of a job on another machine")
     again = AnswerWriter(tmp_path, Manifest.read(whole))
     again.begin()
     left = again.missing()
-    assert 0 < len(left) <= 4 and not list(tmp_path.glob("*.tmp"))
+    assert 0 < len(left) <= 4 and [file.name.split(".")[1] for file in tmp_path.glob("*.tmp")] == ["elsewhere-1"]
     for _ in answer_shards(answering, data, again, left, 2, COLLATE, CPU):
         pass
     assert equal(tables(tmp_path), tables(whole))

@@ -87,6 +87,8 @@ def main(argv: list[str]) -> int:
 
 def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> None:
     """Runs all checks in order, and stops where later ones are impossible."""
+    if arguments.config.teacher_answers == "auto":
+        arguments.config.teacher_answers = None  # not made yet: the teacher itself is examined
     check_environment(report, arguments.config)
     if arguments.config.push_to_hub:
         check_hub(report, arguments.config)
