@@ -14,7 +14,7 @@ from ..structures.outputs import DetectorSpec
 
 FILE = "manifest.json"
 VERSION = 1
-MOST_ROWS = 4096  # of a file
+MOST_ROWS = 256  # of a file: small passes are shared by several processes, too
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def test_methods_without_a_teacher_are_not_asked(made: Any) -> None:
 def test_files_have_about_a_size_and_at_least_a_row(made: Any) -> None:
     manifest = Manifest.read(made[0])
     size = manifest.bytes_per_row
-    assert [manifest.with_files_of(n).shard for n in (1, 3 * size, 10**12)] == [1, 3, 4096]
+    assert [manifest.with_files_of(n).shard for n in (1, 3 * size, 10**12)] == [1, 3, 256]
 
 
 def test_a_manifest_that_is_no_json_is_one_sentence(tmp_path: Path) -> None:
