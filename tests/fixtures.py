@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tests import seed_all, tiny
+from tests.hub_server import HubServer
 
 
 torch.set_num_threads(1)
@@ -39,6 +40,16 @@ def family(request: pytest.FixtureRequest) -> str:
 def askable(request: pytest.FixtureRequest) -> str:
     """Runs a test once per family whose decoder takes queries from outside."""
     return request.param
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that processes started from here take for theirs."""
+    with HubServer() as hub:
+        for name, value in hub.environment(tmp_path / "home").items():
+            if name.startswith("HF_"):
+                monkeypatch.setenv(name, value)
+        yield hub
 
 
 @pytest.fixture

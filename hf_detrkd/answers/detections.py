@@ -14,7 +14,7 @@ import numpy as np
 from ..data import DetectionDataset
 from ..structures.outputs import DetectorSpec
 from .columns import LOWEST
-from .manifest import Manifest, spec_fields
+from .manifest import Manifest, dataset_facts, images_facts, spec_fields
 
 
 MOST = 100  # detections of an image that are kept, those of the highest scores
@@ -66,16 +66,13 @@ def fault_of(one: Mapping[str, Any]) -> str | None:
     return None
 
 
-def detections_manifest(
-    file: Path, dataset: DetectionDataset, names: Mapping[str, Any], images: Mapping[str, Any], shard: int
-) -> Manifest:
+def detections_manifest(file: Path, dataset: DetectionDataset, names: Mapping[str, Any], shard: int) -> Manifest:
     """Description of the answers: a teacher without a model, that has predicted boxes and scores.
 
     Args:
         file (`Path`): of the detections.
         dataset ([`DetectionDataset`]): the images as they are, in one view.
-        names (`dict[str, Any]`): `name` and `split` of the data set.
-        images (`dict[str, Any]`): [`Manifest.images`].
+        names (`dict[str, Any]`): `name` and `split` of the data set, and the `teacher_image_size` of the run.
         shard (`int`): rows per file.
     """
     classes = len(dataset.classes)
@@ -85,9 +82,8 @@ def detections_manifest(
     return Manifest(
         teacher=teacher | {"weights": hashlib.sha256(file.read_bytes()).hexdigest(), "classes": list(dataset.classes)},
         spec=spec_fields(spec),
-        images=dict(images),
-        dataset={"name": names["name"], "split": names["split"], "images": len(dataset)}
-        | {"hash": dataset.images_hash()},
+        images=images_facts(dataset, names, "moved"),
+        dataset=dataset_facts(dataset, names),
         questions={},
         seed=0,
         grids=[],

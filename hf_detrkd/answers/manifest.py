@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..data import DetectionDataset
 from ..structures.outputs import DetectorSpec
 
 
@@ -97,6 +98,10 @@ class Manifest:
         """Number of files."""
         return -(-self.rows // self.shard)
 
+    def places(self, number: int) -> range:
+        """The rows of a file."""
+        return range(number * self.shard, min((number + 1) * self.shard, self.rows))
+
     @property
     def bytes_per_row(self) -> int:
         """Size of a row, an entry per box counted once."""
@@ -115,6 +120,17 @@ class Manifest:
         fields["query_fields"] = frozenset(fields["query_fields"])
         fields["features"] = {name: tuple(widths) for name, widths in fields["features"].items()}
         return DetectorSpec(**fields)
+
+
+def dataset_facts(dataset: DetectionDataset, names: Mapping[str, Any]) -> dict[str, Any]:
+    """[`Manifest.dataset`], of a data set with the `name` and `split` of `names`."""
+    images = {"images": len(dataset), "hash": dataset.images_hash()}
+    return {"name": names["name"], "split": names["split"]} | images
+
+
+def images_facts(dataset: DetectionDataset, names: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """[`Manifest.images`], with the `teacher_image_size` of `names`; the form is `views` or `moved`."""
+    return dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": form}
 
 
 def spec_fields(spec: DetectorSpec) -> dict[str, Any]:

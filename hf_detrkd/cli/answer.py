@@ -118,7 +118,7 @@ def store(
         missing = [writer.missing()]
     broadcast_object_list(missing)
     mine = missing[0][state.process_index :: state.num_processes]
-    total = sum(min(manifest.shard, manifest.rows - number * manifest.shard) for number in mine)
+    total = sum(len(manifest.places(number)) for number in mine)
     done = answer_shards(
         answering,
         dataset,
@@ -146,17 +146,15 @@ def store_detections(arguments: Arguments, splits: DetectionSplits, folder: Path
     script, names = arguments.script, names_of(arguments, splits)
     _, processor = make_student(script, splits.train.classes, arguments.config)
     dataset = splits.train.with_transform(DetectionTransform.for_processor(processor), views=1)
-    images = dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": "moved"}
     file = Path(str(script.detections)).expanduser()
     found = read_detections(file, dataset.category_ids)
-    manifest = detections_manifest(file, dataset, names, images, 1).with_files_of(FILE_BYTES)
+    manifest = detections_manifest(file, dataset, names, 1).with_files_of(FILE_BYTES)
     if PartialState().is_main_process:
         writer = AnswerWriter(folder, manifest)
         print(size_in_words(manifest, folder), flush=True)
         writer.begin()
         for number in writer.missing():
-            rows = range(number * manifest.shard, min((number + 1) * manifest.shard, manifest.rows))
-            writer.write(number, detection_rows(found, dataset, rows))
+            writer.write(number, detection_rows(found, dataset, manifest.places(number)))
         seen = sum(record.image_id in found for record in dataset.records)
         print(f"{seen} of {len(dataset)} images have detections.")
     PartialState().wait_for_everyone()

@@ -91,27 +91,27 @@ class DetectionDataset(Dataset):
         if self.views is not None:
             return self.view_of(index, int(self._epoch) % self.views)
         record = self.records[index]
-        return self._with_moved(self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index)))
+        item = self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index))
+        return self._with_answers(item, 0)
 
     def view_of(self, index: int, view: int) -> dict[str, Any]:
         """One of the `views` of an image, with the stored answers to it if there are any."""
         assert self.transform is not None
         record = self.records[index]
-        item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id % 2**64)) | {
-            "view": view
-        }
-        if self.answers is None or self.answers.moved:
-            return self._with_moved(item)
-        return item | {"answers": self.answers.read(record.image_id, view)}
+        item = self.transform(record.load(), record, item_seed(self.seed, view, record.image_id % 2**64))
+        return self._with_answers(item | {"view": view}, view)
 
-    def _with_moved(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Adds answers that move with the augmentation, if there are any; all of them are of view 0."""
+    def _with_answers(self, item: dict[str, Any], view: int) -> dict[str, Any]:
+        """Adds the stored answers to a view, if there are any; those that move with the augmentation are all of view
+        0."""
         if self.answers is None:
             return item
+        image = int(item["labels"]["image_id"])
+        if not self.answers.moved:
+            return item | {"answers": self.answers.read(image, view)}
         augmentation = None if self.transform is None else self.transform.augmentation
         least = 0.0 if augmentation is None else augmentation.min_visible
-        found = self.answers.read_moved(int(item["labels"]["image_id"]), item["placed"], least)
-        return item | {"view": 0, "answers": found}
+        return item | {"view": 0, "answers": self.answers.read_moved(image, item["placed"], least)}
 
     def with_transform(
         self, transform: DetectionTransform, seed: int = 0, views: int | None = None

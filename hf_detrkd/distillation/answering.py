@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..answers import STORED, AnswerWriter, Manifest, as_columns, rows_of
 from ..answers.columns import is_per_box
-from ..answers.manifest import spec_fields
+from ..answers.manifest import dataset_facts, images_facts, spec_fields
 from ..data import DetectionDataset
 from ..methods import DistillationMethod
 from ..methods.decoding import decode_together
 from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
 from ..structures.targets import Targets
-from ..structures.teacher_parts import TeacherParts
+from ..structures.teacher_parts import IN_MAPS, STILL, TeacherParts
 from .distiller import mixed_seed
 from .teacher import Teacher
 
@@ -52,8 +52,8 @@ class Answering:
                 "Only KD-DETR's specific points (--general_points 0), weighted by score, can move with the image: set "
                 "--answers_form views for other terms."
             )
-        still = {"rows", "content", "position"} if moved else {"rows"} if padded else set()  # which have a place
-        self.parts = replace(parts, queries=parts.queries - still)
+        left_out = STILL if moved else IN_MAPS if padded else frozenset()
+        self.parts = replace(parts, queries=parts.queries - left_out)
         self.padded, self.moved = padded, moved
 
     @property
@@ -107,13 +107,8 @@ class Answering:
         return Manifest(
             teacher=facts_of(self.teacher),
             spec=spec_fields(self.teacher.spec),
-            images=dataset.described() | {"teacher_image_size": names["teacher_image_size"], "form": form},
-            dataset={
-                "name": names["name"],
-                "split": names["split"],
-                "images": len(dataset),
-                "hash": dataset.images_hash(),
-            },
+            images=images_facts(dataset, names, form),
+            dataset=dataset_facts(dataset, names),
             questions=self.questions,
             seed=self.seed,
             grids=[list(level.values.shape[-2:]) for level in maps],
@@ -179,8 +174,7 @@ def answer_shards(
     """
     manifest = writer.manifest
     for number in numbers:
-        shard = range(number * manifest.shard, min((number + 1) * manifest.shard, manifest.rows))
-        batches = batches_of(shard, len(dataset), batch_size)
+        batches = batches_of(manifest.places(number), len(dataset), batch_size)
         loader = DataLoader(Views(dataset), batch_sampler=batches, collate_fn=collate, num_workers=workers)
         rows: list[dict[str, Any]] = []
         for places, batch in zip(batches, loader, strict=True):

@@ -17,6 +17,7 @@ from ..data.collator import PREFIX
 from ..evaluation import class_figures
 from ..methods import DistillationMethod
 from ..structures.outputs import DetectorOutput, DetectorSpec
+from ..structures.teacher_parts import IN_MAPS, STILL
 from .class_map import ClassMap
 from .teacher import Origin, StudentOrder
 
@@ -111,7 +112,7 @@ class StoredTeacher:
             wanted = [f"layers/{self.spec.num_layers - 1}/logits"] if parts.all_layers else []
             wanted += ["layers/0/hidden_states"] if parts.states else []
             wanted += [f"features/{name}/0" for name in sorted(parts.features)]
-            optional = {"rows", "content", "position"} if self.answers.moved else {"rows"}
+            optional = STILL if self.answers.moved else IN_MAPS
             wanted += [f"queries/{name}" for name in sorted(parts.queries - optional)]
             missing = [name for name in wanted if name not in columns]
             if missing:

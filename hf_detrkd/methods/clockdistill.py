@@ -170,9 +170,8 @@ class CLoCKDistill(DistillationMethod):
     def questions(self) -> dict[str, Any]:
         if not self.config.target_queries_weight:
             return {}
-        content = self.config.content_for(self.student.one_to_one)
-        asked = {"content": "class" if self.config.class_content else "zero" if content == "zero" else "own"}
-        return {"targets": asked}
+        own = self.config.asked_content(self.student.one_to_one)
+        return {"targets": {"content": "class" if self.config.class_content else own}}
 
     def query_requests(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets, generator: torch.Generator

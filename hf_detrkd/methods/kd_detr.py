@@ -160,7 +160,7 @@ class KDDETR(DistillationMethod):
     def questions(self) -> dict[str, Any]:
         if not self.student.one_to_one:
             return {}
-        config, content = self.config, self.content if self.content == "zero" else "own"
+        config, content = self.config, self.config.asked_content(self.student.one_to_one)
         general = {"points": config.general_points, "distribution": config.general_distribution, "place": self.place}
         found: dict[str, Any] = {"general": general | {"content": content}} if config.general_points else {}
         return found | ({"specific": {"content": "zero"}} if config.specific_points and content == "zero" else {})

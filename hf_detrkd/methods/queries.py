@@ -30,6 +30,10 @@ class PlacesConfig:
         """The chosen content, or the default of a student with queries or with proposals."""
         return self.content or ("own" if one_to_one else "zero")
 
+    def asked_content(self, one_to_one: bool) -> str:
+        """The content that the teacher is asked with at further places: zeros, or its own."""
+        return "zero" if self.content_for(one_to_one) == "zero" else "own"
+
 
 @dataclass(frozen=True)
 class RandomPlacesConfig(PlacesConfig):

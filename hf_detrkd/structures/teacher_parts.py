@@ -6,6 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+IN_MAPS = frozenset({"rows"})
+"""Fields of queries that depend on the batch where images are padded."""
+
+STILL = IN_MAPS | {"content", "position"}
+"""Fields of queries that do not move with an augmented image."""
+
+
 @dataclass(frozen=True)
 class TeacherParts:
     """The parts of a teacher's output that a method reads, so that nothing else has to be stored.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,9 @@ from tests.answers.stored import VIEWS, build, dataset, methods_of, stored, teac
 from tests.hub_server import HubServer
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HubPush, "waits", (0.1, 0.4))
-    with HubServer() as hub:
-        for name, value in hub.environment(tmp_path / "home").items():
-            if name.startswith("HF_"):
-                monkeypatch.setenv(name, value)
-        yield hub
 
 
 @pytest.fixture

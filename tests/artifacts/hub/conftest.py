@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hf_detrkd.artifacts.hub.background_push import HubPush
 from tests.artifacts.hub.folders import FILES
-from tests.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
@@ -17,16 +15,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two attempts more, as always, after shorter waits."""
     assert HubPush.waits == (2.0, 8.0)
     monkeypatch.setattr(HubPush, "waits", (0.1, 0.4))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that processes started from here take for theirs."""
-    with HubServer() as hub:
-        for name, value in hub.environment(tmp_path / "home").items():
-            if name.startswith("HF_"):
-                monkeypatch.setenv(name, value)
-        yield hub
 
 
 @pytest.fixture
