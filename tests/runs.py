@@ -12,7 +12,10 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
 from hf_detrkd import METHODS, DistillationConfig, DistillationTrainer
-from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_splits
+from hf_detrkd.answers import AnswerWriter
+from hf_detrkd.data import AugmentationConfig, DetectionDataset, DetectionTransform, load_detection_splits
+from hf_detrkd.data.unlabeled import UnlabeledRecords
+from hf_detrkd.distillation.answering import Answering, answer_shards
 from hf_detrkd.distillation.student import load_image_processor
 from hf_detrkd.training.config import method_names
 from tests import tiny
@@ -39,13 +42,15 @@ def make_trainer(
     method_config: dict[str, Any] | None = None,
     images: int = 8,
     empty: tuple[int, ...] = (),
+    unlabeled: tuple[int, ...] = (),
     augment: bool = False,
     trainer_class: type[DistillationTrainer] = SequentialTrainer,
     student: dict[str, Any] | None = None,
     callbacks: list[TrainerCallback] | None = None,
     **arguments: Any,
 ) -> DistillationTrainer:
-    """A trainer of a tiny student, with a tiny teacher where there is a method; `empty` images lose their boxes."""
+    """A trainer of a tiny student, with a tiny teacher where there is a method; `empty` images lose their boxes, and
+    the labels of `unlabeled` ones are unknown."""
     splits = load_detection_splits("shapes", max_train_samples=images, max_eval_samples=4, shapes_size=SIZE)
     classes = {"id2label": dict(enumerate(splits.train.classes))}
     classes["label2id"] = {name: i for i, name in classes["id2label"].items()}
@@ -53,7 +58,8 @@ def make_trainer(
     teacher = None if method == "none" else tiny.build(family, widths[1], seed=2, **classes)
     processor = load_image_processor(model, image_size=SIZE)
     augmentation = AugmentationConfig() if augment else AugmentationConfig.none()
-    train = splits.train.with_transform(DetectionTransform(SIZE, augmentation=augmentation), seed=3)
+    transform, views = DetectionTransform(SIZE, augmentation=augmentation), arguments.get("augmentation_views")
+    train = without_labels(splits.train, unlabeled).with_transform(transform, 3, views)
     processor.do_normalize = False
     defaults = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 2, "use_cpu": True}
     defaults |= {
@@ -76,6 +82,12 @@ def make_trainer(
     )
 
 
+def without_labels(dataset: DetectionDataset, places: tuple[int, ...]) -> DetectionDataset:
+    """The same images, some of which nobody labelled."""
+    unknown = UnlabeledRecords(dataset.records)
+    return dataset.with_records([unknown[i] if i in places else r for i, r in enumerate(dataset.records)])
+
+
 class WithoutBoxes(torch.utils.data.Dataset):
     """A data set some of whose images have lost their boxes."""
 
@@ -90,6 +102,22 @@ class WithoutBoxes(torch.utils.data.Dataset):
         if index in self.empty:
             item["labels"] |= {name: item["labels"][name][:0] for name in ("class_labels", "boxes", "area", "iscrowd")}
         return item
+
+
+def store_answers(folder: Path, **options: Any) -> Path:
+    """Stores the answers that a run of [`make_trainer`] with these options asks of its teacher."""
+    options |= {name: tuple(options[name]) for name in ("unlabeled",) if name in options}
+    trainer = make_trainer(folder.parent / "asked", **options)
+    threshold = trainer.args.pseudo_threshold if options.get("unlabeled") else None
+    methods: list[Any] = list(trainer.distiller.methods.values())
+    answering = Answering(trainer.distiller.teacher, methods, 0, padded=False, pseudo_threshold=threshold)
+    data, collate = trainer.train_dataset, trainer.data_collator
+    names = {"name": "shapes", "split": "train", "teacher_image_size": None}
+    writer = AnswerWriter(folder, answering.manifest(data, collate([data.view_of(0, 0)]), names, "float32", 8))
+    writer.begin()
+    for _ in answer_shards(answering, data, writer, writer.missing(), 4, collate, torch.device("cpu")):
+        pass
+    return folder
 
 
 def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
@@ -136,7 +164,7 @@ def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tenso
 
 def work(folder: str | Path, arguments: dict[str, Any]) -> None:
     """A whole run; leaves its weights, log and metrics in its folder."""
-    options = {key: tuple(v) if key in ("empty", "widths") else v for key, v in arguments.items()}
+    options = {key: tuple(v) if key in ("empty", "unlabeled", "widths") else v for key, v in arguments.items()}
     looks_first = options.pop("looks_first", False)
     trainer = make_trainer(folder, **options)
     if looks_first:  # what is evaluated before the training must not change it

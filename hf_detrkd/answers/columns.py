@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -77,6 +77,11 @@ def rows_of(columns: Columns, parts: TeacherParts, counts: Sequence[int], stored
         {name: values[row, :count] if name in ragged else values[row] for name, values in kept.items()}
         for row, count in enumerate(counts)
     ]
+
+
+def last_layer(columns: Iterable[str]) -> str:
+    """Start of the columns of the teacher's last layer."""
+    return f"layers/{max(int(name.split('/')[1]) for name in columns if name.startswith('layers/'))}"
 
 
 def is_per_box(column: str, parts: TeacherParts) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from .columns import moved_columns
+from .columns import last_layer, moved_columns
 from .manifest import FILE, Manifest
+from .pseudo_labels import PseudoLabels
 from .writer import shard_name
 
 
@@ -73,6 +76,7 @@ class StoredAnswers:
         self._ids, self._views, self._order = ids[order], views[order], order
         self._fingerprints = prints[order]
         self._table = table.with_format("arrow")
+        self._pseudo_labels: PseudoLabels | None = None
 
     def __len__(self) -> int:
         return len(self._order)
@@ -107,6 +111,30 @@ class StoredAnswers:
     def moved(self) -> bool:
         """True if the teacher saw each image as it is, so that its answers move with the augmentation."""
         return bool(self.manifest.images.get("form") == "moved")
+
+    def with_pseudo_labels(self, threshold: float, classes: Sequence[int], hard: bool) -> StoredAnswers:
+        """The same answers, from which labels can be made, see [`PseudoLabels`].
+
+        Args:
+            threshold (`float`): lowest score of a detection.
+            classes (`Sequence[int]`): the student's class for each of the teacher's, -1 for none.
+            hard (`bool`): the labels count as known, also for the detection loss.
+        """
+        activation, columns = self.manifest.spec["activation"], self.manifest.columns
+        per_box = frozenset(name for name, column in columns.items() if -1 in column["shape"])
+        found = copy.copy(self)
+        found._pseudo_labels = PseudoLabels(threshold, list(classes), activation, last_layer(columns), per_box, hard)
+        return found
+
+    def as_labels(self, columns: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Labels that are made from answers, and the answers that go with them.
+
+        Raises:
+            ValueError: without [`with_pseudo_labels`].
+        """
+        if self._pseudo_labels is None:
+            raise ValueError("An image has no labels, and the answers none to offer: call with_pseudo_labels().")
+        return self._pseudo_labels(columns)
 
     def read_moved(self, image_id: int, placed: Tensor, least: float) -> dict[str, Tensor]:
         """The columns of an image where a view shows them, see [`moved_columns`]."""

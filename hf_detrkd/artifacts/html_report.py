@@ -134,11 +134,17 @@ def dataset_of(facts: dict[str, Any]) -> dict[str, str]:
     names = facts.get("classes")
     return {
         "Data set": shown(facts.get("dataset_name") or UNMEASURED),
-        "Training": split_text(facts.get("train_split"), facts.get("train_images")),
+        "Training": training_text(facts),
         "Evaluation": split_text(facts.get("eval_split"), facts.get("eval_images")),
         "Image size": f"{size_text(facts.get('image_size'))} pixels" if facts.get("image_size") else UNMEASURED,
         "Classes": f"{len(names)}: {', '.join(names)}" if names else UNMEASURED,
     }
+
+
+def training_text(facts: dict[str, Any]) -> str:
+    """The training split, and the number of images beside it that have no labels."""
+    text, more = split_text(facts.get("train_split"), facts.get("train_images")), facts.get("unlabeled_images")
+    return f"{text}, and {more:,} without labels" if more else text
 
 
 def split_text(name: str | None, images: int | None) -> str:

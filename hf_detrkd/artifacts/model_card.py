@@ -49,6 +49,7 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
         split=known(facts, "eval_split"),
         train_split=known(facts, "train_split"),
         train_images=known(facts, "train_images"),
+        unlabeled_images=facts.get("unlabeled_images"),
         eval_images=known(facts, "eval_images"),
         pictures=[(title, file) for file, title in PICTURES.items() if (run.folder / file).is_file()],
         method_text=method_text(methods, facts.get("teacher")),

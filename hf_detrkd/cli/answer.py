@@ -80,7 +80,7 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
         if config.answers_form == "moved":
             seen = parse_image_size(config.teacher_image_size)
             plain = DetectionTransform.for_processor(trainer.processing_class, teacher_size=seen)
-            dataset = splits.train.with_transform(plain, views=1)
+            dataset = splits.all_train.with_transform(plain, views=1)
         if not isinstance(teacher, Teacher):
             raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")
         evaluate(trainer, teacher, folder)
@@ -106,7 +106,8 @@ def store(
     padded = dataset.transform is not None and dataset.transform.pads
     methods: list[Any] = list(trainer.distiller.methods.values())
     moved = config.answers_form == "moved"
-    answering = Answering(teacher, methods, config.augmentation_seed, padded, moved)
+    threshold = None if dataset.labeled().all() else config.pseudo_threshold
+    answering = Answering(teacher, methods, config.augmentation_seed, padded, moved, threshold)
     first = trainer._prepare_inputs(trainer.data_collator([dataset.view_of(0, 0)]))
     manifest = answering.manifest(dataset, first, names, config.answers_dtype, 1).with_files_of(FILE_BYTES)
     writer = AnswerWriter(folder, manifest)
@@ -145,7 +146,7 @@ def store_detections(arguments: Arguments, splits: DetectionSplits, folder: Path
     """Writes the detections of a file as answers that move with the augmentation."""
     script, names = arguments.script, names_of(arguments, splits)
     _, processor = make_student(script, splits.train.classes, arguments.config)
-    dataset = splits.train.with_transform(DetectionTransform.for_processor(processor), views=1)
+    dataset = splits.all_train.with_transform(DetectionTransform.for_processor(processor), views=1)
     file = Path(str(script.detections)).expanduser()
     found = read_detections(file, dataset.category_ids)
     manifest = detections_manifest(file, dataset, names, 1).with_files_of(FILE_BYTES)

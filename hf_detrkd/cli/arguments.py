@@ -37,6 +37,20 @@ class ScriptArguments:
     dataset_eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
     )
+    unlabeled_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further training images whose labels are unknown: a folder of images, or like --dataset_name. "
+            "The teacher's stored answers teach on them (--teacher_answers). Default: none."
+        },
+    )
+    labeled_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training images that keep their labels; the others become unlabelled, and are left "
+            "out of the control. The choice is the same for every --seed. Default: all keep them."
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of images to train on. Default: all."}
     )
@@ -99,6 +113,8 @@ class ScriptArguments:
 
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
+        if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
+            raise ValueError(f"--labeled_fraction must be between 0 and 1, got {self.labeled_fraction}.")
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "Give the student either as --model_name_or_path (trained) or as --config_name (from scratch), got "
@@ -129,7 +145,14 @@ class Arguments:
         made: list[Any] = [
             kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds
         ]
-        return cls(made[0], made[1], made[2], made[3:], recipe, values)
+        script, config = made[0], made[2]
+        more = script.unlabeled_dataset_name is not None or script.labeled_fraction is not None
+        if more and config.needs_teacher and config.teacher_answers is None:
+            raise ValueError(
+                "Images without labels are taught by stored answers of the teacher: set --teacher_answers auto, or a "
+                "folder of hf-detrkd answer."
+            )
+        return cls(script, made[1], config, made[3:], recipe, values)
 
 
 def parse(argv: list[str], description: str | None = None) -> Arguments:

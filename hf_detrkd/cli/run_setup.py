@@ -58,7 +58,8 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
 def with_transforms(
     splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and evaluation set with the preprocessing for student and teacher."""
+    """Training and evaluation set with the preprocessing for student and teacher. Images without labels are only for
+    runs with a teacher."""
     live = config.needs_teacher and config.teacher_answers is None
     seen = parse_image_size(config.teacher_image_size) if live else None
     transforms = (
@@ -66,7 +67,8 @@ def with_transforms(
     )
     views = config.augmentation_views
     seed = config.seed if views is None else config.augmentation_seed
-    return splits.train.with_transform(next(transforms), seed, views), splits.eval.with_transform(next(transforms))
+    train = splits.all_train if config.needs_teacher else splits.train
+    return train.with_transform(next(transforms), seed, views), splits.eval.with_transform(next(transforms))
 
 
 def load_splits(arguments: Arguments) -> DetectionSplits:
@@ -80,6 +82,8 @@ def load_splits(arguments: Arguments) -> DetectionSplits:
             max_train_samples=script.max_train_samples,
             max_eval_samples=script.max_eval_samples,
             skip_unreadable_images=script.skip_unreadable_images,
+            unlabeled_name=script.unlabeled_dataset_name,
+            labeled_fraction=script.labeled_fraction,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,11 +14,15 @@ from .coco import coco_splits, load_coco
 from .detection import DetectionDataset
 from .errors import DatasetError
 from .kitti import kitti_splits, load_kitti
-from .rows import load_rows
+from .records import ImageRecord, Records, SelectedRecords
+from .rows import load_row_images, load_rows
 from .shapes import SHAPE_CLASSES, SHAPES_SIZES, ShapesRecords
+from .unlabeled import JoinedRecords, image_files, split_labels, with_unlabeled
 
 
 EVAL_SPLITS = ("validation", "val", "test")
+
+Listed: TypeAlias = Records | Sequence[ImageRecord]
 
 DatasetName: TypeAlias = str | Path | hf_datasets.Dataset | Mapping[str, hf_datasets.Dataset]
 
@@ -31,12 +35,19 @@ class DetectionSplits:
         train ([`DetectionDataset`])
         eval ([`DetectionDataset`])
         train_name, eval_name (`str`): the splits' names in their source.
+        unlabeled (`Records`, *optional*): further training images, without their labels.
     """
 
     train: DetectionDataset
     eval: DetectionDataset
     train_name: str
     eval_name: str
+    unlabeled: Listed | None = None
+
+    @property
+    def all_train(self) -> DetectionDataset:
+        """All training images, those without labels last."""
+        return self.train if self.unlabeled is None else with_unlabeled(self.train, self.unlabeled)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ def load_detection_splits(
     seed: int = 0,
     skip_unreadable_images: bool = False,
     shapes_size: tuple[int, int] = (128, 128),
+    unlabeled_name: DatasetName | None = None,
+    labeled_fraction: float | None = None,
 ) -> DetectionSplits:
     """Loads and checks the training and the evaluation split of a data set. Images are read later, one by one.
 
@@ -81,6 +94,10 @@ def load_detection_splits(
         skip_unreadable_images (`bool`, *optional*, defaults to `False`): decode every image once now, and drop and
             count those that fail. Every process does this by itself, with the same result.
         shapes_size (`tuple[int, int]`, *optional*, defaults to (128, 128)): (height, width) of the generated images.
+        unlabeled_name (*optional*): further training images, whose labels are not read: like `dataset_name`, or a
+            folder of images. Of a data set with splits it is `unlabeled` or else `train`.
+        labeled_fraction (`float`, *optional*): share of the training images that keep their labels; the others become
+            unlabelled. Which ones depends on `seed`.
 
     Returns:
         [`DetectionSplits`]
@@ -107,7 +124,14 @@ def load_detection_splits(
             f"The splits {train_split} and {eval_split} of {source.name} must have the same categories in the same "
             f"order, but differ in {sorted(pairs[0] ^ pairs[1])[:10] or 'their order'}: give both the same list."
         )
-    return DetectionSplits(train, evaluation, train_split, eval_split)
+    unlabeled: list[Listed] = []
+    if labeled_fraction is not None:
+        train, rest = split_labels(train, labeled_fraction, seed)
+        unlabeled.append(rest)
+    if unlabeled_name is not None:
+        unlabeled.append(_unlabeled(unlabeled_name, seed, shapes_size, skip_unreadable_images))
+    further = JoinedRecords(*unlabeled) if len(unlabeled) > 1 else next(iter(unlabeled), None)
+    return DetectionSplits(train, evaluation, train_split, eval_split, further)
 
 
 def load_detection_split(
@@ -141,6 +165,27 @@ def _load(source: _Source, split: str, max_samples: int | None, skip_unreadable_
     return dataset
 
 
+def _unlabeled(name: DatasetName, seed: int, shapes_size: tuple[int, int], skip_unreadable_images: bool) -> Listed:
+    """The images of a folder, or of a split of a data set."""
+    folder = Path(name) if isinstance(name, str | Path) else None
+    if folder is not None and folder.is_dir() and not _is_data_set(folder):
+        records: Listed = image_files(folder)
+    else:
+        source = _open(name, seed, shapes_size, labeled=False)
+        split = next((one for one in ("unlabeled", "train") if one in source.splits), source.splits[0])
+        records = source.load(split, None).records
+    if skip_unreadable_images:
+        records = SelectedRecords(records, find_readable_images(records, f"the unlabelled images of {name}"))
+    return records
+
+
+def _is_data_set(folder: Path) -> bool:
+    """True if a folder has a layout, and is not just one of images."""
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    rows = any(next(folder.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow"))
+    return saved or rows or (folder / "annotations").is_dir() or bool(kitti_splits(folder))
+
+
 def _default_eval_split(source: _Source) -> str:
     for name in EVAL_SPLITS:
         if name in source.splits:
@@ -151,12 +196,13 @@ def _default_eval_split(source: _Source) -> str:
     )
 
 
-def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int]) -> _Source:
-    """The source for a name, determined without reading annotations."""
+def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int], labeled: bool = True) -> _Source:
+    """The source for a name, determined without reading annotations; those of rows are optional if the labels are
+    not wanted."""
     if isinstance(dataset_name, hf_datasets.Dataset):
-        return _rows({str(dataset_name.split or "train"): dataset_name}, "the given data set")
+        return _rows({str(dataset_name.split or "train"): dataset_name}, "the given data set", labeled)
     if isinstance(dataset_name, Mapping):
-        return _rows(dataset_name, "the given data set")
+        return _rows(dataset_name, "the given data set", labeled)
     if not isinstance(dataset_name, str | Path):
         raise DatasetError(
             "A data set must be a name, a folder, a `datasets.Dataset` or a `DatasetDict`, got "
@@ -169,7 +215,7 @@ def _open(dataset_name: DatasetName, seed: int, shapes_size: tuple[int, int]) ->
         return _coco(folder)
     if kitti_splits(folder):
         return _kitti(folder, seed)
-    return _rows(_load_rows(str(dataset_name)), str(dataset_name))
+    return _rows(_load_rows(str(dataset_name)), str(dataset_name), labeled)
 
 
 def _shapes(seed: int, image_size: tuple[int, int]) -> _Source:
@@ -201,7 +247,7 @@ def _kitti(folder: Path, seed: int) -> _Source:
     return _Source(str(folder), kitti_splits(folder), load)
 
 
-def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str) -> _Source:
+def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str, labeled: bool) -> _Source:
     for split, rows in splits.items():
         if not isinstance(rows, hf_datasets.Dataset):
             raise DatasetError(
@@ -212,7 +258,7 @@ def _rows(splits: Mapping[str, hf_datasets.Dataset], name: str) -> _Source:
     def load(split: str, max_samples: int | None) -> DetectionDataset:
         rows = splits[split]
         rows = rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
-        return load_rows(rows, f"{name}, split {split}")
+        return (load_rows if labeled else load_row_images)(rows, f"{name}, split {split}")
 
     return _Source(name, list(splits), load)
 

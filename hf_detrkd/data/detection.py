@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .augmentation import item_seed
-from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords
+from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords, labeled_of
 from .transforms import DetectionTransform
 
 
@@ -27,6 +27,9 @@ class Answers(Protocol):
 
     def read_moved(self, image_id: int, placed: torch.Tensor, least: float) -> dict[str, torch.Tensor]:
         """The answers to an image, where the view shows them; `least` is the share of a box that must be visible."""
+
+    def as_labels(self, columns: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Labels that take the place of unknown ones, made from the answers, and the answers that go with them."""
 
 
 class DetectionDataset(Dataset):
@@ -89,9 +92,9 @@ class DetectionDataset(Dataset):
             raise IndexError(f"index {index} is outside a data set of {len(self)} images")
         index %= len(self)
         if self.views is not None:
-            return self.view_of(index, int(self._epoch) % self.views)
+            return self.view_of(index, self.epoch % self.views)
         record = self.records[index]
-        item = self.transform(record.load(), record, item_seed(self.seed, int(self._epoch), index))
+        item = self.transform(record.load(), record, item_seed(self.seed, self.epoch, index))
         return self._with_answers(item, 0)
 
     def view_of(self, index: int, view: int) -> dict[str, Any]:
@@ -106,12 +109,17 @@ class DetectionDataset(Dataset):
         0."""
         if self.answers is None:
             return item
-        image = int(item["labels"]["image_id"])
-        if not self.answers.moved:
-            return item | {"answers": self.answers.read(image, view)}
-        augmentation = None if self.transform is None else self.transform.augmentation
-        least = 0.0 if augmentation is None else augmentation.min_visible
-        return item | {"view": 0, "answers": self.answers.read_moved(image, item["placed"], least)}
+        image, labels = int(item["labels"]["image_id"]), item["labels"]
+        if self.answers.moved:
+            augmentation = None if self.transform is None else self.transform.augmentation
+            least = 0.0 if augmentation is None else augmentation.min_visible
+            view, answers = 0, self.answers.read_moved(image, item["placed"], least)
+        else:
+            answers = self.answers.read(image, view)
+        if not labels.get("labeled", True):
+            made, answers = self.answers.as_labels(answers)
+            labels = labels | made
+        return item | {"view": view, "labels": labels, "answers": answers}
 
     def with_transform(
         self, transform: DetectionTransform, seed: int = 0, views: int | None = None
@@ -158,9 +166,22 @@ class DetectionDataset(Dataset):
 
     def select(self, indices: Sequence[int] | np.ndarray) -> DetectionDataset:
         """The images at these positions, in this order."""
+        return self.with_records(SelectedRecords(self.records, indices))
+
+    def with_records(self, records: Records | Sequence[ImageRecord]) -> DetectionDataset:
+        """A copy with other images of the same classes."""
         dataset = copy.copy(self)
-        dataset.records, dataset._epoch = SelectedRecords(self.records, indices), _shared_zero()
+        dataset.records, dataset._epoch = records, _shared_zero()
         return dataset
+
+    def labeled(self) -> np.ndarray:
+        """Which images are labelled, bool `(num_images,)`."""
+        return labeled_of(self.records)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the augmentation."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the augmentation, also in `DataLoader` workers that are already running."""

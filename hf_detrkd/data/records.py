@@ -30,6 +30,7 @@ class ImageRecord:
         iscrowd (`numpy.ndarray` of shape `(num_boxes,)`): bool, true for a box around a group of objects.
         width (`int`, *optional*): pixels, where known without decoding the image.
         height (`int`, *optional*): pixels.
+        labeled (`bool`): false if nobody labelled the image: its objects are unknown, which is not the same as none.
     """
 
     image_id: int
@@ -41,6 +42,7 @@ class ImageRecord:
     iscrowd: np.ndarray
     width: int | None = None
     height: int | None = None
+    labeled: bool = True
 
     @property
     def fingerprint(self) -> int:
@@ -64,6 +66,10 @@ class Records(ABC):
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))
+
+    def labeled(self) -> np.ndarray:
+        """Which images are labelled, bool `(num_images,)`, known without creating the records."""
+        return np.ones(len(self), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -168,3 +174,13 @@ class SelectedRecords(Records):
 
     def __getitem__(self, index: int) -> ImageRecord:
         return self.records[int(self.indices[index])]
+
+    def labeled(self) -> np.ndarray:
+        return labeled_of(self.records)[self.indices]
+
+
+def labeled_of(records: Records | Sequence[ImageRecord]) -> np.ndarray:
+    """Which of the images are labelled, bool `(num_images,)`."""
+    if isinstance(records, Records):
+        return records.labeled()
+    return np.array([record.labeled for record in records], dtype=bool)

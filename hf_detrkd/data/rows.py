@@ -39,16 +39,34 @@ def load_rows(rows: datasets.Dataset, source: str) -> DetectionDataset:
         `DatasetError`: if the columns do not match the schema, or for all problems that cannot be repaired, at once.
     """
     classes = _class_names(rows, source)
+    return _loaded(rows, source, classes)
+
+
+def load_row_images(rows: datasets.Dataset, source: str) -> DetectionDataset:
+    """The images of rows without their annotations, which need not be there.
+
+    Raises:
+        `DatasetError`: there is no column `image`, or some images are missing.
+    """
+    if not isinstance(rows.features.get("image"), datasets.Image):
+        raise DatasetError(
+            f"{source} must have a column `image` of the type `Image`, but has {sorted(rows.features)}."
+        )
+    return _loaded(rows, source, None)
+
+
+def _loaded(rows: datasets.Dataset, source: str, classes: list[str] | None) -> DetectionDataset:
+    """The images, and their annotations unless `classes` is `None`."""
     rows = rows.with_format(None).cast_column("image", datasets.Image(decode=False))
     problems = Problems(source)
     sizes = _sizes(rows, problems)
     image_ids = _image_ids(rows, problems)
     problems.add(repeated(image_ids), lambda i: f"row {i} repeats the image id {image_ids[i]}")
-    raw = _annotations(rows, problems)
-    table = check_annotations(raw, sizes, {i: i for i in range(len(classes))}, problems)
+    raw = RawAnnotations([], [], [], [], [], str) if classes is None else _annotations(rows, problems)
+    table = check_annotations(raw, sizes, {i: i for i in range(len(classes or []))}, problems)
     read = partial(_read, rows.select_columns("image"), source)
     records = TableRecords(np.array(image_ids, dtype=np.int64), partial(_name, source), sizes, read, table)
-    return DetectionDataset(records, classes, repaired=table.repaired)
+    return DetectionDataset(records, classes or [], repaired=table.repaired)
 
 
 def _class_names(rows: datasets.Dataset, source: str) -> list[str]:

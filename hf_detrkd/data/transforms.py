@@ -125,7 +125,7 @@ class DetectionTransform:
             `image_id` `(1,)`, `class_labels` `(num_boxes,)`, `boxes` `(num_boxes, 4)` as (cx, cy, w, h) in [0, 1] of
             the image, `area` `(num_boxes,)` in pixels of the original image, `iscrowd` `(num_boxes,)` zeros,
             `orig_size` `(2,)` and `size` `(2,)` as (height, width); for evaluation also `crowd_boxes`, `crowd_labels`
-            and `crowd_area`.
+            and `crowd_area`; and `labeled` (`bool`), false, if nobody labelled the image.
         """
         canvas = (image.height, image.width)
         crowd = torch.from_numpy(record.iscrowd)
@@ -141,7 +141,7 @@ class DetectionTransform:
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
         size = boxes.canvas_size
-        labels = {
+        labels: dict[str, Any] = {
             "image_id": torch.tensor([record.image_id]),
             "class_labels": classes[~crowd][kept],
             "boxes": _normalised(boxes, size),
@@ -153,6 +153,8 @@ class DetectionTransform:
         if self.augmentation is None:
             crowd_boxes = _normalised(all_boxes[crowd], canvas)
             labels |= {"crowd_boxes": crowd_boxes, "crowd_labels": classes[crowd], "crowd_area": area[crowd]}
+        if not record.labeled:
+            labels["labeled"] = False
         item |= {"pixel_values": self._to_float(pixels), "labels": labels, "placed": frame.placed()}
         if self.pads:
             item["pixel_mask"] = torch.ones(size, dtype=torch.int64)

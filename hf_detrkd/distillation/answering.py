@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..answers import STORED, AnswerWriter, Manifest, as_columns, rows_of
 from ..answers.columns import is_per_box
 from ..answers.manifest import dataset_facts, images_facts, spec_fields
+from ..answers.pseudo_labels import confident
 from ..data import DetectionDataset
 from ..methods import DistillationMethod
 from ..methods.decoding import decode_together
@@ -34,22 +35,31 @@ class Answering:
         seed (`int`): of the methods' random queries.
         padded (`bool`): images are padded, so that the cells of feature maps depend on the batch.
         moved (`bool`): the answers are those to the images as they are, and will move with the augmentation.
+        pseudo_threshold (`float`, *optional*): lowest score of the teacher's detections that take the place of the
+            boxes of images that nobody labelled; `None` if there are no such images.
 
     Raises:
         ValueError: a method needs answers that cannot be stored.
     """
 
     def __init__(
-        self, teacher: Teacher, methods: Sequence[DistillationMethod], seed: int, padded: bool, moved: bool = False
+        self,
+        teacher: Teacher,
+        methods: Sequence[DistillationMethod],
+        seed: int,
+        padded: bool,
+        moved: bool = False,
+        pseudo_threshold: float | None = None,
     ):
-        self.teacher, self.seed = teacher.in_own_order(), seed
+        self.teacher, self.seed, self.pseudo_threshold = teacher.in_own_order(), seed, pseudo_threshold
         self.methods = [method for method in methods if method.needs_teacher]
         parts = TeacherParts.union(method.reads for method in self.methods)
         if parts.missing is not None:
             raise ValueError(f"Answers cannot be stored for this run: {parts.missing}. Train with the teacher itself.")
         if moved and not parts.moves:
             raise ValueError(
-                "Only KD-DETR's specific points (--general_points 0), weighted by score, can move with the image: set "
+                "Only the teacher's own predictions can move with the image: KD-DETR's specific points, weighted by "
+                "score (--general_points 0), and DETRDistill without features (--feature_weight 0). Set "
                 "--answers_form views for other terms."
             )
         left_out = STILL if moved else IN_MAPS if padded else frozenset()
@@ -59,12 +69,16 @@ class Answering:
     @property
     def questions(self) -> dict[str, dict[str, Any]]:
         """The questions of each method."""
-        return {method.name: method.questions for method in self.methods if method.questions}
+        asked = {method.name: method.asked_of(self.pseudo_threshold) for method in self.methods}
+        return {name: questions for name, questions in asked.items() if questions}
 
-    def columns(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], DetectorOutput]:
-        """The answers to a batch, which holds one view of each image, and the teacher's output."""
+    def columns(
+        self, batch: dict[str, Any], stored: torch.dtype
+    ) -> tuple[dict[str, Tensor], DetectorOutput, tuple[int, ...]]:
+        """The answers to a batch, which holds one view of each image, the teacher's output, and the number of boxes of
+        each image."""
         output = self.teacher.of(batch)
-        targets = Targets.from_labels(batch["labels"])
+        targets = Targets.from_labels(self._labels(batch["labels"], output.layers[-1], stored))
         asked: dict[str, ObjectQueries] = {}
         for method in self.methods:
             if method.questions:
@@ -73,12 +87,25 @@ class Answering:
                 asked |= {f"{method.name}/{name}": queries for name, queries in requests.teacher.items()}
         answers = decode_together(output.decode, list(asked.values())) if asked else []
         decoded: dict[str, tuple[Predictions, ...]] = dict(zip(asked, answers, strict=True))
-        return as_columns(output, decoded, self.parts), output
+        return as_columns(output, decoded, self.parts), output, targets.counts
+
+    def _labels(self, labels: list[dict[str, Any]], found: Predictions, stored: torch.dtype) -> list[dict[str, Any]]:
+        """The labels, with the teacher's own detections where there are none: as they will be read, so from the stored
+        precision."""
+        if self.pseudo_threshold is None:
+            return labels
+        made = list(labels)
+        for row, label in enumerate(labels):
+            if not label.get("labeled", True):
+                logits = found.logits[row].to(stored)
+                queries, classes = confident(logits, found.activation, self.pseudo_threshold)
+                made[row] = label | {"class_labels": classes, "boxes": found.boxes[row].float()[queries]}
+        return made
 
     def rows(self, batch: dict[str, Any], stored: torch.dtype) -> list[dict[str, Any]]:
         """One row per image."""
-        counts = [len(label["class_labels"]) for label in batch["labels"]]
-        rows = rows_of(self.columns(batch)[0], self.parts, counts, stored)
+        columns, _, counts = self.columns(batch, stored)
+        rows = rows_of(columns, self.parts, counts, stored)
         ids = (int(label["image_id"]) for label in batch["labels"])
         return [{"image_id": image, "view": batch["view"]} | row for image, row in zip(ids, rows, strict=True)]
 
@@ -95,10 +122,8 @@ class Answering:
             shard (`int`): rows per file.
         """
         form = "moved" if self.moved else "views"
-        columns, output = self.columns(batch)
-        (row, *_) = rows_of(
-            columns, self.parts, [len(label["class_labels"]) for label in batch["labels"]], STORED[stored]
-        )
+        columns, output, counts = self.columns(batch, STORED[stored])
+        (row, *_) = rows_of(columns, self.parts, counts, STORED[stored])
         shapes = {
             name: [-1 if is_per_box(name, self.parts) and not i else side for i, side in enumerate(v.shape)]
             for name, v in row.items()

@@ -17,7 +17,7 @@ from ..methods.base import checked_costs, checked_losses
 from ..methods.decoding import DecodedQueries, decode_requests
 from ..structures.loss_key import LossKey
 from ..structures.outputs import DetectorOutput, Predictions
-from ..structures.targets import BatchTotals, Targets
+from ..structures.targets import BatchTotals, Targets, known_labels, labeled_rows
 from .stored_teacher import StoredTeacher
 from .teacher import Teacher
 
@@ -110,7 +110,8 @@ class Distiller(nn.Module):
                   student.
                 - `pixel_mask` (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*)
                 - `labels` (`list[dict[str, torch.Tensor]]`, *optional*): `class_labels` and `boxes` of each image.
-                - `totals` (`torch.Tensor` of shape `(5,)`, *optional*): the fields of [`BatchTotals`].
+                  Those with `labeled` false enter only the methods' losses.
+                - `totals` (`torch.Tensor` of shape `(2, 5)`, *optional*): see [`BatchTotals.counted`].
                 - `teacher_pixel_values`, `teacher_pixel_mask` (*optional*): the same images at the teacher's size,
                   normalised for the student. Default: the student's images.
             step (`int`): the optimizer step; seeds the random points together with `seed`.
@@ -143,14 +144,17 @@ class Distiller(nn.Module):
     def losses(self, batch: Mapping[str, Any], step: int = 0, distill: bool = True) -> Losses:
         """All losses of a batch, see [`forward`]; in eval mode or without `distill` only the task loss."""
         labels, totals = batch.get("labels"), batch.get("totals")
-        targets = None if labels is None else Targets.from_labels(labels)
-        output, answers = self.adapter.encode(batch["pixel_values"], batch.get("pixel_mask"), targets)
-        if targets is None or answers is None:
+        truth = None if labels is None else Targets.from_labels(known_labels(labels))
+        output, answers = self.adapter.encode(batch["pixel_values"], batch.get("pixel_mask"), truth)
+        if labels is None or truth is None or answers is None:
             return Losses(output.found, {}, {})
-        counts = BatchTotals.of(targets.counts, self.adapter.spec.num_queries)
-        if totals is not None:
-            images, boxes, matched, occupied, share = totals.unbind()
-            counts = BatchTotals(images, boxes, matched, occupied, share, is_global=True)
+        rows, queries = labeled_rows(labels), self.adapter.spec.num_queries
+        targets = truth if rows is None else Targets.from_labels(labels)  # the methods' take all that is there
+        answers, truth = answers.of_images(rows), truth.of_images(rows)
+        if totals is None:
+            counts, task_counts = (BatchTotals.of(one.counts, queries) for one in (targets, truth))
+        else:
+            counts, task_counts = map(BatchTotals.from_counts, totals)
         criterion, methods = self.adapter.criterion, self._methods() if self.training and distill else []
         wanted = None if self.teacher is None or not methods else self.teacher.of(batch)
         decoded = self._decode(methods, output, wanted, targets, self._query_seed(step, batch))
@@ -158,8 +162,8 @@ class Distiller(nn.Module):
             costs = [
                 checked_costs(m, m.costs(output, wanted, d, targets)) for m, d in zip(methods, decoded, strict=True)
             ]
-            own, *others = to_host_by_group([criterion.costs(answers, targets), *costs])
-            task = criterion.losses(answers, targets, counts, own)
+            own, *others = to_host_by_group([criterion.costs(answers, truth), *costs])
+            task = criterion.losses(answers, truth, task_counts, own)
             everything: dict[LossKey, Tensor] = {}
             for method, predictions, host_costs in zip(methods, decoded, others, strict=True):
                 losses = method.losses(output, wanted, predictions, targets, counts, host_costs)

@@ -49,6 +49,7 @@ class StoredTeacher:
         methods: Sequence[DistillationMethod],
         teacher_image_size: str | None = None,
         teacher: str | None = None,
+        pseudo_threshold: float | None = None,
     ) -> None:
         """Checks that the answers are those to the images and questions of a run.
 
@@ -57,6 +58,7 @@ class StoredTeacher:
             methods (`Sequence[DistillationMethod]`)
             teacher_image_size (`str`, *optional*), teacher (`str`, *optional*): `teacher_image_size` and
                 `teacher_model_name_or_path` of the run.
+            pseudo_threshold (`float`, *optional*): that of the run, if it has images without labels.
 
         Raises:
             ValueError: the first difference, and what to do.
@@ -73,9 +75,8 @@ class StoredTeacher:
             images |= {name: manifest.images[name] for name in ("augmentation", "seed", "views")}
         other = first_difference(manifest.images, images, "images") or self._other_teacher(teacher)
         for method in methods if other is None else ():
-            other = other or first_difference(
-                manifest.questions.get(method.name, {}), method.questions, f"questions.{method.name}"
-            )
+            asked, stored = method.asked_of(pseudo_threshold), manifest.questions.get(method.name, {})
+            other = other or first_difference(stored, asked, f"questions.{method.name}")
         if other is not None:
             raise ValueError(f"The answers in {self.answers.folder} do not fit this run: {other}. {again}")
         self._check_columns(methods, again)
@@ -86,6 +87,14 @@ class StoredTeacher:
                 f"The answers in {self.answers.folder} lack {len(strange)} of {len(dataset)} training images, such as "
                 f"that with the id {strange[0]}, or had another name, size or annotations of them. {again}"
             )
+
+    def labeling(self, threshold: float, hard: bool) -> StoredAnswers:
+        """The answers, which also offer labels for images that nobody labelled: detections with at least the score
+        `threshold`, which count for the detection loss, too, if `hard`."""
+        columns = self.class_map.columns
+        places = range(len(self.class_map.teacher))
+        classes = [columns.index(place) if place in columns else -1 for place in places]
+        return self.answers.with_pseudo_labels(threshold, classes, hard)
 
     def _other_teacher(self, name: str | None) -> str | None:
         """The difference between the run's teacher and that of the answers, if both are known by name."""
@@ -105,9 +114,9 @@ class StoredTeacher:
                 )
             if self.answers.moved and not parts.moves:
                 raise ValueError(
-                    f"The answers in {self.answers.folder} move with the image, but {method.name} here compares more "
-                    "than specific points that are weighted by score: set --general_points 0, or make answers with "
-                    "--answers_form views."
+                    f"The answers in {self.answers.folder} move with the image, but {method.name} here reads more "
+                    "than the teacher's own predictions: set --general_points 0 (kd_detr) or --feature_weight 0 "
+                    "(detrdistill), or make answers with --answers_form views."
                 )
             wanted = [f"layers/{self.spec.num_layers - 1}/logits"] if parts.all_layers else []
             wanted += ["layers/0/hidden_states"] if parts.states else []

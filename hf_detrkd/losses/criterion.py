@@ -39,6 +39,11 @@ class Denoising:
     num_groups: int
     edges: EdgeDistributions | None = None
 
+    def of_images(self, rows: Tensor) -> Denoising:
+        """Those of the images `rows` `(num_images,)`."""
+        edges = None if self.edges is None else self.edges.of_images(rows)
+        return replace(self, layers=tuple(layer.of_images(rows) for layer in self.layers), edges=edges)
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -60,6 +65,24 @@ class Answers:
     denoising: Denoising | None = None
     edges: EdgeDistributions | None = None
     model_losses: dict[str, Tensor] | None = None
+
+    def of_images(self, rows: Tensor | None) -> Answers:
+        """Those of the images `rows` `(num_images,)`, a tensor on the host; all for `None`. Without any image the
+        losses are zero, and still connected with all parameters.
+
+        Raises:
+            ValueError: the model computed its loss itself, of all images.
+        """
+        if rows is None:
+            return self
+        if self.model_losses is not None:
+            raise ValueError("A loss that the model computes itself cannot leave out images without labels.")
+        there = rows.to(self.layers[0].logits.device, non_blocking=True)
+        layers = tuple(layer.of_images(there) for layer in self.layers)
+        encoder = None if self.encoder is None else self.encoder.of_images(there)
+        denoising = None if self.denoising is None else self.denoising.of_images(there)
+        edges = None if self.edges is None else self.edges.of_images(there)
+        return replace(self, layers=layers, encoder=encoder, denoising=denoising, edges=edges)
 
 
 @dataclass(frozen=True)

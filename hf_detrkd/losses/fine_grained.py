@@ -44,6 +44,10 @@ class EdgeDistributions:
         """Only the last layer."""
         return replace(self, logits=self.logits[-1:])
 
+    def of_images(self, rows: Tensor) -> EdgeDistributions:
+        """Those of the images `rows` `(num_images,)`."""
+        return replace(self, logits=self.logits[:, rows], boxes=self.boxes[rows])
+
 
 def bin_offsets(num_bins: int, up: float, reg_scale: float, device: torch.device) -> Tensor:
     """Offset of each bin, `(num_bins + 1,)`, ascending: fine around 0, coarse outside (D-FINE's `W(n)`)."""

@@ -86,6 +86,13 @@ class DistillationMethod(nn.Module):
         answers that are stored with other ones do not fit. Default: all options."""
         return dataclasses.asdict(self.config)
 
+    def asked_of(self, pseudo_threshold: float | None) -> dict[str, Any]:
+        """[`questions`], and for those at boxes the threshold by which the teacher's detections become the boxes of
+        images without labels; `None` without such images."""
+        if pseudo_threshold is None or not self.reads.per_box:
+            return self.questions
+        return self.questions | {"pseudo_threshold": pseudo_threshold}
+
     @property
     def gated(self) -> bool:
         """True if a loss may be zero because the teacher is not better for any object."""

@@ -165,7 +165,8 @@ class DETRDistill(DistillationMethod):
     def reads(self) -> TeacherParts:
         features = frozenset({self.config.feature_level}) if self.config.feature_weight else frozenset()
         fields = self.fields | {"rows"} if self.config.assignment_weight else frozenset()
-        return TeacherParts(True, bool(features), fields, features)
+        moves = not features and (not self.config.assignment_weight or bool(self.fields & {"boxes", "points"}))
+        return TeacherParts(True, bool(features), fields, features, moves=moves)
 
     @property
     def questions(self) -> dict[str, Any]:
@@ -189,12 +190,18 @@ class DETRDistill(DistillationMethod):
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
         costs = [MATCHER.cost_of_layers(layers, targets)]
         if self.config.logits_weight:
+            hidden = ~self._shown(teacher)[:, :, None]  # take what the others leave
             answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
-            costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]))
+            costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]).masked_fill(hidden, 0.0))
             if self.config.variant == "paper":  # negatives are matched by boxes alone: their class is no-object
                 boxes = ((student.layers[s].boxes, teacher.layers[t].boxes) for s, t, _ in self.pairs)
-                costs.append(torch.stack([PAIRING.box_cost(*pair) for pair in boxes]))
+                costs.append(torch.stack([PAIRING.box_cost(*pair) for pair in boxes]).masked_fill(hidden, 0.0))
         return costs
+
+    def _shown(self, teacher: DetectorOutput) -> Tensor:
+        """The teacher's predictions that are there, bool `(num_pairs, batch_size, teacher_queries)`: all of a model;
+        of detections, and of answers that move with the image, those with a score."""
+        return torch.stack([teacher.layers[t].scores().amax(-1) > 0 for _, t, _ in self.pairs])
 
     def losses(
         self,
@@ -257,7 +264,7 @@ class DETRDistill(DistillationMethod):
             ],
             dim=1,
         )  # (3, num_pairs, batch_size, teacher_queries)
-        paired = pairing >= 0
+        paired = (pairing >= 0) & self._shown(teacher)
         pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
             groups: dict[str | None, tuple[Tensor, Any]] = {None: (paired, pairs)}

@@ -107,8 +107,7 @@ class Predictions:
 
     def scores(self) -> Tensor:
         """Class probabilities without no-object, float32, `(batch_size, num_queries, num_classes)`."""
-        logits = self.logits.float()
-        return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
+        return scores_of(self.logits, self.activation)
 
     def boxes_of(self, labels: Tensor) -> Tensor:
         """The boxes for given classes `(batch_size, num_queries)`; `boxes` if the head is class-agnostic."""
@@ -122,6 +121,10 @@ class Predictions:
     def rows(self, start: int, stop: int | None) -> Predictions:
         """The predictions of queries `start` to `stop`."""
         return self._each(lambda values: values[:, start:stop])
+
+    def of_images(self, rows: Tensor) -> Predictions:
+        """The predictions for the images `rows` `(num_images,)`."""
+        return self._each(lambda values: values.index_select(0, rows))
 
     def at(self, rows: Tensor) -> Predictions:
         """The predictions of the queries `rows` `(batch_size, num_places)`, without gradient."""
@@ -137,6 +140,12 @@ class Predictions:
         tensors = {name: vars(self)[name] for name in ("logits", "boxes", "hidden_states", "class_boxes")}
         changed: dict[str, Any] = {name: change(values) for name, values in tensors.items() if values is not None}
         return replace(self, **changed)
+
+
+def scores_of(logits: Tensor, activation: Activation) -> Tensor:
+    """Class probabilities without no-object, float32, `(..., num_classes)`."""
+    logits = logits.float()
+    return logits.softmax(-1)[..., :-1] if activation == "softmax" else logits.sigmoid()
 
 
 @dataclass(frozen=True)

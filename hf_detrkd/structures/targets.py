@@ -5,8 +5,9 @@ Boxes are `(center_x, center_y, width, height)` in [0, 1] of the image, as in [`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ class Targets:
     boxes: Tensor
     valid: Tensor
     counts: tuple[int, ...]
+
+    def of_images(self, rows: Tensor | None) -> Targets:
+        """Those of the images `rows` `(num_images,)`, a tensor on the host, with the same padding; all for `None`."""
+        if rows is None:
+            return self
+        counts = tuple(self.counts[row] for row in rows.tolist())
+        there = rows.to(self.labels.device, non_blocking=True)
+        return Targets(self.labels[there], self.boxes[there], self.valid[there], counts)
 
     @classmethod
     def from_labels(cls, labels: Sequence[dict[str, Tensor]]) -> Targets:
@@ -62,6 +71,21 @@ class Targets:
         return [{"class_labels": labels[:count], "boxes": boxes[:count]} for labels, boxes, count in rows]
 
 
+def labeled_rows(labels: Sequence[Mapping[str, Any]]) -> Tensor | None:
+    """The images whose labels are known, by their place in the batch `(num_images,)`; `None` if all are."""
+    known = [bool(label.get("labeled", True)) for label in labels]
+    return None if all(known) else torch.tensor([row for row, one in enumerate(known) if one], dtype=torch.long)
+
+
+def known_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The labels, without the boxes of images that nobody labelled."""
+
+    def emptied(label: dict[str, Any]) -> dict[str, Any]:
+        return label | {name: label[name][:0] for name in ("class_labels", "boxes")}
+
+    return [label if label.get("labeled", True) else emptied(label) for label in labels]
+
+
 @dataclass(frozen=True)
 class BatchTotals:
     """Divisors of the losses: counts over all processes and accumulated micro-batches, divided by the number of both.
@@ -90,6 +114,26 @@ class BatchTotals:
         matched, occupied = sum(min(count, num_queries) for count in counts), sum(count > 0 for count in counts)
         return cls(float(len(counts)), float(sum(counts)), float(matched), float(occupied))
 
+    @classmethod
+    def counted(cls, labels: Sequence[Mapping[str, Any]], num_queries: int, share: int) -> Tensor:
+        """The counts `(2, 5)` of the images of one process, to be added up over processes: of all images, which the
+        methods see, and of those whose labels are known, for the detection loss.
+
+        Args:
+            labels: of all images.
+            num_queries (`int`)
+            share (`int`): number of micro-batches.
+        """
+        known = [label for label in labels if label.get("labeled", True)]
+        both = (cls.of([len(label["class_labels"]) for label in kind], num_queries) for kind in (labels, known))
+        return torch.tensor([[of.images, of.boxes, of.matched, of.occupied, float(share)] for of in both])
+
+    @classmethod
+    def from_counts(cls, counts: Tensor) -> BatchTotals:
+        """The totals from one row `(5,)` of [`counted`], which has been added up and divided by the shares."""
+        images, boxes, matched, occupied, share = counts.unbind()
+        return cls(images, boxes, matched, occupied, share, is_global=True)
+
     @property
     def boxes_or_one(self) -> Tensor | float:
         """Number of boxes, at least one in the whole batch, to avoid a division by zero."""
@@ -114,4 +158,6 @@ class BatchTotals:
 
     def class_weight(self, num_queries: int, no_object_weight: float) -> Tensor | float:
         """Divisor of a cross entropy with weighted no-object: the sum of the weights of all queries."""
-        return self.matched + no_object_weight * (self.images * num_queries - self.matched)
+        weight = self.matched + no_object_weight * (self.images * num_queries - self.matched)
+        tiny = 1e-6  # without a labelled image there is nothing to divide
+        return weight.clamp(min=tiny) if isinstance(weight, Tensor) else max(weight, tiny)

@@ -23,8 +23,9 @@ class TeacherParts:
         queries (`frozenset[str]`): fields of the teacher's own queries.
         features (`frozenset[str]`): names of feature maps, which are large.
         per_box (`frozenset[str]`): requests to the teacher with one query per ground-truth box.
-        moves (`bool`): the method compares the teacher's predictions for its own queries alone, each weighted by its
-            score, so that they may move with the image, and be without score where the view does not show them.
+        moves (`bool`): the method reads the teacher's predictions for its own queries alone, and leaves out those
+            without a score, so that they may move with the image, and lose their score where the view does not show
+            them.
         missing (`str`, *optional*): why the method cannot use stored answers; `None` if it can.
     """
 

@@ -107,6 +107,27 @@ class DistillationConfig(TrainingArguments):
         default="float16",
         metadata={"help": "Precision of stored answers: float16 or float32; places are float32. Default: float16."},
     )
+    unlabeled_fraction: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of unlabelled images in each batch, with --unlabeled_dataset_name or --labeled_fraction. "
+            "Default: 0.5."
+        },
+    )
+    pseudo_threshold: float = field(
+        default=0.5,
+        metadata={
+            "help": "Lowest score of the teacher's detections that take the place of ground truth in unlabelled "
+            "images, for the terms that need it. Default: 0.5."
+        },
+    )
+    pseudo_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the detection loss on these detections, too. Default: false, only the distillation losses "
+            "see unlabelled images."
+        },
+    )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Factor of the sum of all distillation losses. Default: 1."}
     )
@@ -285,6 +306,11 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"augmentation_views must be at least 1, got {self.augmentation_views}.")
         if self.answers_form not in ("views", "moved"):
             raise ValueError(f"answers_form must be views or moved, got {self.answers_form!r}.")
+        if not 0 < self.unlabeled_fraction < 1 or not 0 < self.pseudo_threshold < 1:
+            raise ValueError(
+                "unlabeled_fraction and pseudo_threshold must be between 0 and 1, got "
+                f"{self.unlabeled_fraction} and {self.pseudo_threshold}."
+            )
         if not self.needs_teacher:
             self.teacher_answers = None
         views = self.teacher_answers is not None and self.answers_form == "views"

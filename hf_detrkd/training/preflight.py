@@ -21,6 +21,7 @@ from ..distillation.teacher import Teacher
 from ..evaluation import class_figures
 from ..methods import DistillationMethod
 from ..structures.loss_key import LossKey
+from ..structures.targets import known_labels
 from .loss_probe import Precision, Probe, calibrate, probe
 
 
@@ -192,6 +193,6 @@ def batches_with_boxes(
         for _ in range(REDRAWN):
             places = torch.randint(len(dataset), (size,), generator=generator).tolist()
             batch = collate([dataset[place] for place in places])
-            if any(len(label["class_labels"]) for label in batch["labels"]):
+            if any(len(label["class_labels"]) for label in known_labels(batch["labels"])):
                 break
         yield batch

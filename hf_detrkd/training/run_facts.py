@@ -19,6 +19,7 @@ from ..distillation.teacher import Teacher
 from ..evaluation.efficiency import device_name
 from ..methods import DistillationMethod
 from .config import DistillationConfig
+from .train_data import has_unlabeled
 
 
 PACKAGES = ("hf-detrkd", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "timm")
@@ -64,6 +65,9 @@ def sizes_of(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     """Numbers of images, and their height and width in pixels."""
     sets = {"train_images": train_dataset, "eval_images": eval_dataset}
     found: dict[str, Any] = {name: len(data) for name, data in sets.items() if isinstance(data, Sized)}
+    if has_unlabeled(train_dataset):
+        found["train_images"] = int(train_dataset.labeled().sum())
+        found["unlabeled_images"] = len(train_dataset) - found["train_images"]
     if isinstance(eval_dataset, DetectionDataset):
         found["image_size"] = list(eval_dataset[0]["pixel_values"].shape[-2:])
     return found

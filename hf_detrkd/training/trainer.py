@@ -40,6 +40,7 @@ from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
 from .run_facts import evaluation_of, facts_of, student_name
 from .term_watch import TermWatch
+from .train_data import check_unlabeled, share_sampler, with_answers
 
 
 logger = logging.get_logger(__name__)
@@ -116,9 +117,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         criterion, spec = make_criterion(model.config, args)
         methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
         if isinstance(teacher, StoredTeacher):
-            dataset = kwargs.get("train_dataset")
-            teacher.check(dataset, methods, args.teacher_image_size, args.teacher_model_name_or_path)
-            kwargs["train_dataset"] = cast(Any, dataset).with_answers(teacher.answers)
+            kwargs["train_dataset"] = with_answers(kwargs.get("train_dataset"), teacher, methods, args)
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = criterion
         self.record = Record()
@@ -151,6 +150,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
         self._first_step = None
         resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        check_unlabeled(self.train_dataset, self.distiller)
         self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
         self._preflight(resumes)
         # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
@@ -166,6 +166,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         steps = max(1, self.state.global_step - (self._first_step or 0))
         return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As in `Trainer`; with unlabelled images every batch has its share of them."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return share_sampler(dataset, self.args, self._train_batch_size) or super()._get_train_sampler(train_dataset)
+
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -174,17 +179,15 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             self._first_step = self._log_step = self.state.global_step
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         queries = self.distiller.adapter.spec.num_queries
-        counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
-        of = BatchTotals.of(counts, queries)
-        share = float(max(1, len(batches)))
-        totals = torch.tensor([of.images, of.boxes, of.matched, of.occupied, share])
+        labels = [label for batch in batches for label in batch["labels"]]
+        totals = BatchTotals.counted(labels, queries, max(1, len(batches)))
         if device.type == "cuda":
             totals = totals.pin_memory()
         totals = totals.to(device, non_blocking=True)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        totals = torch.cat([totals[:-1] / totals[-1], totals[-1:]])
-        self._images_seen += len(counts) * self.args.world_size
+        totals = torch.cat([totals[:, :-1] / totals[:, -1:], totals[:, -1:]], 1)
+        self._images_seen += len(labels) * self.args.world_size
         return [{**batch, "totals": totals} for batch in batches], num_items
 
     def compute_loss(

@@ -165,3 +165,28 @@ def test_the_stored_teacher_has_the_size_of_the_teacher(tmp_path: Path, words: l
     assert not there.class_map.is_identity and there.class_map.is_complete
     with pytest.raises(ValueError, match="The batch has no answers"):
         there.of({})
+
+
+def test_images_without_labels_teach_beside_the_labelled_ones(tmp_path: Path, words: list[str]) -> None:
+    given = [*words, "--labeled_fraction", "0.5", "--unlabeled_fraction", "0.3", "--pseudo_threshold", "0.1"]
+    with pytest.raises(ValueError, match="taught by stored answers of the teacher: set --teacher_answers auto"):
+        distill.main(given)
+    distill.main([*given, "--teacher_answers", "auto", "--run_control", "true"])
+    answers = StoredAnswers(tmp_path / "out" / "answers")
+    assert len(answers) == 12 and sorted(answers.image_ids < 0) == [False] * 3 + [True] * 3
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["train_images"], run["unlabeled_images"]) == (3, 3)
+    control = json.loads((tmp_path / "out" / "control" / "trainer_state.json").read_text())
+    assert control["log_history"][0]["epoch"] == 0.5  # its three images are two batches
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained on 3 images of `shapes`, split `train`, and 3 images without labels," in card
+    assert "3 images, and 3 without labels" in (tmp_path / "out" / "report.html").read_text()
+    distill.main([*given, "--teacher_answers", "auto", "--pseudo_labels", "true", "--output_dir", f"{tmp_path}/hard"])
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("out", "hard")]
+    assert states[0]["log_history"][0]["task_loss"] != states[1]["log_history"][0]["task_loss"]
+
+
+def test_a_loss_of_the_model_s_own_refuses_images_without_labels(tmp_path: Path, words: list[str]) -> None:
+    given = [*words, "--labeled_fraction", "0.5", "--teacher_answers", "auto", "--criterion", "transformers"]
+    with pytest.raises(ValueError, match="cannot leave out images without labels: leave out --unlabeled_dataset_name"):
+        distill.main(given)

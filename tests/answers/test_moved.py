@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,15 @@ from tests.answers.test_equality import step_of
 SPECIFIC = {"kd_detr": {"general_points": 0}}
 
 
-def stored_plain(folder: Path, family: str = "rt_detr") -> tuple[StoredAnswers, list, DetectionDataset]:
+MATCHED = {"detrdistill": {"feature_weight": 0.0}}
+
+
+def stored_plain(
+    folder: Path, family: str = "rt_detr", options: dict[str, Any] = SPECIFIC
+) -> tuple[StoredAnswers, list, DetectionDataset]:
     """A teacher's answers to plain images, its methods, and the plain data set."""
     teacher, data = teacher_of(family), dataset().with_transform(DetectionTransform((96, 96)), views=1)
-    methods = methods_of(build(family), teacher, **SPECIFIC)
+    methods = methods_of(build(family), teacher, **options)
     answering = Answering(teacher, methods, SEED, padded=False, moved=True)
     writer = AnswerWriter(folder, answering.manifest(data, COLLATE([data.view_of(0, 0)]), NAMES, "float32", 8))
     writer.begin()
@@ -33,9 +39,10 @@ def stored_plain(folder: Path, family: str = "rt_detr") -> tuple[StoredAnswers, 
     return StoredAnswers(folder), methods, data
 
 
-def test_an_unchanged_image_has_the_answers_of_the_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [SPECIFIC, MATCHED])
+def test_an_unchanged_image_has_the_answers_of_the_teacher(tmp_path: Path, options: dict[str, Any]) -> None:
     family = "dab-detr"  # whose queries are boxes and nothing else
-    answers, methods, plain = stored_plain(tmp_path, family)
+    answers, methods, plain = stored_plain(tmp_path, family, options)
     batch = COLLATE([plain.with_answers(answers)[index] for index in (1, 3)])
     student = build(family)
     live, _ = step_of(student, teacher_of(family), methods, batch, 0)
@@ -80,8 +87,30 @@ def test_any_augmentation_fits_and_other_sizes_and_terms_do_not(tmp_path: Path) 
         there.check(plain.with_transform(DetectionTransform((64, 96))), methods, None)
     student, teacher = build("rt_detr"), teacher_of("rt_detr")
     unweighted = methods_of(student, teacher, kd_detr={"general_points": 0, "foreground_weight": False})
-    with pytest.raises(ValueError, match="compares more than specific points that are weighted by score"):
+    with pytest.raises(ValueError, match="reads more than the teacher's own predictions"):
         there.check(dataset(), unweighted, None)
     for options in ({"kd_detr": {}}, {"detrdistill": {}}, {"clockdistill": {}}):
-        with pytest.raises(ValueError, match="Only KD-DETR's specific points"):
+        with pytest.raises(ValueError, match="Only the teacher's own predictions can move"):
             Answering(teacher, methods_of(student, teacher, **options), SEED, padded=False, moved=True)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_predictions_without_a_score_take_no_part_in_detrdistill(tmp_path: Path, variant: str) -> None:
+    """The loss is that of a teacher which has only the queries that the view shows."""
+    options = {"detrdistill": {"feature_weight": 0.0, "assignment_weight": 0.0, "variant": variant}}
+    answers, methods, plain = stored_plain(tmp_path, options=options)
+    batch = COLLATE([plain.with_answers(answers)[index] for index in (1, 3)])
+    shown = 4
+    hidden, fewer = dict(batch), dict(batch)
+    for name, values in batch.items():
+        if name.startswith("answers/"):
+            hidden[name], fewer[name] = values.clone(), values[:, :shown]
+            hidden[name][:, shown:] = LOWEST if name.endswith("logits") else 0.01
+    student = build("rt_detr")
+    found, wanted = (step_of(student, StoredTeacher(answers, CLASSES), methods, one, 0)[0] for one in (hidden, fewer))
+    pairs = student.config.num_queries if variant == "released" else 1  # divisors count all pairs
+    for key, value in wanted.items():
+        if variant == "paper" and key.group == "negative":
+            continue
+        scale = shown / pairs if variant == "released" else 1.0
+        torch.testing.assert_close(found[key], scale * value, rtol=1e-4, atol=1e-6, msg=str(key))

@@ -71,7 +71,9 @@ def test_totals_of_the_whole_batch_replace_those_of_this_process(build):
     distiller, method = distiller_of(build)
     inputs = tiny.batch(64)
     alone = distiller(inputs)["parts"]
-    shared = distiller(inputs | {"totals": torch.tensor([4.0, 6.0, 6.0, 3.0, 0.5])})["parts"]  # this process: 2, 3, 3
+    shared = distiller(inputs | {"totals": torch.tensor([[4.0, 6.0, 6.0, 3.0, 0.5]] * 2)})[
+        "parts"
+    ]  # this process: 2, 3, 3
     totals = method.calls[1]["totals"]
     counts = (totals.images, totals.boxes, totals.matched, totals.occupied, totals.share)
     assert [float(count) for count in counts] == [4.0, 6.0, 6.0, 3.0, 0.5]

@@ -22,6 +22,7 @@ from tests.runs import (
     assert_trained,
     make_trainer,
     run,
+    store_answers,
     weights_of,
     work,
 )
@@ -75,6 +76,22 @@ def test_two_processes_of_every_family_train_as_one_also_when_one_has_no_box(tmp
     # Rounding in float32: 3e-5 in a random box refinement, where parts differ from the whole by 1e-8 in float64; 7e-5
     # in DINO, whose last level is one pixel here, so that its GroupNorm's gradient, zero by the formula, is rounding.
     assert_same_update(before, one, two, 1e-4 if family in ("deformable_detr/refine", "dino_detr") else 1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", ["kd_detr", "detrdistill"])
+def test_two_processes_train_as_one_also_when_one_has_unlabelled_images_alone(tmp_path: Path, method: str) -> None:
+    options = {"augmentation_views": 1, "unlabeled": [2, 3], "pseudo_threshold": 0.4, "freeze": [BATCH_NORM]}
+    common = PLAIN | {"method": method, "student": {"num_denoising": 0}} | options
+    answers = store_answers(tmp_path / "answers", **common)
+    common |= {"teacher_answers": str(answers), "probe": False}
+    before = weights_of(make_trainer(tmp_path, **common | {"unlabeled": (2, 3)}))
+    one = run(tmp_path / "one", per_device_train_batch_size=4, **common)
+    two = run(tmp_path / "two", processes=2, per_device_train_batch_size=2, **common)
+    assert_same_update(before, one, two)
+    logs = [json.loads((tmp_path / name / "report.json").read_text())["log"][0] for name in ("one", "two")]
+    for name in ("task_loss", "distillation_loss"):
+        assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5) and logs[0][name] > 0
 
 
 @pytest.mark.distributed

@@ -173,7 +173,7 @@ def costs_of(
         few = {"max_train_samples": 64, "max_eval_samples": 8, "output_dir": f"{given.output_dir}/costs/{name}"}
         costs[name] = cost_of(words_of(common | few | chosen[name]), given.cost_steps)
         if costs[name]["answers"]:
-            images = len(load_splits(parse(words_of(common | chosen[name]))).train)
+            images = len(load_splits(parse(words_of(common | chosen[name]))).all_train)
             costs[name]["answers"] *= images  # of which the cost was measured on a few
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(costs, indent=2))
