@@ -12,7 +12,7 @@ from torch import Tensor
 from ..structures.outputs import Activation, scores_of
 
 
-def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple[Tensor, Tensor]:
+def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """The queries of one image that detect something with at least a score.
 
     Args:
@@ -22,12 +22,12 @@ def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple
         threshold (`float`)
 
     Returns:
-        `tuple` of two `torch.LongTensor` of shape `(num_detections,)`: the queries in order, and the best class of
-        each.
+        `tuple` of three `torch.Tensor` of shape `(num_detections,)`: the queries in order, the best class of each, and
+        its score.
     """
     best, classes = scores_of(logits, activation).max(-1)
     queries = (best >= threshold).nonzero()[:, 0]
-    return queries, classes[queries]
+    return queries, classes[queries], best[queries]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class PseudoLabels:
             columns (`dict[str, torch.Tensor]`): the answers, the queries along the first dimension.
 
         Returns:
-            `tuple` of the labels (`class_labels` `(num_boxes,)`, `boxes` `(num_boxes, 4)` and `labeled`), and of the
-            answers, in which the entries per box are those of the labels.
+            `tuple` of the labels (`class_labels` `(num_boxes,)`, `boxes` `(num_boxes, 4)`, `scores` `(num_boxes,)` and
+            `labeled`), and of the answers, in which the entries per box are those of the labels.
         """
-        queries, found = confident(columns[f"{self.last}/logits"], self.activation, self.threshold)
+        queries, found, scores = confident(columns[f"{self.last}/logits"], self.activation, self.threshold)
         classes = torch.tensor(self.classes, dtype=torch.long)[found]
         shared = classes >= 0
         boxes = columns[f"{self.last}/boxes"].float()[queries[shared]]
-        labels = {"class_labels": classes[shared], "boxes": boxes, "labeled": self.hard}
+        labels = {"class_labels": classes[shared], "boxes": boxes, "scores": scores[shared], "labeled": self.hard}
         return labels, {name: v[shared] if name in self.per_box else v for name, v in columns.items()}

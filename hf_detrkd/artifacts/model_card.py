@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .redaction import portable
-from .run_folder import SEEN, Run
+from .run_folder import SEEN, Run, is_teacher
 
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
@@ -138,7 +138,7 @@ def models_table(models: dict[str, dict[str, Any]]) -> str:
             figure(row.get("gflops"), ".2f"),
             latency_text(row, "1"),
             throughput_text(row, batches[-1]),
-            "" if name == "teacher" else figure(row.get("seconds_per_step"), ".3f"),
+            "" if is_teacher(name) else figure(row.get("seconds_per_step"), ".3f"),
         ]
         for name, row in models.items()
     ]

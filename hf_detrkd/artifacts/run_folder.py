@@ -38,11 +38,11 @@ class Run:
             of them), `mixed_precision`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id
             or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card` (`license`, `language`,
             `tags`, `title`).
-        models (`dict[str, dict]`): rows of the table in its order, of `teacher`, `control`, and `distilled` (`student`
-            for a run without a method). Each holds `map`, `map_50`, `map_75` in [0, 1], `parameters`,
-            `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` for a class without objects), `latency`
-            (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`), `image_size` and
-            `precision` of these measurements; unmeasured ones are `None` or missing.
+        models (`dict[str, dict]`): rows of the table in its order, of `teacher` (`teacher 1`, ... of several),
+            `control`, and `distilled` (`student` for a run without a method). Each holds `map`, `map_50`, `map_75` in
+            [0, 1], `parameters`, `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` for a class without
+            objects), `latency` (by batch size as text: `median_ms`, `low_ms`, `high_ms`, `images_per_second`),
+            `image_size` and `precision` of these measurements; unmeasured ones are `None` or missing.
         recipe (`dict`): the run's arguments.
         results (`dict[str, float]`): metrics of the last evaluation and of the training.
         histories (`dict[str, list[dict]]`): log history of `Trainer`, by model (`control`, `distilled` or `student`).
@@ -68,7 +68,7 @@ class Run:
         if not (folder / SUMMARY).is_file():
             raise ValueError(f"{folder} must be the output folder of a finished run, but holds no {SUMMARY}.")
         models = read_json(folder / SUMMARY)
-        states = {name: folder for name in models if name not in ("teacher", CONTROL)} or {"student": folder}
+        states = {name: folder for name in models if not is_teacher(name) and name != CONTROL} or {"student": folder}
         if CONTROL in models:
             states[CONTROL] = folder / CONTROL
         recipe = folder / RECIPE
@@ -85,7 +85,12 @@ class Run:
     @property
     def student(self) -> str:
         """The row of the student that this folder holds."""
-        return next((name for name in self.models if name not in ("teacher", CONTROL)), "student")
+        return next((name for name in self.models if not is_teacher(name) and name != CONTROL), "student")
+
+
+def is_teacher(name: str) -> bool:
+    """True for the row of a teacher: `teacher`, or `teacher 1` of several."""
+    return name.split()[0] == "teacher"
 
 
 def check_output_folder(folder: str | Path, models: Mapping[str, str | None]) -> None:

@@ -30,7 +30,7 @@ from ..artifacts.hub.push_run import push_answers
 from ..data import DetectionDataset, DetectionSplits, DetectionTransform, parse_image_size
 from ..distillation.answering import Answering, answer_shards
 from ..distillation.teacher import Teacher
-from ..training.config import DistillationConfig
+from ..training.config import DistillationConfig, listed
 from ..training.preflight import check_teacher
 from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
@@ -43,18 +43,26 @@ ANSWERS = "answers"  # in the output folder, with --teacher_answers auto
 
 
 def answer_if_auto(arguments: Arguments, splits: DetectionSplits) -> float:
-    """With `--teacher_answers auto`, stores the answers in the output folder and sets the argument to their folder;
-    returns the seconds of a row on this process, 0 if nothing was left to do."""
+    """With `--teacher_answers auto`, stores the answers of each teacher in the output folder, and sets the argument to
+    their folders; returns the seconds of a row on this process, 0 if nothing was left to do."""
     config = arguments.config
     if config.teacher_answers != "auto":
         return 0.0
+    names, maps = listed(config.teacher_model_name_or_path), listed(config.class_map)
     folder = Path(config.output_dir) / ANSWERS
-    config.teacher_answers = str(folder)
-    try:
-        StoredAnswers(folder)  # of a run that is resumed; the trainer checks whether they fit
-    except ValueError:
-        return answer(arguments, folder, splits)
-    return 0.0
+    folders = [folder / str(number) for number in range(1, len(names) + 1)] if len(names) > 1 else [folder]
+    seconds = 0.0
+    for place, one in enumerate(folders):
+        given = arguments
+        if len(names) > 1:
+            own = {"teacher_model_name_or_path": names[place], "class_map": maps[place] if maps else None}
+            given = dataclasses.replace(arguments, config=dataclasses.replace(cast(Any, config), **own))
+        try:
+            StoredAnswers(one)  # of a run that is resumed; the trainer checks whether they fit
+        except ValueError:
+            seconds += answer(given, one, splits)
+    config.teacher_answers = ",".join(map(str, folders))
+    return seconds
 
 
 def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = None) -> float:

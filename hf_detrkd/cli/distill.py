@@ -16,7 +16,7 @@ runs both in one step. A recipe can set any argument; the command line overrides
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from transformers import PreTrainedModel, TrainerState
@@ -32,7 +32,7 @@ from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig
 from ..training.finish import finish_run
-from ..training.run_facts import student_name
+from ..training.run_facts import stored_rows, student_name
 from ..training.trainer import DistillationTrainer
 from .answer import answer_if_auto
 from .arguments import Arguments, parse, resolved
@@ -82,17 +82,15 @@ def teacher_metrics(trainer: DistillationTrainer) -> dict[str, float]:
     return {name.replace("teacher_", "eval_", 1): value for name, value in metrics.items()}
 
 
-def teacher_row(trainer: DistillationTrainer) -> dict[str, Any]:
-    """The teacher's row of the summary."""
-    teacher: Any = trainer.distiller.teacher
+def teacher_rows(trainer: DistillationTrainer) -> dict[str, dict[str, Any]]:
+    """The rows of the summary of a run's teachers, by name."""
+    teacher, id2label = trainer.distiller.teacher, trainer.student.config.id2label
     if isinstance(teacher, StoredTeacher):
         if not trainer.args.resume_from_checkpoint:
             trainer.check_teacher()
-        metrics = teacher.metrics(trainer.eval_dataset, trainer.student.config.id2label) or {}
-    else:
-        metrics = teacher_metrics(trainer)
-    figures = {name.removeprefix("teacher_").removeprefix("eval_"): value for name, value in metrics.items()}
-    return figures_row(trainer.student.config.id2label, teacher.num_parameters, figures)
+        return stored_rows(teacher, trainer.eval_dataset, id2label)
+    figures = {name.removeprefix("eval_"): value for name, value in teacher_metrics(trainer).items()}
+    return {"teacher": figures_row(id2label, cast(Teacher, teacher).num_parameters, figures)}
 
 
 def row(model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, Any]:
@@ -164,7 +162,8 @@ def main(argv: list[str]) -> None:
         teacher = trainer.distiller.teacher
         if isinstance(teacher, Teacher):
             models["teacher"] = teacher
-        record.add_model("teacher", teacher_row(trainer))
+        for name, found in teacher_rows(trainer).items():
+            record.add_model(name, found)
     if arguments.script.run_control:
         control = build_trainer(arguments, splits, control_of(config))
         record.add_model("control", row(control.student, train(control)), control.compute_metrics.precision)

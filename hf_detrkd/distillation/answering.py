@@ -98,7 +98,7 @@ class Answering:
         for row, label in enumerate(labels):
             if not label.get("labeled", True):
                 logits = found.logits[row].to(stored)
-                queries, classes = confident(logits, found.activation, self.pseudo_threshold)
+                queries, classes, _ = confident(logits, found.activation, self.pseudo_threshold)
                 made[row] = label | {"class_labels": classes, "boxes": found.boxes[row].float()[queries]}
         return made
 

@@ -193,7 +193,7 @@ class Distiller(nn.Module):
     def _query_seed(self, step: int, batch: Mapping[str, Any]) -> int:
         """Seed of the random queries: of the step, or with stored answers of the view that the teacher saw."""
         if isinstance(self.teacher, StoredTeacher) and "view" in batch:
-            return mixed_seed(self.teacher.answers.manifest.seed, batch["view"])
+            return mixed_seed(self.teacher.seed, batch["view"])
         return mixed_seed(self.seed, step)
 
     def weighted(self, losses: Mapping[LossKey, Tensor]) -> dict[LossKey, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,37 @@ class StoredTeacher:
         self.class_map = ClassMap.match(class_names, facts["classes"], class_map)
         self.spec: DetectorSpec = answers.manifest.detector_spec()
         self._in_student_order = StudentOrder(self.class_map)
+
+    @property
+    def members(self) -> list[StoredTeacher]:
+        """The teachers that it stands for: itself."""
+        return [self]
+
+    def by_name(self) -> dict[str, StoredTeacher]:
+        """The teachers by their names in reports: `teacher`, or `teacher 1`, `teacher 2` and so on."""
+        if len(self.members) == 1:
+            return {"teacher": self.members[0]}
+        return {f"teacher {number}": one for number, one in enumerate(self.members, 1)}
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random queries that it was asked."""
+        return self.answers.manifest.seed
+
+    def with_classes(self, wanted: Sequence[bool]) -> StoredTeacher:
+        """The same teacher, which teaches only some of the student's classes.
+
+        Raises:
+            ValueError: it knows none of them.
+        """
+        pairs = zip(self.class_map.columns, wanted, strict=True)
+        columns = tuple(column if one else None for column, one in pairs)
+        if all(column is None for column in columns):
+            raise ValueError(f"The teacher {self.origin.name} is best in no class: leave it out of --teacher_answers.")
+        found = copy.copy(self)
+        found.class_map = replace(self.class_map, columns=columns)
+        found._in_student_order = StudentOrder(found.class_map)
+        return found
 
     def check(
         self,
@@ -139,13 +171,21 @@ class StoredTeacher:
     def metrics(self, dataset: Any, id2label: Mapping[int, str]) -> dict[str, float] | None:
         """Its metrics on an evaluation set, from `teacher_results.json` of the answers; `None` if they were not
         measured on these images and classes."""
-        file = self.answers.folder / METRICS
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        found = self._measured()
         if not isinstance(dataset, DetectionDataset) or found.get("evaluation") != dataset.images_hash():
             return None
-        figures: dict[str, float] = found["metrics"]
+        figures = self.stored_metrics()
         named = all(f"teacher_{name}" in figures for name in class_figures(dict(id2label)).values())
         return figures if named else None
+
+    def _measured(self) -> dict[str, Any]:
+        """The content of `teacher_results.json` of the answers; empty if they have none."""
+        file = self.answers.folder / METRICS
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def stored_metrics(self) -> dict[str, float]:
+        """Its metrics on the evaluation set of the pass in which it answered; empty if none were measured."""
+        return dict(self._measured().get("metrics", {}))
 
     def to(self, device: torch.device | str) -> StoredTeacher:
         return self

@@ -106,6 +106,11 @@ class Teacher:
         self._scale, self._shift = _renormalization(student_normalization, normalization)
 
     @property
+    def members(self) -> list[Teacher]:
+        """The teachers that it stands for: itself."""
+        return [self]
+
+    @property
     def spec(self) -> DetectorSpec:
         return self.adapter.spec
 

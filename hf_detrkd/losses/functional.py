@@ -89,7 +89,7 @@ def among_known(student: Predictions, teacher: Predictions) -> Predictions:
     compare only known classes: the masked columns have zero probability for both models."""
     if teacher.known is None:
         return student
-    known = F.pad(teacher.known, (0, student.logits.shape[-1] - len(teacher.known)), value=True)
+    known = F.pad(teacher.known, (0, student.logits.shape[-1] - teacher.known.shape[-1]), value=True)
     return replace(student, logits=student.logits.masked_fill(~known, UNKNOWN))
 
 

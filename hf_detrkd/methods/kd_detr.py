@@ -154,7 +154,9 @@ class KDDETR(DistillationMethod):
         asks = not self.student.one_to_one and not self.assigns
         missing = "KD-DETR asks the teacher at the student's own proposals" if asks else None
         moves = config.foreground_weight and not self.questions and self.place is not None
-        return TeacherParts(config.teacher_layers == "each", False, fields, moves=moves, missing=missing)
+        last = config.teacher_layers == "last"
+        merges = last and self.place is not None and "specific" not in self.questions
+        return TeacherParts(not last, False, fields, moves=moves, merges=merges, missing=missing)
 
     @property
     def questions(self) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class Predictions:
         hidden_states (`torch.Tensor` of shape `(batch_size, num_queries, width)`, *optional*)
         activation (`"sigmoid"` or `"softmax"`): turns logits into probabilities.
         known (`torch.BoolTensor` of shape `(num_classes,)`, *optional*): student classes that the teacher knows; its
-            scores of the others are meaningless. `None` if it knows all.
+            scores of the others are meaningless. `None` if it knows all. Of several teachers those of each query,
+            `(batch_size, num_queries, num_classes)`.
         class_boxes (`torch.Tensor` of shape `(batch_size, num_queries, num_classes, 4)`, *optional*): boxes of a head
             that predicts one per class; `boxes` are then those of the best class.
     """

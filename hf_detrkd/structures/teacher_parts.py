@@ -26,6 +26,8 @@ class TeacherParts:
         moves (`bool`): the method reads the teacher's predictions for its own queries alone, and leaves out those
             without a score, so that they may move with the image, and lose their score where the view does not show
             them.
+        merges (`bool`): the method compares query by query, so that the queries of several teachers can be put side by
+            side.
         missing (`str`, *optional*): why the method cannot use stored answers; `None` if it can.
     """
 
@@ -35,6 +37,7 @@ class TeacherParts:
     features: frozenset[str] = frozenset()
     per_box: frozenset[str] = frozenset()
     moves: bool = False
+    merges: bool = False
     missing: str | None = None
 
     @classmethod
@@ -48,5 +51,6 @@ class TeacherParts:
             frozenset().union(*(part.features for part in every)),
             frozenset().union(*(part.per_box for part in every)),
             all(part.moves for part in every),
+            all(part.merges for part in every),
             next((part.missing for part in every if part.missing is not None), None),
         )

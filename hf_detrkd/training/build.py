@@ -13,12 +13,13 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTra
 from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
 from ..answers import StoredAnswers
 from ..distillation.class_map import read_class_map
+from ..distillation.merged_teacher import MergedTeacher
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Origin, Teacher, normalization_of
 from ..losses.criterion import DetectionCriterion, ModelCriterion
 from ..methods import METHODS, DistillationMethod
 from ..structures.outputs import DetectorSpec
-from .config import DistillationConfig
+from .config import DistillationConfig, listed
 
 
 def make_teacher(
@@ -39,29 +40,48 @@ def make_teacher(
             asking = " or ".join(name for name, method in METHODS.items() if method.needs_teacher)
             raise ValueError(f"teacher_model is set, but no method uses it: set --method to {asking}.")
         return None
-    class_map = None if args.class_map is None else read_class_map(args.class_map)
     names = class_names(student.config)
     if args.teacher_answers is not None:
-        if args.teacher_answers == "auto":
-            raise ValueError("teacher_answers auto is for the command line: make the answers with `hf-detrkd answer`.")
         with args.main_process_first(desc="opening the answers"):
-            return StoredTeacher(StoredAnswers(args.teacher_answers, args.hub_token), names, class_map)
+            return stored_teacher(args, names)
     if source is None:
         raise ValueError(
             f"--method {args.method} needs a teacher: set --teacher_model_name_or_path, or --teacher_answers."
         )
     if isinstance(source, str):
+        if len(listed(source)) > 1:
+            raise ValueError(f"Several teachers ({source}) teach by stored answers: set --teacher_answers auto.")
         revision = args.teacher_model_revision
         model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
         teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
         origin = Origin.of(source, model.config.model_type, revision)
     else:
         model, origin = source, None
+    class_map = None if args.class_map is None else read_class_map(args.class_map)
     normalizations = {}
     if processor is not None:
         normalizations["student_normalization"] = normalization_of(processor)
         normalizations["normalization"] = normalization_of(teacher_processor or processor)
     return Teacher(model, names, args.resolved_teacher_dtype(), class_map=class_map, origin=origin, **normalizations)
+
+
+def stored_teacher(args: DistillationConfig, names: Sequence[str]) -> StoredTeacher:
+    """The teacher of a run with stored answers, or several in the role of one.
+
+    Raises:
+        ValueError: `teacher_answers` is `auto`; answers that cannot be opened; not one class map for each of several.
+    """
+    sources, files = listed(args.teacher_answers), listed(args.class_map)
+    if sources == ["auto"]:
+        raise ValueError("teacher_answers auto is for the command line: make the answers with `hf-detrkd answer`.")
+    maps: list[Any] = [read_class_map(file) for file in files] or [None] * len(sources)
+    if len(maps) != len(sources):
+        raise ValueError(f"class_map must name one file for each of {len(sources)} teacher_answers, got {len(maps)}.")
+    members = [
+        StoredTeacher(StoredAnswers(source, args.hub_token), names, class_map)
+        for source, class_map in zip(sources, maps, strict=True)
+    ]
+    return members[0] if len(members) == 1 else MergedTeacher(members, cast(Any, args.teacher_merge))
 
 
 def make_criterion(

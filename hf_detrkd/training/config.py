@@ -43,7 +43,11 @@ class DistillationConfig(TrainingArguments):
         },
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the teacher. Required by every method that uses one."}
+        default=None,
+        metadata={
+            "help": "Hub id or folder of the teacher; A,B for several, with --teacher_answers auto. Required by every "
+            "method that uses one."
+        },
     )
     teacher_model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub. Default: main."}
@@ -52,7 +56,8 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "YAML or JSON file of `student class: teacher class` lines (null for none), for classes whose "
-            "names differ. Default: classes are matched by name, ignoring case and separators."
+            "names differ; of several teachers one file each, A,B. Default: classes are matched by name, ignoring "
+            "case and separators."
         },
     )
     teacher_image_size: str | None = field(
@@ -72,8 +77,15 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Folder or data set repository (id or id@revision) of stored answers of the teacher, made by "
-            "`hf-detrkd answer`, which take its place in training; auto: made first, in the output folder. Default: "
-            "none, the teacher runs in every step."
+            "`hf-detrkd answer`, which take its place in training; auto: made first, in the output folder; A,B: "
+            "several teachers, each for the classes that it knows. Default: none, the teacher runs in every step."
+        },
+    )
+    teacher_merge: str = field(
+        default="mean",
+        metadata={
+            "help": "Where several teachers know a class: mean, all of them teach it; best, the one with the highest "
+            "AP of the class on the evaluation set. Default: mean."
         },
     )
     augmentation_views: int | None = field(
@@ -304,6 +316,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"answers_dtype must be float16 or float32, got {self.answers_dtype!r}.")
         if self.augmentation_views is not None and self.augmentation_views < 1:
             raise ValueError(f"augmentation_views must be at least 1, got {self.augmentation_views}.")
+        if self.teacher_merge not in ("mean", "best"):
+            raise ValueError(f"teacher_merge must be mean or best, got {self.teacher_merge!r}.")
         if self.answers_form not in ("views", "moved"):
             raise ValueError(f"answers_form must be views or moved, got {self.answers_form!r}.")
         if not 0 < self.unlabeled_fraction < 1 or not 0 < self.pseudo_threshold < 1:
@@ -377,7 +391,12 @@ class DistillationConfig(TrainingArguments):
 
 def method_names(method: str) -> list[str]:
     """The method names in `--method a,b`; empty for `none`."""
-    return [] if method == "none" else [name.strip() for name in method.split(",")]
+    return [] if method == "none" else listed(method)
+
+
+def listed(names: str | None) -> list[str]:
+    """The names in `a,b`; empty for `None`."""
+    return [] if names is None else [name.strip() for name in names.split(",")]
 
 
 def parsed_numbers(given: dict[str, Any] | str | None, argument: str) -> dict[str, float] | None:

@@ -94,7 +94,8 @@ class PreflightMixin(Trainer):
         if not distiller.methods or not args.distillation_weight:
             return
         if distiller.teacher is not None:
-            self.announce(distiller.teacher.class_map.table())
+            for one in distiller.teacher.members:
+                self.announce(one.class_map.table())
         if resumes:
             return
         self.check_teacher()
@@ -127,20 +128,23 @@ class PreflightMixin(Trainer):
             logger.warning("The teacher is not checked: there is no evaluation set with a length.")
             return
         if isinstance(teacher, StoredTeacher):
-            if teacher.metrics(dataset, self.student.config.id2label) is None:
-                logger.warning("The teacher is not checked: its answers come without metrics on this evaluation set.")
-                return
-            sample = dataset
-        else:
-            sample = spread_sample(dataset, args.teacher_check_samples)
+            for name, one in teacher.by_name().items():
+                metrics = one.metrics(dataset, self.student.config.id2label)
+                if metrics is None:
+                    logger.warning(f"The {name} is not checked: its answers have no metrics on this evaluation set.")
+                else:
+                    self._check(name, one, metrics, len(dataset))
+            return
+        sample = spread_sample(dataset, args.teacher_check_samples)
         self.teacher_metrics = self.evaluate_teacher(sample)
-        self.save_metrics("teacher", self.teacher_metrics, combined=False)
-        id2label = self.student.config.id2label
-        verdict = check_teacher(teacher, self.teacher_metrics, id2label, len(sample), args.min_teacher_map)
+        self._check("teacher", teacher, self.teacher_metrics, len(sample))
+
+    def _check(self, name: str, teacher: Teacher | StoredTeacher, metrics: dict[str, float], images: int) -> None:
+        """Saves the metrics of a teacher, and compares its mAP with `min_teacher_map`."""
+        self.save_metrics(name.replace(" ", "_"), metrics, combined=False)
+        verdict = check_teacher(teacher, metrics, self.student.config.id2label, images, self.args.min_teacher_map)
         if verdict is None:
-            logger.warning(
-                f"The teacher is not checked: none of {len(sample)} evaluation images contains its classes."
-            )
+            logger.warning(f"The {name} is not checked: none of {images} evaluation images contains its classes.")
         else:
             self.announce(verdict)
 

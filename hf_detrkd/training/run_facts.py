@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any, cast
 
 from transformers import TrainerState
 
 from ..adapters import class_names
 from ..artifacts.hub.background_push import HubPush
+from ..artifacts.record import figures_row
 from ..data import DetectionDataset
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
@@ -71,6 +72,16 @@ def sizes_of(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     if isinstance(eval_dataset, DetectionDataset):
         found["image_size"] = list(eval_dataset[0]["pixel_values"].shape[-2:])
     return found
+
+
+def stored_rows(teacher: StoredTeacher, dataset: Any, id2label: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+    """The rows of the summary of teachers with stored answers, by name; without what was not measured on the data
+    set."""
+    rows = {}
+    for name, one in teacher.by_name().items():
+        figures = {key.removeprefix("teacher_"): v for key, v in (one.metrics(dataset, id2label) or {}).items()}
+        rows[name] = figures_row(id2label, one.num_parameters, figures)
+    return rows
 
 
 def teacher_facts(teacher: Teacher | StoredTeacher | None) -> dict[str, str | None] | None:

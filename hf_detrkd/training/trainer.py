@@ -38,7 +38,7 @@ from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
 from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
-from .run_facts import evaluation_of, facts_of, student_name
+from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .term_watch import TermWatch
 from .train_data import check_unlabeled, share_sampler, with_answers
 
@@ -278,7 +278,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         precision, push = self.accelerator.mixed_precision, self.push_in_progress
         self.record.add_facts(facts_of(self.args, self.distiller, *datasets, precision, push))
         teacher, whole = self.distiller.teacher, datasets[1]
-        if teacher is not None:
+        if isinstance(teacher, StoredTeacher):
+            for name, row in stored_rows(teacher, whole, self.student.config.id2label).items():
+                self.record.add_model(name, row)
+        elif teacher is not None:
             seen = self.args.teacher_check_samples
             sampled = seen and isinstance(whole, Sized) and seen < len(whole)  # not the student's images
             found = {} if sampled else self.teacher_metrics or {}

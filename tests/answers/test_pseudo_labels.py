@@ -27,10 +27,11 @@ UNKNOWN = (1, 3)
 
 def test_confident_queries_in_their_order_with_their_best_class() -> None:
     scores = torch.tensor([[0.1, 0.6, 0.2], [0.49, 0.1, 0.1], [0.7, 0.2, 0.9], [0.2, 0.5, 0.1]])
-    queries, classes = confident(scores.logit(), "sigmoid", 0.5)
+    queries, classes, found = confident(scores.logit(), "sigmoid", 0.5)
     assert (queries.tolist(), classes.tolist()) == ([0, 2, 3], [1, 2, 1])
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.9, 0.5]))
     softmax = torch.tensor([[0.2, 0.3, 0.5], [0.55, 0.05, 0.4]]).log()  # the last column is no-object
-    queries, classes = confident(softmax, "softmax", 0.3)
+    queries, classes, _ = confident(softmax, "softmax", 0.3)
     assert (queries.tolist(), classes.tolist()) == ([0, 1], [1, 0])
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..run_folder import Run
-from .style import TEACHER, color_of, finish, plain
+from ..run_folder import Run, is_teacher
+from .style import color_of, finish, plain
 
 
 CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -45,7 +45,7 @@ def draw_models(ax: Axes, models: Mapping[str, Mapping[str, Sequence[float]]]) -
     """One line for each model: the mean over its classes."""
     for name, classes in models.items():
         curve = [mean(values) for values in zip(*classes.values(), strict=True)]
-        style = "--" if name == TEACHER else "-"
+        style = "--" if is_teacher(name) else "-"
         draw_curve(ax, curve, name, color=color_of(name), linestyle=style)
 
 
