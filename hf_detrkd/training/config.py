@@ -395,8 +395,10 @@ def method_names(method: str) -> list[str]:
 
 
 def listed(names: str | None) -> list[str]:
-    """The names in `a,b`; empty for `None`."""
-    return [] if names is None else [name.strip() for name in names.split(",")]
+    """The names in `a,b`; empty for `None`. A file or folder whose name has a comma is one."""
+    if names is None:
+        return []
+    return [names] if Path(names).expanduser().exists() else [name.strip() for name in names.split(",")]
 
 
 def parsed_numbers(given: dict[str, Any] | str | None, argument: str) -> dict[str, float] | None:
