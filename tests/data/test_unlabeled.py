@@ -9,8 +9,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Features
 from PIL import Image
+from torch.utils.data import BatchSampler
 
 from hf_detrkd.data import DatasetError, DetectionTransform, load_detection_splits
 from hf_detrkd.data.share_sampler import ShareSampler
@@ -116,3 +118,12 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 def test_a_batch_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="Batches need at least 2 images on each process"):
         sampler(0.5, size=1)
+
+
+def test_every_process_gets_batches_of_its_own_with_the_share() -> None:
+    one = sampler(0.5, size=2)
+    batches = [list(BatchSamplerShard(BatchSampler(one, 2, drop_last=False), 2, number)) for number in (0, 1)]
+    for mine in batches:
+        assert all(sorted(place >= 3 for place in batch) == [False, True] for batch in mine)
+    whole = np.array(list(one)).reshape(-1, 2).tolist()
+    assert batches[0] == whole[::2] and batches[1][:1] == whole[1::2]
