@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import DetectionDataset
+from ..data.text import read_json
 from ..structures.outputs import DetectorSpec
 from .columns import LOWEST
 from .manifest import Manifest, dataset_facts, images_facts, spec_fields
@@ -29,7 +29,7 @@ def read_detections(file: Path, category_ids: Sequence[int]) -> Found:
     Raises:
         ValueError: the file holds something else, or categories that the data set has not.
     """
-    content = json.loads(file.read_text()) if file.is_file() else None
+    content = read_json(file) if file.is_file() else None
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise ValueError(f"--detections must be a JSON list of COCO results, but {file} is none.")
     found: Found = defaultdict(list)

@@ -9,11 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from ..artifacts.redaction import is_secret
 from ..data import AugmentationConfig, parse_image_size
+from ..data.text import read_yaml
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
 from .shipped import shipped
@@ -29,13 +29,29 @@ class ScriptArguments:
     dataset_name: str = field(
         default="shapes",
         metadata={
-            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated). "
-            "Default: shapes."
+            "help": "Hub id, folder (COCO, KITTI, YOLO, Pascal VOC, `datasets` rows, imagefolder), or shapes, "
+            "generated images. Default: shapes."
         },
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on. Default: train."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set on the Hub that has several. Default: its own."}
+    )
+    train_annotations_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "COCO JSON file of the training images, which lie in the folder --dataset_name; with "
+            "--eval_annotations_file. Default: found by the layout."
+        },
+    )
+    eval_annotations_file: str | None = field(
+        default=None, metadata={"help": "The same of the evaluation images. Default: found by the layout."}
+    )
+    dataset_train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on. Default: the first of train, train2017, training."}
+    )
     dataset_eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
+        default=None,
+        metadata={"help": "Split to evaluate on. Default: the first of validation, val, valid, val2017, dev, test."},
     )
     unlabeled_dataset_name: str | None = field(
         default=None,
@@ -111,8 +127,16 @@ class ScriptArguments:
         },
     )
 
+    @property
+    def annotations(self) -> dict[str, Path] | None:
+        """The COCO JSON files by split, if they are given."""
+        files = {"train": self.train_annotations_file, "val": self.eval_annotations_file}
+        return {name: Path(file).expanduser() for name, file in files.items() if file is not None} or None
+
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
+        if (self.train_annotations_file is None) != (self.eval_annotations_file is None):
+            raise ValueError("Give both --train_annotations_file and --eval_annotations_file, or neither.")
         if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
             raise ValueError(f"--labeled_fraction must be between 0 and 1, got {self.labeled_fraction}.")
         if (self.model_name_or_path is None) == (self.config_name is None):
@@ -193,7 +217,7 @@ def read_recipe(path: str | None) -> dict[str, object]:
     path = str(in_full(path))
     if not Path(path).is_file():
         raise ValueError(f"--config must be a YAML file, but {path} does not exist.")
-    recipe = yaml.safe_load(Path(path).read_text())
+    recipe = read_yaml(Path(path))
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must contain `argument: value` lines, got a {type(recipe).__name__}.")
     # YAML reads a bare `no` as false.

@@ -60,7 +60,18 @@ class EvaluateArguments:
         },
     )
     dataset_eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on. Default: the first of validation, val, test."}
+        default=None,
+        metadata={"help": "Split to evaluate on. Default: the first of validation, val, valid, val2017, dev, test."},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set on the Hub that has several. Default: its own."}
+    )
+    eval_annotations_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "COCO JSON file of the images, which lie in the folder --dataset_name. Default: found by the "
+            "layout."
+        },
     )
     image_size: str | None = field(
         default=None,
@@ -132,11 +143,14 @@ def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Ten
 def load_data(arguments: EvaluateArguments) -> DetectionDataset:
     """The data set with the preprocessing of the model's image processor."""
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    file = arguments.eval_annotations_file
     dataset = load_detection_split(
         arguments.dataset_name,
         arguments.dataset_eval_split,
         max_samples=arguments.max_eval_samples,
         skip_unreadable_images=arguments.skip_unreadable_images,
+        annotations=None if file is None else {"val": Path(file).expanduser()},
+        config_name=arguments.dataset_config_name,
     )
     size = parse_image_size(arguments.image_size)
     return dataset.with_transform(DetectionTransform.for_processor(processor, size=size))

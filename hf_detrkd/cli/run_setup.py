@@ -84,6 +84,8 @@ def load_splits(arguments: Arguments) -> DetectionSplits:
             skip_unreadable_images=script.skip_unreadable_images,
             unlabeled_name=script.unlabeled_dataset_name,
             labeled_fraction=script.labeled_fraction,
+            annotations=script.annotations,
+            config_name=script.dataset_config_name,
         )
 
 

@@ -100,7 +100,7 @@ def check_annotations(
         not_four, lambda i: f"{name(i)} has the box {_short(values[i])}, not four numbers x, y, width, height"
     )
     skip = set(not_four)
-    endless = [i for i, box in enumerate(values) if i not in skip and not all(map(math.isfinite, box))]
+    endless = [i for i, box in enumerate(values) if i not in skip and not all(map(_is_finite, box))]
     problems.add(endless, lambda i: f"{name(i)} has the box {_short(values[i])}, which is not finite")
     unknown = [i for i, category in enumerate(raw.categories) if type(category) is not int or category not in class_of]
     problems.add(unknown, lambda i: f"{name(i)} has the unknown category {_short(raw.categories[i])}")
@@ -183,7 +183,10 @@ def _is_box(box: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(float(value))
+    except OverflowError:  # a whole number that no double holds
+        return False
 
 
 def _short(value: Any) -> str:

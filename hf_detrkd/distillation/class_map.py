@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ..data.text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read_class_map(path: str | Path) -> dict[str, str | None]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"--class_map must be a YAML or JSON file, but {path} does not exist.")
-    content = yaml.safe_load(file.read_text())
+    content = read_yaml(file)
     if not isinstance(content, dict) or not all(isinstance(v, str | None) for v in content.values()):
         raise ValueError(
             f"{path} must hold `student class: teacher class` lines, or null for a class without partner."

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import read_categories, read_coco, read_json, require_keys
+from ..data.layouts.coco import read_categories, read_coco, require_keys
+from ..data.text import read_json
 from .metric import CocoBoxMetric
 
 

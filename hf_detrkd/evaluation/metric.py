@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ class CocoBoxMetric(evaluate.Metric):
     def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
         images = {r["image_id"]: (p, r) for p, r in zip(predictions, references, strict=True)}
         truth, answers = [], []
-        for image_id, (prediction, reference) in images.items():
+        for place, (image_id, (prediction, reference)) in enumerate(sorted(images.items(), key=itemgetter(0))):
             if prediction["image_id"] != image_id:
                 raise ValueError(
                     f"prediction and reference must be of one image, got {prediction['image_id']}, {image_id}"
                 )
-            truth += _annotations(reference, area=reference["area"], iscrowd=reference["iscrowd"])
-            answers += _annotations(prediction, score=prediction["scores"])
+            # The COCO library keeps ids in doubles, in which large ones are equal: it gets the images' numbers.
+            truth += _annotations(reference, place, area=reference["area"], iscrowd=reference["iscrowd"])
+            answers += _annotations(prediction, place, score=prediction["scores"])
         unknown = sorted({box["category_id"] for box in truth + answers} - self.id2label.keys())
         if unknown:
             raise ValueError(f"labels must be among the {len(self.id2label)} of id2label, got {unknown[:10]}")
@@ -111,15 +113,15 @@ class CocoBoxMetric(evaluate.Metric):
             raise ValueError(
                 f"boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: {twisted[:10]}"
             )
-        figures, self.precision = _figures(list(images), self.id2label, truth, answers)
+        figures, self.precision = _figures(list(range(len(images))), self.id2label, truth, answers)
         return figures
 
 
-def _annotations(image: Mapping[str, Any], **columns: list[float]) -> list[dict[str, Any]]:
+def _annotations(image: Mapping[str, Any], number: int, **columns: list[float]) -> list[dict[str, Any]]:
     """One image's boxes as COCO annotations."""
     return [
         {
-            "image_id": image["image_id"],
+            "image_id": number,
             "category_id": label,
             "bbox": [left, top, right - left, bottom - top],
             "area": (right - left) * (bottom - top),

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler
 from hf_detrkd.data import DatasetError, DetectionTransform, load_detection_splits
 from hf_detrkd.data.share_sampler import ShareSampler
 from hf_detrkd.data.unlabeled import split_labels
-from tests.data.test_rows import make
+from tests.data.layouts.test_rows import make
 
 
 SHAPES = {"max_train_samples": 10, "max_eval_samples": 2, "shapes_size": (64, 64)}

@@ -82,15 +82,17 @@ def repair_fault(repaired: RepairedBoxes) -> str | None:
     )
 
 
-def offered_splits(dataset_name: str, train: str, evaluation: str | None) -> tuple[list[str], str | None, str | None]:
+def offered_splits(
+    dataset_name: str, train: str | None, evaluation: str | None
+) -> tuple[list[str], str | None, str | None]:
     """The splits of a data set, and the two of them that a run most likely means, or `None`.
 
     Args:
         dataset_name (`str`): see [`~hf_detrkd.data.load_detection_splits`].
-        train, evaluation (`str`): the requested names.
+        train, evaluation (`str`, *optional*): the requested names.
     """
     names = datasets.split_names(dataset_name)
-    chosen = _nearest(names, [train, "train"])
+    chosen = _nearest(names, [*([train] if train else []), *datasets.TRAIN_SPLITS])
     others = [name for name in names if name != chosen]
     return names, chosen, _nearest(others, [*([evaluation] if evaluation else []), *datasets.EVAL_SPLITS])
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ...data import DatasetError, DetectionSplits
-from ...data.datasets import EVAL_SPLITS
+from ...data.datasets import EVAL_SPLITS, TRAIN_SPLITS
 from ...data.records import RepairedBoxes
 from ..arguments import Arguments
 from ..run_setup import load_splits
@@ -40,8 +40,9 @@ def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> Det
     except DatasetError:  # there is no such data set
         report.problem("data set", str(error))
         return None
+    wanted = [train] if train else TRAIN_SPLITS
     asked = [evaluation] if evaluation else EVAL_SPLITS
-    if train in names and set(asked) & set(names):  # the error has another cause
+    if set(wanted) & set(names) and set(asked) & set(names):  # the error has another cause
         report.problem("data set", str(error))
         return None
     if near_train is None or near_evaluation is None:

@@ -43,14 +43,14 @@ def test_statistics_are_those_of_the_annotations(tmp_path: Path, shapes: str) ->
 
 
 def test_a_missing_split_is_named_with_what_to_pass_and_the_rest_is_looked_at(tmp_path: Path) -> None:
-    folder = write_shapes(tmp_path / "data", splits=(("train2017", 4), ("holdout", 4), ("val2017", 4)))
+    folder = write_shapes(tmp_path / "data", splits=(("train_set", 4), ("holdout", 4), ("val_set", 4)))
     report = Report()
     splits = doctor_data.load_data(report, distill_arguments.parse(line(tmp_path, folder)))
     text = said(report, "splits", "problem")
-    assert "has no split 'train': choose one of holdout, train2017, val2017." in text
-    assert "Pass --dataset_train_split train2017 --dataset_eval_split val2017;" in text
+    assert "has no split named train, train2017 or training to train on: choose one of holdout, train_set, val_set." in text
+    assert "Pass --dataset_train_split train_set --dataset_eval_split val_set;" in text
     assert splits is not None and len(splits.train) == len(splits.eval) == 4
-    given = ["--dataset_train_split", "train2017", "--dataset_eval_split", "val2017"]
+    given = ["--dataset_train_split", "train_set", "--dataset_eval_split", "val_set"]
     healthy = Report()
     doctor_data.load_data(healthy, distill_arguments.parse(line(tmp_path, folder, *given)))
     assert "splits" not in {finding["subject"] for finding in healthy.findings}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -200,18 +201,39 @@ def test_a_size_that_disagrees_with_the_file_names_it(coco_folder, coco_content,
         load_detection_split(folder, skip_unreadable_images=skip).records[0].load()
 
 
-def test_the_splits_have_to_share_their_categories(coco_folder, coco_content):
+def test_splits_with_other_categories_are_joined_by_name(coco_folder, coco_content, caplog):
     coco_folder(coco_content, "train")
-    coco_content["categories"][0]["name"] = "horse"
-    folder = coco_folder(coco_content, "val")
-    with pytest.raises(DatasetError, match=r"must have the same categories .* differ in .*'horse'"):
-        load_detection_splits(folder)
+    before = load_detection_split(coco_folder(coco_content, "val"))
+    coco_content["categories"] = [
+        {"id": 1, "name": "zebra"},
+        {"id": 4, "name": "horse"},
+        {"id": 17, "name": "ant"},
+        {"id": 20, "name": "cat"},
+    ]
+    numbers = {90: 1, 4: 17, 17: 20}
+    for one in coco_content["annotations"]:
+        one["category_id"] = numbers[one["category_id"]]
+    splits = load_detection_splits(coco_folder(coco_content, "val"))
+    assert splits.train.classes == splits.eval.classes == ["ant", "cat", "zebra", "horse"]
+    for record, other in zip(splits.eval.records, before.records, strict=True):
+        assert record.categories.tolist() == other.categories.tolist()
+    assert splits.train.category_ids == [0, 1, 2, 3]  # 4 is the ant of one and the horse of the other
+    (line,) = [r.getMessage() for r in caplog.records if "joined by name" in r.getMessage()]
+    assert re.search(r"horse +- +4\n", line + "\n") and re.search(r"ant +4 +17", line)
+
+
+def test_splits_without_a_common_class_are_refused(coco_folder, coco_content):
+    coco_folder(coco_content, "train")
+    for one in coco_content["categories"]:
+        one["name"] += "s"
+    with pytest.raises(DatasetError, match=r"train and val have no class in common: \['ant', 'cat', 'zebra'\] and"):
+        load_detection_splits(coco_folder(coco_content, "val"))
 
 
 def test_evaluation_split_and_missing_splits(coco_folder, coco_content):
     folder = coco_folder(coco_content, "train")
     with pytest.raises(
-        DatasetError, match="no split named validation, val or test to evaluate on: choose one of train"
+        DatasetError, match=r"no split named validation, val, .* or test to evaluate on: choose one of train"
     ):
         load_detection_splits(folder)
     coco_folder(coco_content, "test")
@@ -227,9 +249,11 @@ def test_evaluation_split_and_missing_splits(coco_folder, coco_content):
         load_detection_splits(folder, max_train_samples=0)
 
 
-def test_annotations_under_other_names_are_not_found(coco_folder, coco_content):
+def test_annotations_under_other_names_are_those_of_the_file_s_name(coco_folder, coco_content):
     folder = coco_folder(coco_content)
     shutil.move(folder / "annotations" / "instances_val.json", folder / "annotations" / "val.json")
+    assert len(load_detection_split(folder)) == 3
+    (folder / "annotations" / "val.json").unlink()
     with pytest.raises(DatasetError, match=r"annotations must contain instances_<split>.json files, but has none"):
         load_detection_split(folder)
 

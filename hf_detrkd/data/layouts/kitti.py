@@ -10,24 +10,28 @@ the evaluator counts no detection as false.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from .checks import Problems, RawAnnotations, check_annotations, repeated
-from .detection import DetectionDataset
-from .images import read_image, read_size
-from .records import TableRecords
+from ..checks import Problems, RawAnnotations, repeated
+from ..detection import DetectionDataset
+from ..errors import DatasetError
+from ..text import read_lines, read_text
+from .source import Source, by_stem, dataset_of_files, drawn, sizes_of
 
 
 KITTI_CLASSES = ["Car", "Pedestrian", "Cyclist"]
 
 _IGNORED = ["Van", "Truck", "Person_sitting", "Tram", "Misc", "DontCare"]
 _SPLITS = ["train", "val"]
-_VAL_SHARE = 0.2
+
+
+def find_kitti(folder: Path, seed: int) -> Source | None:
+    """The splits of a folder in this layout; `None` for another one."""
+    splits = kitti_splits(folder)
+    if not splits:
+        return None
+    return Source(str(folder), splits, lambda split, most: load_kitti(folder, split, most, seed))
 
 
 def kitti_splits(folder: Path) -> list[str]:
@@ -56,20 +60,20 @@ def load_kitti(folder: Path, split: str, max_samples: int | None = None, seed: i
     """
     root = _root(folder)
     problems = Problems(f"{root}, split {split}")
-    images = _by_name(root / "image_2", (".png", ".jpg"), problems)
-    labels = _by_name(root / "label_2", (".txt",), problems)
+    images = by_stem([f for f in (root / "image_2").glob("*") if f.suffix in (".png", ".jpg")], problems)
+    labels = by_stem(list((root / "label_2").glob("*.txt")), problems)
     ids = _image_ids(sorted(images.keys() | labels.keys()))
     list_of_split = _list(folder, split)
-    names = _listed(list_of_split) if list_of_split.is_file() else _drawn(list(ids), split, seed)
+    if list_of_split.is_file():
+        names = read_lines(list_of_split)
+    else:
+        names = [list(ids)[place] for place in drawn(len(ids), split, seed)]
     names = _complete(names[:max_samples], images, labels, problems)
     image_ids = [ids[name] for name in names]
     problems.add(repeated(image_ids), lambda i: f"the image {names[i]} repeats the image id {image_ids[i]}")
     files = [str(images[name]) for name in names]
-    sizes = np.array([read_size(file) for file in files], dtype=np.int64).reshape(-1, 2)
     raw = _annotations([labels[name] for name in names], problems)
-    table = check_annotations(raw, sizes, {i: i for i in range(len(KITTI_CLASSES))}, problems)
-    records = TableRecords(np.array(image_ids, dtype=np.int64), files.__getitem__, sizes, partial(_read, files), table)
-    return DetectionDataset(records, KITTI_CLASSES, repaired=table.repaired)
+    return dataset_of_files(files, image_ids, sizes_of(files), raw, KITTI_CLASSES, problems)
 
 
 def _root(folder: Path) -> Path:
@@ -85,31 +89,10 @@ def _list(folder: Path, split: str) -> Path:
     return folder / "ImageSets" / f"{split}.txt"
 
 
-def _by_name(folder: Path, suffixes: Sequence[str], problems: Problems) -> dict[str, Path]:
-    """The files of a folder by their names without suffix; two of one name are a problem."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in suffixes)
-    names = [path.stem for path in files]
-    problems.add(repeated(names), lambda i: f"{folder.name} contains both {files[i].name} and {files[i - 1].name}")
-    return dict(zip(names, files, strict=True))
-
-
 def _image_ids(names: list[str]) -> dict[str, int]:
     """Numbers that fit 64 bits, else positions."""
     numbered = all(name.isdecimal() and len(name) < 19 for name in names)
     return {name: int(name) if numbered else position for position, name in enumerate(names)}
-
-
-def _listed(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _drawn(names: list[str], split: str, seed: int) -> list[str]:
-    """The images of one side of the random split, which depends only on the names and the seed."""
-    order = np.random.default_rng(seed).permutation(len(names))
-    num_val = round(_VAL_SHARE * len(names))
-    chosen = order[:num_val] if split == "val" else order[num_val:]
-    return [names[i] for i in sorted(chosen)]
 
 
 def _complete(
@@ -129,7 +112,7 @@ def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:
     malformed: list[str] = []
     raw = RawAnnotations([], [], [], [], [], describe=places.__getitem__)
     for image_index, file in enumerate(files):
-        for place, line in _lines(file):
+        for place, line in _lines(file, malformed):
             try:
                 kind, box = _parse(line.split())
             except ValueError as error:
@@ -147,9 +130,14 @@ def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:
     return raw
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
+def _lines(file: Path, malformed: list[str]) -> Iterator[tuple[str, str]]:
     """All lines that are not blank, each after its name in messages."""
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    try:
+        lines = read_text(file).splitlines()
+    except DatasetError as error:
+        malformed.append(str(error).rstrip("."))
+        return
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             yield f"{file.parent.name}/{file.name}, line {number}", line
 
@@ -172,7 +160,3 @@ def _coordinate(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the box coordinate {text!r} is not a finite number")
     return value
-
-
-def _read(files: list[str], index: int) -> Image.Image:
-    return read_image(files[index], files[index])

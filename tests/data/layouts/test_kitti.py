@@ -139,7 +139,7 @@ def test_lists_of_image_sets_are_the_splits(kitti):
     assert ids(splits.train) == [5, 1] and ids(splits.eval) == [2]
     (folder / "ImageSets" / "val.txt").unlink()
     with pytest.raises(
-        DatasetError, match="no split named validation, val or test to evaluate on: choose one of train"
+        DatasetError, match=r"no split named validation, val, .* or test to evaluate on: choose one of train"
     ):
         load_detection_splits(folder)
     with pytest.raises(DatasetError, match="has no split 'test': choose one of train"):
@@ -244,6 +244,12 @@ def test_two_files_of_one_image_are_a_problem(kitti):
         load_detection_split(folder, "train")
 
 
-def test_no_data_set_names_the_layout(tmp_path):
-    with pytest.raises(DatasetError, match=r"KITTI layout \(image_2, label_2\)"):
+def test_a_folder_without_a_layout_names_those_that_are_read(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(
+        DatasetError, match=r"none of the layouts .* KITTI \(image_2/, label_2/\); .* notes.txt, photos/\."
+    ):
+        load_detection_split(tmp_path)
+    with pytest.raises(DatasetError, match="was found locally or on the Hub"):
         load_detection_split(tmp_path / "nowhere")

@@ -1,65 +1,121 @@
-"""A folder in COCO layout: `annotations/instances_<split>.json` beside one folder of images per split, `<split>/`."""
+"""Folders with COCO JSON files: COCO's own layout, Roboflow's, and those of CVAT and Label Studio.
+
+The JSON files are `annotations/instances_<split>.json`, other files of `annotations/`,
+`<split>/_annotations.coco.json` beside the images, or lie in the folder itself. The images of a split lie in
+`<split>/`, `images/<split>/`, beside the JSON, in `images/`, or where the `file_name`s lead from the folder.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .checks import Problems, RawAnnotations, check_annotations, repeated
-from .detection import DetectionDataset
-from .errors import DatasetError
-from .images import read_image, read_size
-from .records import TableRecords
-
-
-def coco_splits(folder: Path) -> list[str]:
-    """Names of the splits that have annotations in a folder, none if it is no COCO folder."""
-    prefix = "instances_"
-    return sorted(path.stem.removeprefix(prefix) for path in folder.glob(f"annotations/{prefix}*.json"))
+from ..checks import Problems, RawAnnotations, repeated
+from ..detection import DetectionDataset
+from ..errors import DatasetError
+from ..images import read_size
+from ..text import read_json
+from .source import Source, dataset_of_files, subfolders
 
 
-def load_coco(folder: Path, split: str) -> DetectionDataset:
+BESIDE = "_annotations.coco.json"  # Roboflow's name
+LISTS = ("images", "annotations", "categories")
+
+
+def find_coco(folder: Path, seed: int) -> Source | None:
+    """The splits of a folder with JSON files in `annotations/` or beside the images; `None` for another layout."""
+    inside = sorted((folder / "annotations").glob("*.json"))
+    files = [file for file in inside if file.name.startswith("instances_")] or inside
+    if (folder / "annotations").is_dir() and not files and not any((folder / "annotations").glob("*.xml")):
+        raise DatasetError(
+            f"The folder {folder / 'annotations'} must contain instances_<split>.json files, but has none."
+        )
+    if not files:
+        files = [part / BESIDE for part in subfolders(folder) if (part / BESIDE).is_file()]
+    return coco_source(folder, {split_of(file): file for file in files}) if files else None
+
+
+def find_single_coco(folder: Path, seed: int) -> Source | None:
+    """The splits of a folder that holds COCO JSON files itself, such as Label Studio's `result.json`."""
+    files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
+    return coco_source(folder, {split_of(file): file for file in files}) if files else None
+
+
+def coco_source(folder: Path, files: Mapping[str, Path]) -> Source:
+    """The splits of JSON files, by name, with images in a folder."""
+
+    def load(split: str, most: int | None) -> DetectionDataset:
+        dataset = load_coco(folder, split, files[split])
+        return dataset if most is None else dataset.select(range(min(most, len(dataset))))
+
+    return Source(str(folder), list(files), load)
+
+
+def split_of(file: Path) -> str:
+    """The split of a JSON file by its name, or by its folder's for Roboflow's name."""
+    return file.parent.name if file.name == BESIDE else file.stem.removeprefix("instances_")
+
+
+def _is_coco(file: Path) -> bool:
+    """True if a JSON file has COCO's lists."""
+    try:
+        content = read_json(file)
+    except DatasetError:
+        return False
+    return isinstance(content, dict) and all(isinstance(content.get(name), list) for name in LISTS)
+
+
+def load_coco(folder: Path, split: str, path: Path | None = None) -> DetectionDataset:
     """One split of a COCO folder, checked.
 
     Category ids become indices in the order of the ids; [`DetectionDataset`] keeps the ids. Images without annotations
     stay. An image without `width` and `height` takes them from the header of its file.
 
+    Args:
+        folder (`Path`)
+        split (`str`)
+        path (`Path`, *optional*): the JSON file. Default: `annotations/instances_<split>.json` in the folder.
+
     Raises:
         `DatasetError`: if the JSON is not COCO, or for everything that cannot be repaired, at once.
     """
-    path = folder / "annotations" / f"instances_{split}.json"
+    path = path or folder / "annotations" / f"instances_{split}.json"
     content = read_coco(path)
     problems = Problems(str(path))
     category_ids, classes = read_categories(content["categories"], path)
     images = _images(content["images"], path)
-    files = _files([image["file_name"] for image in images], folder / split, problems)
+    names = [image["file_name"] for image in images]
+    files = _files(names, image_folder(names, folder, split, path), problems)
     image_ids = [image["id"] for image in images]
     problems.add(repeated(image_ids), lambda i: f"the image id {image_ids[i]} is used more than once")
+    problems.add(_too_large(image_ids), lambda i: f"the image id {image_ids[i]} does not fit 64 bits")
     sizes = np.array([_size(image, file) for image, file in zip(images, files, strict=True)], dtype=np.int64)
     raw = _annotations(content["annotations"], image_ids, path, problems)
-    class_of = {category_id: index for index, category_id in enumerate(category_ids)}
-    table = check_annotations(raw, sizes, class_of, problems)
-    records = TableRecords(np.array(image_ids, dtype=np.int64), files.__getitem__, sizes, partial(_read, files), table)
-    return DetectionDataset(records, classes, category_ids, table.repaired)
+    return dataset_of_files(files, image_ids, sizes, raw, classes, problems, category_ids)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def image_folder(names: list[str], folder: Path, split: str, path: Path) -> Path:
+    """The folder from which the file names lead to images: the first in which there is one of the first ten; by
+    default `<split>/`."""
+    usual = folder / split
+    places = [usual, folder / "images" / split, path.parent, folder / "images", folder]
+    few = [as_here(name) for name in names[:10]]
+    return next((place for place in places if any((place / name).is_file() for name in few)), usual)
 
-    Raises:
-        `DatasetError`: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not JSON ({error}).") from error
+
+def as_here(name: str) -> str:
+    """A file name with slashes, if it was written with the backslashes of Windows."""
+    return name.replace("\\", "/")
+
+
+def _too_large(ids: list[int]) -> list[int]:
+    return [place for place, one in enumerate(ids) if not -(2**63) <= one < 2**63]
 
 
 def read_coco(path: Path) -> dict[str, list[Any]]:
@@ -69,10 +125,9 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
         `DatasetError`: the file is not JSON, or holds something else.
     """
     content = read_json(path)
-    wanted = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in wanted):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in LISTS):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DatasetError(f"{path} is not COCO: it must have the lists {', '.join(wanted)}, got {found}.")
+        raise DatasetError(f"{path} is not COCO: it must have the lists {', '.join(LISTS)}, got {found}.")
     if not content["images"]:
         raise DatasetError(f"{path} lists no images.")
     return content
@@ -119,12 +174,18 @@ def _is_size(width: Any, height: Any) -> bool:
 
 def _files(names: list[str], folder: Path, problems: Problems) -> list[str]:
     """Paths of the images. A name that leaves the folder (its path is left empty) and a missing file are problems."""
-    files = ["" if _leaves(name) else str(folder / name) for name in names]
+    files = ["" if _leaves(name) else str(_there(folder, name)) for name in names]
     outside = [i for i, file in enumerate(files) if not file]
     problems.add(outside, lambda i: f"the file_name {names[i]!r} leaves the folder {folder}")
     missing = [i for i, file in enumerate(files) if file and not os.path.isfile(file)]
     problems.add(missing, lambda i: f"the image file {files[i]} does not exist")
     return files
+
+
+def _there(folder: Path, name: str) -> Path:
+    """The path of an image, with slashes for backslashes if only that one is there."""
+    path = folder / name
+    return folder / as_here(name) if "\\" in name and not path.is_file() else path
 
 
 def _leaves(name: str) -> bool:
@@ -161,7 +222,3 @@ def _annotations(entries: list[Any], image_ids: list[int], path: Path, problems:
 
 def _name(entry: dict[str, Any], position: int) -> str:
     return f"annotation {entry['id']}" if "id" in entry else f"annotation entry {position}"
-
-
-def _read(files: list[str], index: int) -> Image.Image:
-    return read_image(files[index], files[index])
