@@ -35,7 +35,7 @@ from ..training.preflight import check_teacher
 from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
 from .launching import check_processes
-from .run_setup import build_trainer, load_splits, make_student
+from .run_setup import build_trainer, check_data, load_splits, make_student
 
 
 FILE_BYTES = 2**26  # of a file, which is in memory before it is written
@@ -76,7 +76,9 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
             small.
     """
     config = arguments.config
-    splits = splits or load_splits(arguments)
+    if splits is None:
+        splits = load_splits(arguments)
+        check_data(arguments, splits)
     if arguments.script.detections is not None:
         store_detections(arguments, splits, folder)
         return 0.0
@@ -97,7 +99,7 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
 
 def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
     """What the manifest says of the data set."""
-    name = arguments.script.dataset_name
+    name = str(arguments.script.dataset_name)
     local = Path(name).expanduser().exists()
     return {
         "name": Path(name).name if local else name,

@@ -13,12 +13,14 @@ from transformers import HfArgumentParser
 
 from ..artifacts.redaction import is_secret
 from ..data import AugmentationConfig, parse_image_size
+from ..data.faults import SAMPLE
 from ..data.text import read_yaml
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
 from .shipped import shipped
 
 
+NO_DATA = "Say which data set: --dataset_name path/to/folder, a Hub id, or shapes for generated images."
 PLAIN = (str, int, float, bool, list, dict, type(None))  # types that a recipe can contain
 
 
@@ -26,11 +28,11 @@ PLAIN = (str, int, float, bool, list, dict, type(None))  # types that a recipe c
 class ScriptArguments:
     """The data set, the student, and options of the script."""
 
-    dataset_name: str = field(
-        default="shapes",
+    dataset_name: str | None = field(
+        default=None,
         metadata={
             "help": "Hub id, folder (COCO, KITTI, YOLO, Pascal VOC, `datasets` rows, imagefolder), or shapes, "
-            "generated images. Default: shapes."
+            "generated images. Required."
         },
     )
     dataset_config_name: str | None = field(
@@ -75,6 +77,20 @@ class ScriptArguments:
     )
     skip_unreadable_images: bool = field(
         default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
+    )
+    check_images: str = field(
+        default="sample",
+        metadata={
+            "help": "Images that are read before the run, so that it does not stop at one that is unreadable or has "
+            f"another size: all, sample ({SAMPLE} of each split) or none. Default: sample."
+        },
+    )
+    max_image_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest image that is read, in pixels, for scans and satellite images. Default: Pillow's limit, "
+            "179 million."
+        },
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the student."})
     model_revision: str = field(
@@ -139,7 +155,9 @@ class ScriptArguments:
             raise ValueError("Give both --train_annotations_file and --eval_annotations_file, or neither.")
         if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
             raise ValueError(f"--labeled_fraction must be between 0 and 1, got {self.labeled_fraction}.")
-        if (self.model_name_or_path is None) == (self.config_name is None):
+        if self.check_images not in ("all", "sample", "none"):
+            raise ValueError(f"--check_images must be all, sample or none, got {self.check_images!r}.")
+        if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError(
                 "Give the student either as --model_name_or_path (trained) or as --config_name (from scratch), got "
                 f"{self.model_name_or_path!r} and {self.config_name!r}."
@@ -179,8 +197,17 @@ class Arguments:
         return cls(script, made[1], config, made[3:], recipe, values)
 
 
-def parse(argv: list[str], description: str | None = None) -> Arguments:
-    """Arguments from the recipe and the command line, which overrides it. `description` is for the help."""
+def parse(argv: list[str], description: str | None = None, student: bool = True) -> Arguments:
+    """Arguments from the recipe and the command line, which overrides it.
+
+    Args:
+        argv (`list[str]`): words of the command line.
+        description (`str`, *optional*): for the help.
+        student (`bool`): a student must be given.
+
+    Raises:
+        ValueError: unknown or invalid arguments, or no student.
+    """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     first.add_argument("--method")
@@ -207,7 +234,10 @@ def parse(argv: list[str], description: str | None = None) -> Arguments:
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
     parser.set_defaults(**recipe)
-    return Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
+    found = Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
+    if student and found.script.model_name_or_path is None and found.script.config_name is None:
+        raise ValueError("Give the student as --model_name_or_path (trained) or as --config_name (from scratch).")
+    return found
 
 
 def read_recipe(path: str | None) -> dict[str, object]:

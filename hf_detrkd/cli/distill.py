@@ -37,7 +37,7 @@ from ..training.trainer import DistillationTrainer
 from .answer import answer_if_auto
 from .arguments import Arguments, parse, resolved
 from .launching import check_processes
-from .run_setup import build_trainer, control_of, load_splits, models_of
+from .run_setup import build_trainer, check_data, control_of, load_splits, models_of
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
@@ -115,11 +115,12 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
     """Facts about data and command for the run's card."""
     script = arguments.script
-    on_hub = script.dataset_name != "shapes" and not Path(script.dataset_name).expanduser().exists()
-    base = script.model_name_or_path
+    data = str(script.dataset_name)
+    local, base = Path(data).expanduser().exists(), script.model_name_or_path
     return {
-        "dataset_name": script.dataset_name,
-        "hub_dataset": script.dataset_name if on_hub else None,
+        # A folder named like a known data set is still someone's own.
+        "dataset_name": f"{Path(data).resolve().name} (local folder)" if local else data,
+        "hub_dataset": None if local or data == "shapes" else data,
         "train_split": splits.train_name,
         "eval_split": splits.eval_name,
         "base_model": None if base is None or Path(base).expanduser().exists() else base,
@@ -151,6 +152,7 @@ def main(argv: list[str]) -> None:
         return
     check_output_folder(arguments.config.output_dir, models_of(arguments))
     config, splits = arguments.config, load_splits(arguments)
+    check_data(arguments, splits)
     answer_if_auto(arguments, splits)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)

@@ -13,6 +13,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +39,7 @@ from ..evaluation import (
     references_from_labels,
 )
 from ..evaluation.coco_results import evaluate_coco_files
+from .arguments import NO_DATA
 from .launching import check_processes
 
 
@@ -52,11 +54,11 @@ class EvaluateArguments:
     model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of the model on the Hub. Default: main."}
     )
-    dataset_name: str = field(
-        default="shapes",
+    dataset_name: str | None = field(
+        default=None,
         metadata={
-            "help": "Hub id, folder in COCO or KITTI layout, folder of saved `datasets` rows, or shapes (generated). "
-            "Default: shapes."
+            "help": "Hub id, folder (COCO, KITTI, YOLO, Pascal VOC, `datasets` rows, imagefolder), or shapes, "
+            "generated images. Required with a model."
         },
     )
     dataset_eval_split: str | None = field(
@@ -110,6 +112,8 @@ class EvaluateArguments:
                 "Give either --model_name_or_path, or both --annotations and --detections, got "
                 f"{self.model_name_or_path!r}, {self.annotations!r} and {self.detections!r}."
             )
+        if self.dataset_name is None and not any(files):
+            raise ValueError(NO_DATA)
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"--per_device_eval_batch_size must be 1 or more, got {self.per_device_eval_batch_size}.")
         if self.max_detections is not None and self.max_detections < 1:
@@ -145,7 +149,7 @@ def load_data(arguments: EvaluateArguments) -> DetectionDataset:
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
     file = arguments.eval_annotations_file
     dataset = load_detection_split(
-        arguments.dataset_name,
+        cast(str, arguments.dataset_name),
         arguments.dataset_eval_split,
         max_samples=arguments.max_eval_samples,
         skip_unreadable_images=arguments.skip_unreadable_images,

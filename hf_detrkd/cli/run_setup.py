@@ -18,10 +18,12 @@ from ..data import (
     load_detection_splits,
     parse_image_size,
 )
+from ..data.faults import CheckImages, check_boxes, check_images
+from ..data.images import allow_pixels
 from ..distillation.freezing import usual_stages
 from ..distillation.initialization import init_from_teacher
 from ..distillation.student import build_student, load_backbone_weights, load_image_processor, load_student
-from .arguments import Arguments, ScriptArguments
+from .arguments import NO_DATA, Arguments, ScriptArguments
 
 
 def make_student(
@@ -72,8 +74,16 @@ def with_transforms(
 
 
 def load_splits(arguments: Arguments) -> DetectionSplits:
-    """The run's data set, loaded by the main process first."""
+    """The run's data set, loaded by the main process first.
+
+    Raises:
+        ValueError: no data set is named, or it cannot be used.
+    """
     script = arguments.script
+    if script.dataset_name is None:
+        raise ValueError(NO_DATA)
+    if script.max_image_pixels is not None:
+        allow_pixels(script.max_image_pixels)
     with arguments.config.main_process_first(desc="reading the data set"):
         return load_detection_splits(
             script.dataset_name,
@@ -87,6 +97,20 @@ def load_splits(arguments: Arguments) -> DetectionSplits:
             annotations=script.annotations,
             config_name=script.dataset_config_name,
         )
+
+
+def check_data(arguments: Arguments, splits: DetectionSplits) -> None:
+    """Checks the boxes, and reads the images that `--check_images` says, on the first process.
+
+    Raises:
+        `DatasetError`: there is nothing to train on, the boxes seem to have another format, or images cannot be used.
+    """
+    check_boxes(splits.train, splits.eval)
+    mode = cast(CheckImages, arguments.script.check_images)
+    with arguments.config.main_process_first(desc="checking the images"):
+        if arguments.config.local_process_index == 0:
+            check_images(splits.all_train, "training images", mode)
+            check_images(splits.eval, "evaluation images", mode)
 
 
 def build_trainer(

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _NAMED = 10
 _THIN = 1e-3
+RELATIVE = 1.5  # pixels: boxes that reach no further are relative to their image
 
 
 class Problems:
@@ -142,6 +143,8 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray
             "%s: %d boxes: dropped %d with no area inside the image, clipped %d to the image.",
             *dataclasses.astuple(found),
         )
+    if 0 < end.max(initial=0) <= RELATIVE:
+        logger.warning("%s: no coordinate is above %.3g: are the boxes relative to the image?", source, end.max())
     changed = np.concatenate([new_start, new_end - new_start], axis=1)
     return np.where((moved & keep)[:, None], changed, boxes), keep, found
 

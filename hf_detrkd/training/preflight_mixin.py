@@ -14,6 +14,8 @@ from transformers.utils import logging
 
 from ..artifacts.record import Record
 from ..artifacts.run_folder import change_recipe
+from ..data import DetectionDataset
+from ..data.faults import check_boxes
 from ..distillation.distiller import Distiller
 from ..distillation.prediction import evaluate_teacher
 from ..distillation.stored_teacher import StoredTeacher
@@ -91,6 +93,8 @@ class PreflightMixin(Trainer):
             ValueError: the teacher is too weak, its images are missing, or a loss term has no effect.
         """
         args, distiller = self.args, self.distiller
+        if isinstance(self.train_dataset, DetectionDataset):
+            check_boxes(self.train_dataset)
         if not distiller.methods or not args.distillation_weight:
             return
         if distiller.teacher is not None:

@@ -25,7 +25,7 @@ def words(tmp_path: Path, shapes_teacher: str) -> list[str]:
     text += " --general_points 5 --image_size 64 --max_train_samples 6 --max_eval_samples 3 --use_cpu --max_steps 2"
     text += " --per_device_train_batch_size 2 --per_device_eval_batch_size 4 --disable_tqdm true --min_teacher_map 0"
     text += f" --measure_efficiency false --report_to none --output_dir {tmp_path}/out --logging_steps 1"
-    text += " --augmentation_views 2"
+    text += " --dataset_name shapes --augmentation_views 2"
     return text.split()
 
 

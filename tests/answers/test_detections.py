@@ -86,7 +86,8 @@ def test_a_detector_without_a_model_teaches_by_specific_points(
     (tmp_path / "student.json").write_text(json.dumps(tiny.config(family).to_dict()))
     data = dataset(6)
     (tmp_path / "found.json").write_text(json.dumps(detections_of(data)[:-3]))
-    text = f"--config_name {tmp_path}/student.json --method kd_detr --general_points 0 --image_size 64 --use_cpu"
+    text = f"--config_name {tmp_path}/student.json --method kd_detr --general_points 0 --image_size 64"
+    text += " --dataset_name shapes --use_cpu"
     text += " --max_train_samples 6 --max_eval_samples 3 --max_steps 2 --per_device_train_batch_size 2"
     text += f" --disable_tqdm true --measure_efficiency false --report_to none --output_dir {tmp_path}/out"
     words = [*text.split(), "--logging_steps", "1", "--teacher_answers", str(tmp_path / "answers")]

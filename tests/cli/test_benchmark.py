@@ -64,6 +64,7 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(
         "recipe": "scripts/recipes/quickstart.yaml",
         "arguments": {
             "run_control": False,
+            "dataset_name": "shapes",
             "max_train_samples": 4,
             "max_eval_samples": 2,
             "max_steps": 2,

@@ -43,6 +43,7 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
         "method": "kd_detr",
         "general_points": 20,
         "image_size": 64,
+        "dataset_name": "shapes",
         "max_train_samples": 8,
         "max_eval_samples": 4,
         "max_steps": 50,
@@ -88,7 +89,7 @@ def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path)
         f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4 --use_cpu"
     )
     words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2"
-    words += " --disable_tqdm true --measure_efficiency false"
+    words += " --disable_tqdm true --measure_efficiency false --dataset_name shapes"
     distill.main(words.split())
     before = json.loads((tmp_path / "out" / "all_results.json").read_text())
     distill.main([*words.split(), "--resume_from_checkpoint", "true"])
@@ -107,7 +108,9 @@ def test_a_finished_run_with_an_average_is_resumed_with_the_averaged_student(tmp
     (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
     words = f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4"
     words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2 --use_cpu"
-    words += " --disable_tqdm true --measure_efficiency false --ema_decay 0.5 --learning_rate 0.01"
+    words += (
+        " --disable_tqdm true --measure_efficiency false --ema_decay 0.5 --learning_rate 0.01 --dataset_name shapes"
+    )
     distill.main(words.split())
     before = json.loads((tmp_path / "out" / "all_results.json").read_text())
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -182,7 +185,18 @@ def test_the_control_of_a_recipe_is_one_word(tmp_path: Path) -> None:
 
 
 def test_an_option_that_several_methods_have_is_one_option_of_all() -> None:
-    arguments = ["--config_name", "x", "--output_dir", "o", "--method", "kd_detr,clockdistill", "--temperature", "3"]
+    arguments = [
+        "--config_name",
+        "x",
+        "--dataset_name",
+        "shapes",
+        "--output_dir",
+        "o",
+        "--method",
+        "kd_detr,clockdistill",
+        "--temperature",
+        "3",
+    ]
     points, targets = distill_arguments.parse(arguments).methods
     assert (type(points), type(targets)) == (KDDETRConfig, CLoCKDistillConfig)
     assert points.temperature == targets.temperature == 3
@@ -212,10 +226,12 @@ def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path:
         distill_arguments.parse(["--config", str(tmp_path / "recipe.yaml")])
     with pytest.raises(ValueError, match=r"must be a YAML file, but .* does not exist"):
         distill_arguments.parse(["--config", str(tmp_path / "none.yaml")])
-    with pytest.raises(ValueError, match="Give the student either as --model_name_or_path"):
+    with pytest.raises(ValueError, match="Give the student as --model_name_or_path"):
         distill_arguments.parse(["--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="--image_size must be a number or HEIGHTxWIDTH, got '12x'"):
-        distill_arguments.parse(["--config_name", "x", "--output_dir", str(tmp_path), "--image_size", "12x"])
+        distill_arguments.parse(
+            ["--config_name", "x", "--dataset_name", "shapes", "--output_dir", str(tmp_path), "--image_size", "12x"]
+        )
 
 
 def test_image_sizes_are_height_by_width() -> None:

@@ -193,7 +193,11 @@ def test_evaluate_judges_a_results_file_without_a_model(tmp_path, capsys):
         ([], "Give either --model_name_or_path, or both --annotations and --detections, got None, None and None"),
         (["--annotations", "a.json"], "Give either .* got None, 'a.json' and None"),
         (["--annotations", "a", "--detections", "d", "--model_name_or_path", "m"], "got 'm', 'a' and 'd'"),
-        (["--model_name_or_path", "m", "--per_device_eval_batch_size", "0"], "must be 1 or more, got 0"),
+        (["--model_name_or_path", "m"], "Say which data set: --dataset_name path/to/folder"),
+        (
+            ["--model_name_or_path", "m", "--dataset_name", "d", "--per_device_eval_batch_size", "0"],
+            "must be 1 or more, got 0",
+        ),
     ],
 )
 def test_evaluate_refuses_arguments_that_do_not_go_together(arguments, message):

@@ -53,7 +53,18 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             "--teacher_model_name_or_path",
             str(home / "models" / "teacher"),
         ]
-        arguments += ["--method", "kd_detr", "--run_control", "true", "--image_size", "64", "--max_train_samples", "8"]
+        arguments += [
+            "--method",
+            "kd_detr",
+            "--run_control",
+            "true",
+            "--dataset_name",
+            "shapes",
+            "--image_size",
+            "64",
+            "--max_train_samples",
+            "8",
+        ]
         arguments += ["--max_eval_samples", "4", "--max_steps", "2", "--per_device_train_batch_size", "1"]
         arguments += [
             "--min_teacher_map",

@@ -189,3 +189,13 @@ def test_memory_does_not_grow_with_the_images():
 def test_metric_refuses(found, truth, message):
     with pytest.raises(ValueError, match=message):
         figures_of({0: "cat"}, (found, truth))
+
+
+def test_images_whose_ids_no_double_tells_apart_are_different_images():
+    here, there = [[0, 0, 100, 100]], [[200, 0, 300, 100]]
+    ids = (2**60, 2**60 + 1)
+    right = zip(ids, (here, there), (here, there), strict=True)
+    swapped = zip(ids, (there, here), (here, there), strict=True)
+    for pairs, wanted in ((right, 1.0), (swapped, 0.0)):
+        images = [(prediction(i, found, [0.9]), reference(i, truth)) for i, found, truth in pairs]
+        assert figures_of({0: "cat"}, *images)["map"] == pytest.approx(wanted)

@@ -5,7 +5,7 @@ box format is wrong; if its classes match only after a permutation, the class or
 another preprocessing, its image processor is wrong. Each check requires a large difference.
 """
 
-from .annotations import Statistics, offered_splits, repair_fault
+from .annotations import Statistics, offered_splits
 from .box_frames import better_frame, reframed
 from .class_order import confusion, renamed, with_renamed
 from .memory import GIB, PeakMemory, fitting_batch, memory_of
@@ -28,6 +28,5 @@ __all__ = [
     "offered_splits",
     "reframed",
     "renamed",
-    "repair_fault",
     "with_renamed",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data import DetectionDataset, datasets
-from ...data.records import RepairedBoxes
+from ...data.faults import relative_fault
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,7 @@ class Statistics:
 
     def fault(self) -> str | None:
         """The reason why the boxes cannot be in pixels of their images, or `None`."""
-        if not self.boxes or self.furthest > 1.5:
-            return None
-        return (
-            f"no coordinate is above {self.furthest:.3g}, so the boxes look normalised by the image size: write them "
-            "as x, y, width, height in pixels"
-        )
-
-
-def repair_fault(repaired: RepairedBoxes) -> str | None:
-    """The reason why the boxes of a split cannot be in pixels of their images; `None` if most needed no repair."""
-    outside = repaired.dropped + repaired.clipped
-    if outside <= repaired.boxes / 2:
-        return None
-    return (
-        f"{outside} of {repaired.boxes} boxes of {repaired.source} extend beyond their image: they look like x_min, "
-        "y_min, x_max, y_max, or like boxes of larger images, but must be x, y, width, height in pixels of the image "
-        "files"
-    )
+        return relative_fault(self.furthest)
 
 
 def offered_splits(

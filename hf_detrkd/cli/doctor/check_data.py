@@ -1,13 +1,15 @@
 """The doctor's checks of a data set: its splits, their boxes and classes."""
 
 import dataclasses
+from typing import cast
 
 from ...data import DatasetError, DetectionSplits
 from ...data.datasets import EVAL_SPLITS, TRAIN_SPLITS
+from ...data.faults import CheckImages, check_images, nothing_to_learn, repair_fault
 from ...data.records import RepairedBoxes
-from ..arguments import Arguments
+from ..arguments import NO_DATA, Arguments
 from ..run_setup import load_splits
-from . import Statistics, offered_splits, repair_fault
+from . import Statistics, offered_splits
 from .findings import Report
 
 
@@ -17,6 +19,9 @@ MOST_CLASSES_SHOWN = 30
 def load_data(report: Report, arguments: Arguments) -> DetectionSplits | None:
     """Loads the splits; if one is missing, those that were most likely meant."""
     splits: DetectionSplits | None
+    if arguments.script.dataset_name is None:
+        report.problem("data set", NO_DATA)
+        return None
     try:
         splits = load_splits(arguments)
     except DatasetError as error:
@@ -28,7 +33,22 @@ def load_data(report: Report, arguments: Arguments) -> DetectionSplits | None:
             say_repaired(report, split.repaired)
     for name, split in (("train", splits.train), ("evaluation", splits.eval)):
         describe(report, name, Statistics.of(split, f"the {name} split"))
-    return splits
+    nothing = nothing_to_learn(splits.train)
+    if nothing is not None:
+        report.problem("train", f"there is nothing to train on: {nothing}.")
+    return splits if images_are_sound(report, splits, arguments) else None
+
+
+def images_are_sound(report: Report, splits: DetectionSplits, arguments: Arguments) -> bool:
+    """Reads images of both splits, and reports those that cannot be used."""
+    sound = True
+    for name, split in (("train", splits.train), ("evaluation", splits.eval)):
+        try:
+            check_images(split, f"the {name} images", cast(CheckImages, arguments.script.check_images))
+        except DatasetError as error:
+            report.problem("images", str(error))
+            sound = False
+    return sound
 
 
 def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> DetectionSplits | None:
@@ -36,7 +56,7 @@ def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> Det
     script = arguments.script
     train, evaluation = script.dataset_train_split, script.dataset_eval_split
     try:
-        names, near_train, near_evaluation = offered_splits(script.dataset_name, train, evaluation)
+        names, near_train, near_evaluation = offered_splits(cast(str, script.dataset_name), train, evaluation)
     except DatasetError:  # there is no such data set
         report.problem("data set", str(error))
         return None

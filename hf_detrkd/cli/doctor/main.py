@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
     report = Report()
     try:
-        arguments = parse(rest)
+        arguments = parse(rest, student=False)
     except ValueError as error:
         report.problem("arguments", str(error))
     else:
@@ -90,6 +90,10 @@ def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> N
     if arguments.config.teacher_answers == "auto":
         arguments.config.teacher_answers = None  # not made yet: the teacher itself is examined
     check_environment(report, arguments.config)
+    script = arguments.script
+    if script.model_name_or_path is None and script.config_name is None:  # the data set alone
+        load_data(report, arguments)
+        return
     if arguments.config.push_to_hub:
         check_hub(report, arguments.config)
     check_output(report, arguments)

@@ -107,7 +107,18 @@ def test_trained_backbone_weights_freeze_what_torchvision_freezes(given, frozen,
     file.write_text(json.dumps(config(SMALL).to_dict() | {"frozen_batch_norm": given}))
     backbone = timm.create_model(config(SMALL).backbone, **(config(SMALL).backbone_kwargs or {}))
     save_file(backbone.state_dict(), weights)
-    words = ["--config_name", str(file), "--output_dir", str(tmp_path), "--method", "none", "--use_cpu", "true"]
+    words = [
+        "--dataset_name",
+        "shapes",
+        "--config_name",
+        str(file),
+        "--output_dir",
+        str(tmp_path),
+        "--method",
+        "none",
+        "--use_cpu",
+        "true",
+    ]
     for further in ([], ["--backbone_weights", str(weights)]):
         asked = arguments.parse(words + further)
         model, _ = run_setup.make_student(asked.script, ["a", "b"], asked.config)

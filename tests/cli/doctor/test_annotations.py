@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_detrkd.cli import arguments as distill_arguments
-from hf_detrkd.cli.doctor import Statistics, offered_splits, repair_fault
+from hf_detrkd.cli.doctor import Statistics, offered_splits
 from hf_detrkd.cli.doctor import check_data as doctor_data
 from hf_detrkd.cli.doctor.findings import Report
 from hf_detrkd.data import load_detection_split
+from hf_detrkd.data.faults import repair_fault
 from hf_detrkd.data.records import RepairedBoxes
 from hf_detrkd.data.shapes import SHAPE_CLASSES, ShapesRecords
 from tests.cli.doctor.runs import IMAGES, SIDE, line, said, write_shapes
@@ -47,7 +48,10 @@ def test_a_missing_split_is_named_with_what_to_pass_and_the_rest_is_looked_at(tm
     report = Report()
     splits = doctor_data.load_data(report, distill_arguments.parse(line(tmp_path, folder)))
     text = said(report, "splits", "problem")
-    assert "has no split named train, train2017 or training to train on: choose one of holdout, train_set, val_set." in text
+    assert (
+        "has no split named train, train2017 or training to train on: choose one of holdout, train_set, val_set."
+        in text
+    )
     assert "Pass --dataset_train_split train_set --dataset_eval_split val_set;" in text
     assert splits is not None and len(splits.train) == len(splits.eval) == 4
     given = ["--dataset_train_split", "train_set", "--dataset_eval_split", "val_set"]

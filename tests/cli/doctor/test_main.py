@@ -35,7 +35,7 @@ def test_refusals_are_problems_in_their_own_words(tmp_path: Path, shapes: str, c
     assert doctor.main(line(tmp_path, shapes, "--teacher_model_name_or_path", str(tmp_path / "none"))) == 1
     assert "problem  models: " in capsys.readouterr().out
     assert doctor.main(["--output_dir", str(tmp_path)]) == 1
-    assert "problem  arguments: Give the student either as --model_name_or_path" in capsys.readouterr().out
+    assert "problem  data set: Say which data set: --dataset_name path/to/folder" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--doctor_samples must be 1 or more, got 0"):
         doctor.main(["--doctor_samples", "0"])
 
