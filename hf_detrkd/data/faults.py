@@ -53,8 +53,15 @@ def nothing_to_learn(data: DetectionDataset) -> str | None:
 
 
 def furthest(records: Records | Sequence[ImageRecord]) -> float:
-    """The largest coordinate of a box in pixels; 0 without boxes."""
-    return max((float((r.boxes[:, :2] + r.boxes[:, 2:]).max()) for r in records if len(r.boxes)), default=0.0)
+    """The largest coordinate of a box in pixels, as far as needed to know that boxes are not relative; 0 without
+    boxes."""
+    largest = 0.0
+    for record in records:
+        if len(record.boxes):
+            largest = max(largest, float((record.boxes[:, :2] + record.boxes[:, 2:]).max()))
+        if largest > RELATIVE:
+            break
+    return largest
 
 
 def relative_fault(largest: float) -> str | None:
