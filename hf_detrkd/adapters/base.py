@@ -36,6 +36,9 @@ class DetectorAdapter:
     uses_pixel_mask: ClassVar[bool] = True
     """True if the family masks padding; otherwise padded images raise an error."""
 
+    size_divisor: ClassVar[int] = 1
+    """The sides of images must be multiples of this."""
+
     decoder_options: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the base model that make its decoder return every layer."""
 

@@ -23,6 +23,7 @@ class DinoDetrAdapter(RTDetrAdapter):
     """
 
     uses_pixel_mask = True
+    size_divisor = 1
     processor_type = "deformable_detr"
     frozen_stages = 2
 

@@ -26,6 +26,7 @@ class RTDetrAdapter(DetectorAdapter):
     """
 
     uses_pixel_mask: ClassVar[bool] = False
+    size_divisor: ClassVar[int] = 32
     processor_type: ClassVar[str | None] = "rt_detr"
 
     @staticmethod

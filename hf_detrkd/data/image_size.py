@@ -6,17 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+KEYS = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
+
+
 @dataclass(frozen=True)
 class ImageSize:
-    """A fixed `height` and `width`, or the `shortest_edge` (and the maximum of the `longest_edge`), in pixels."""
+    """A fixed `height` and `width`; or the `shortest_edge`, and the maximum of the `longest_edge`; or the maximum of
+    height and width. In pixels, rounded as image processors of transformers do.
+
+    Attributes:
+        multiple (`int`): sides that keep the aspect ratio are rounded down to multiples of this.
+    """
 
     height: int = 0
     width: int = 0
     shortest_edge: int | None = None
     longest_edge: int | None = None
+    max_height: int | None = None
+    max_width: int | None = None
+    multiple: int = 1
 
     @classmethod
-    def parse(cls, size: tuple[int, int] | Mapping[str, int]) -> ImageSize:
+    def parse(cls, size: tuple[int, int] | Mapping[str, int], multiple: int = 1) -> ImageSize:
         """From (height, width), or from an image processor's `size`.
 
         Raises:
@@ -24,23 +35,40 @@ class ImageSize:
         """
         if not isinstance(size, Mapping):
             size = dict(zip(("height", "width"), size, strict=True))
-        if set(size) == {"height", "width"} and min(size.values()) > 0:
-            return cls(size["height"], size["width"])
-        if set(size) in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}) and min(size.values()) > 0:
-            return cls(shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"))
+        size = {name: side for name, side in size.items() if side is not None}
+        if set(size) in KEYS and min(size.values()) > 0:
+            return cls(**size, multiple=multiple)
         raise ValueError(
-            f"`size` must be (height, width), or have the keys height and width, or shortest_edge and optionally "
-            f"longest_edge, all positive, got {dict(size)}."
+            "`size` must be (height, width), or have the keys height and width, or shortest_edge and optionally "
+            f"longest_edge, or max_height and max_width, all positive, got {dict(size)}: set --image_size."
         )
+
+    @property
+    def keeps_ratio(self) -> bool:
+        """True if images keep their aspect ratio."""
+        return not self.height
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Target (height, width) of an image of a given size."""
-        if self.shortest_edge is None:
+        if not self.keeps_ratio:
             return self.height, self.width
-        scale = self.shortest_edge / min(height, width)
-        if self.longest_edge is not None:
-            scale = min(scale, self.longest_edge / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        if self.max_height is not None and self.max_width is not None:
+            scale = min(self.max_height / height, self.max_width / width)
+            sides = (int(height * scale), int(width * scale))
+        else:
+            sides = self._by_edges(height, width)
+        first, second = (max(side - side % self.multiple, self.multiple) for side in sides)
+        return first, second
+
+    def _by_edges(self, height: int, width: int) -> tuple[int, int]:
+        """The shorter side rounded, and the longer one cut off, as in DETR."""
+        short, long = min(height, width), max(height, width)
+        wanted = float(self.shortest_edge or 0)
+        if self.longest_edge is not None and long / short * wanted > self.longest_edge:
+            wanted = self.longest_edge * short / long
+        least = round(wanted)
+        most = long if least == short else int(wanted * long / short)
+        return (least, most) if height <= width else (most, least)
 
 
 def parse_image_size(text: str | None, argument: str = "image_size") -> tuple[int, int] | None:

@@ -17,7 +17,11 @@ from torchvision.transforms.v2 import functional as F
 from .augmentation import AugmentationConfig, DetrCrop, RandomBoxCrop, RandomZoom, applied, seeded
 from .frame import Frame
 from .image_size import ImageSize
+from .processor import NO_NORMALIZATION, normalization_of, size_of
 from .records import ImageRecord
+
+
+UNCHANGED = ("multiple", 1)
 
 
 class DetectionTransform:
@@ -27,9 +31,10 @@ class DetectionTransform:
     this frame and `post_process_object_detection` expects it.
 
     Args:
-        size (`tuple[int, int]` or `dict[str, int]`): (height, width) in pixels, or an image processor's `size`. A
-            fixed `height` and `width` changes the aspect ratio and needs no padding. `shortest_edge`, optionally with
-            `longest_edge`, keeps it; items then have a `pixel_mask` and [`DetectionCollator`] pads them.
+        size (`tuple[int, int]`, `dict[str, int]` or [`ImageSize`]): (height, width) in pixels, or an image processor's
+            `size`. A fixed `height` and `width` changes the aspect ratio and needs no padding. `shortest_edge`,
+            optionally with `longest_edge`, and `max_height` with `max_width` keep it; items then have a `pixel_mask`
+            and [`DetectionCollator`] pads them.
         image_mean (`Sequence[float]`, *optional*): per channel, in [0, 1]; `None` for no normalisation.
         image_std (`Sequence[float]`, *optional*): per channel, in [0, 1].
         augmentation ([`AugmentationConfig`], *optional*): augmentation of training images. `None` makes this an
@@ -44,13 +49,13 @@ class DetectionTransform:
 
     def __init__(
         self,
-        size: tuple[int, int] | Mapping[str, int],
+        size: tuple[int, int] | Mapping[str, int] | ImageSize,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         augmentation: AugmentationConfig | None = None,
         teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
     ) -> None:
-        self.size = ImageSize.parse(size)
+        self.size = size if isinstance(size, ImageSize) else ImageSize.parse(size)
         self.teacher_size = None if teacher_size is None else ImageSize.parse(teacher_size)
         if self.teacher_size == self.size:
             self.teacher_size = None
@@ -92,13 +97,15 @@ class DetectionTransform:
             size (`tuple[int, int]`, *optional*): (height, width); default: the processor's.
             teacher_size (*optional*): see the class.
         """
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
-        return cls(size or dict(processor.size), mean, std, augmentation, teacher_size)
+        mean, std = normalization_of(processor)
+        plain = (mean, std) == NO_NORMALIZATION
+        mean_std: tuple[Any, Any] = (None, None) if plain else (mean, std)
+        return cls(size or size_of(processor), *mean_std, augmentation, teacher_size)
 
     def described(self) -> dict[str, Any]:
         """What the tensors of an image depend on, as plain values; without the teacher's own size."""
         return {
-            "size": {name: side for name, side in asdict(self.size).items() if side},
+            "size": {name: side for name, side in asdict(self.size).items() if side and (name, side) != UNCHANGED},
             "image_mean": None
             if self.image_mean is None
             else [round(v, 6) for v in self.image_mean.flatten().tolist()],
@@ -109,7 +116,7 @@ class DetectionTransform:
     @property
     def pads(self) -> bool:
         """True if images keep their aspect ratio, so that batches must be padded."""
-        return self.size.shortest_edge is not None
+        return self.size.keeps_ratio
 
     def __call__(self, image: Image.Image, record: ImageRecord, seed: int) -> dict[str, Any]:
         """
@@ -168,7 +175,7 @@ class DetectionTransform:
         varied, *_ = applied(self._on_resized, *self._resize(pixels, boxes, frame, size))
         torch.set_rng_state(state)
         item: dict[str, Any] = {"teacher_pixel_values": self._to_float(varied)}
-        if size.shortest_edge is not None:
+        if size.keeps_ratio:
             item["teacher_pixel_mask"] = torch.ones(varied.shape[-2:], dtype=torch.int64)
         return item
 

@@ -18,15 +18,10 @@ from transformers.utils import CONFIG_NAME
 
 from ..adapters import adapter_for
 from ..adapters import class_names as class_names_of
+from ..data.processor import NO_NORMALIZATION, Normalization
 from ..losses.functional import UNKNOWN
 from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 from .class_map import ClassMap
-
-
-Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, of pixels in [0, 1]."""
-
-NO_NORMALIZATION: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -221,10 +216,3 @@ def _renormalization(source: Normalization, goal: Normalization) -> tuple[Tensor
         return None, None
     mean, std, new_mean, new_std = (torch.tensor(part).view(-1, 1, 1) for part in (*source, *goal))
     return std / new_std, (mean - new_mean) / new_std
-
-
-def normalization_of(processor: Any) -> Normalization:
-    """Normalisation that an image processor applies to pixels in [0, 1]."""
-    if not processor.do_normalize:
-        return NO_NORMALIZATION
-    return tuple(processor.image_mean), tuple(processor.image_std)

@@ -12,10 +12,11 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTra
 
 from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
 from ..answers import StoredAnswers
+from ..data.processor import normalization_of
 from ..distillation.class_map import read_class_map
 from ..distillation.merged_teacher import MergedTeacher
 from ..distillation.stored_teacher import StoredTeacher
-from ..distillation.teacher import Origin, Teacher, normalization_of
+from ..distillation.teacher import Origin, Teacher
 from ..losses.criterion import DetectionCriterion, ModelCriterion
 from ..methods import METHODS, DistillationMethod
 from ..structures.outputs import DetectorSpec

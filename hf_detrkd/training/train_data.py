@@ -7,10 +7,13 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from ..adapters import DetectorAdapter
 from ..data import DetectionDataset
+from ..data.image_size import ImageSize
 from ..data.share_sampler import ShareSampler
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
+from ..distillation.teacher import Teacher
 from ..losses.criterion import ModelCriterion
 from ..methods import DistillationMethod
 from .config import DistillationConfig
@@ -42,6 +45,35 @@ def share_sampler(dataset: Any, args: DistillationConfig, batch_size: int) -> Sa
     if not has_unlabeled(dataset):
         return None
     return ShareSampler(dataset, batch_size, args.unlabeled_fraction, args.seed)
+
+
+def check_sizes(datasets: Sequence[Any], distiller: Distiller) -> None:
+    """Checks that student and teacher take images of the size that the data sets make.
+
+    Raises:
+        ValueError: a side is no multiple of what a family needs.
+    """
+    seen = [data.transform for data in datasets if isinstance(data, DetectionDataset) and data.transform is not None]
+    teacher = distiller.teacher
+    for transform in seen:
+        check_size(distiller.adapter, transform.size)
+        if isinstance(teacher, Teacher):
+            check_size(teacher.adapter, transform.teacher_size or transform.size)
+
+
+def check_size(adapter: DetectorAdapter, size: ImageSize) -> None:
+    """
+    Raises:
+        ValueError: a fixed size whose sides are no multiples of what the family needs.
+    """
+    sides, divisor = (size.height, size.width), adapter.size_divisor
+    if size.keeps_ratio or not any(side % divisor for side in sides):
+        return
+    near = "x".join(str(max(divisor, round(side / divisor) * divisor)) for side in sides)
+    raise ValueError(
+        f"{adapter.spec.family} takes images whose sides are multiples of {divisor} pixels, got "
+        f"{sides[0]}x{sides[1]}: set --image_size {near}, or --teacher_image_size for the teacher alone."
+    )
 
 
 def check_unlabeled(dataset: Any, distiller: Distiller) -> None:

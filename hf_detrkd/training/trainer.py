@@ -40,7 +40,7 @@ from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .term_watch import TermWatch
-from .train_data import check_unlabeled, share_sampler, with_answers
+from .train_data import check_sizes, check_unlabeled, share_sampler, with_answers
 
 
 logger = logging.get_logger(__name__)
@@ -120,6 +120,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             kwargs["train_dataset"] = with_answers(kwargs.get("train_dataset"), teacher, methods, args)
         distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = criterion
+        check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(

@@ -14,8 +14,9 @@ import transformers
 from torch import Tensor, nn
 
 from hf_detrkd.adapters import DetectorAdapter, adapter_for
+from hf_detrkd.data.processor import NO_NORMALIZATION, normalization_of
 from hf_detrkd.distillation.distiller import Distiller
-from hf_detrkd.distillation.teacher import NO_NORMALIZATION, Teacher, normalization_of
+from hf_detrkd.distillation.teacher import Teacher
 from hf_detrkd.methods import KDDETR, DETRDistill, DETRDistillConfig, DistillationMethod, KDDETRConfig
 from hf_detrkd.structures.outputs import DetectorOutput, ObjectQueries, Predictions
 from hf_detrkd.structures.targets import BatchTotals, Targets

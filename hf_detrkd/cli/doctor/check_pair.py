@@ -7,7 +7,8 @@ import numpy as np
 from transformers import AutoImageProcessor
 
 from ...data import DetectionSplits, DetectionTransform, parse_image_size
-from ...distillation.teacher import Normalization, Teacher, normalization_of
+from ...data.processor import Normalization, normalization_of
+from ...distillation.teacher import Teacher
 from ...training.trainer import DistillationTrainer
 from ..arguments import Arguments
 from ..run_setup import build_trainer

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from torchvision.ops import box_iou, nms
 
 from ...data import DetectionCollator, DetectionDataset, DetectionTransform
+from ...data.processor import NO_NORMALIZATION, Normalization
 from ...distillation.prediction import detections_and_truth
-from ...distillation.teacher import NO_NORMALIZATION, Normalization, Teacher
+from ...distillation.teacher import Teacher
 from ...evaluation import CocoBoxMetric, class_figures
 
 
