@@ -41,7 +41,8 @@ def make_student(
             if config.freeze_stages is None:
                 config.freeze_stages = usual_stages(model)
     else:
-        model = load_student(str(script.model_name_or_path), classes, script.model_revision)
+        name, trust = str(script.model_name_or_path), config.trust_remote_code
+        model = load_student(name, classes, script.model_revision, trust)
     size = parse_image_size(script.image_size)
     ratio, revision = script.keep_aspect_ratio, script.model_revision
     processor = load_image_processor(model, script.model_name_or_path, size, ratio, revision)

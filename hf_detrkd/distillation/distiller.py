@@ -40,6 +40,16 @@ class Losses:
     metrics: dict[LossKey, Tensor] = field(default_factory=dict)
 
 
+class Outputs(dict[str, Any]):
+    """The outputs of a forward pass by name, which are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class Distiller(nn.Module):
     """Student and methods in one module, so that DDP, mixed precision and the optimizer handle both.
 
@@ -82,6 +92,23 @@ class Distiller(nn.Module):
     def config(self) -> Any:
         return self.student.config
 
+    # What callbacks written for `Trainer` ask of its model.
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def num_parameters(self, *args: Any, **kwargs: Any) -> int:
+        return int(self.student.num_parameters(*args, **kwargs))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Saves the student."""
+        return self.student.save_pretrained(*args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Pushes the student."""
+        return self.student.push_to_hub(*args, **kwargs)
+
     def train(self, mode: bool = True) -> Distiller:
         """As in `torch.nn.Module`, but BatchNorm layers with frozen weights stay in eval mode and keep statistics."""
         super().train(mode)
@@ -99,12 +126,16 @@ class Distiller(nn.Module):
         self.student.activation_checkpointing_enable(*args, **kwargs)
 
     def forward(
-        self, batch: Mapping[str, Any], step: int = 0, distillation_weights: Mapping[str, float] | None = None
-    ) -> dict[str, Any]:
+        self,
+        batch: Mapping[str, Any] | None = None,
+        step: int = 0,
+        distillation_weights: Mapping[str, float] | None = None,
+        **inputs: Any,
+    ) -> Outputs:
         """Computes the loss and the predictions of one batch.
 
         Args:
-            batch (`dict`): output of the data collator:
+            batch (`dict`, *optional*): output of the data collator; its parts may also be keyword arguments:
 
                 - `pixel_values` (`torch.Tensor` of shape `(batch_size, 3, height, width)`): normalised for the
                   student.
@@ -119,13 +150,13 @@ class Distiller(nn.Module):
                 schedule; if all are 0, neither teacher nor methods run. Default: 1.
 
         Returns:
-            `dict`: `loss`, `parts` (detached scalars by name, for the log), `terms` (detached losses by name, scalars
-            by [`LossKey`] or one value per layer), `logits` and `pred_boxes`.
+            [`Outputs`]: `loss`, `parts` (detached scalars by name, for the log), `terms` (detached losses by name,
+            scalars by [`LossKey`] or one value per layer), `logits` and `pred_boxes`.
         """
         factors = dict.fromkeys(self.methods, 1.0) if distillation_weights is None else distillation_weights
-        found = self.losses(batch, step, any(factors.values()))
-        outputs: dict[str, Any] = {"loss": None, "parts": {}, "terms": {}}
-        outputs |= {"logits": found.detections.logits, "pred_boxes": found.detections.boxes}
+        found = self.losses({**(batch or {}), **inputs}, step, any(factors.values()))
+        outputs = Outputs(loss=None, parts={}, terms={})
+        outputs.update(logits=found.detections.logits, pred_boxes=found.detections.boxes)
         if not found.task:
             return outputs
         loss = torch.cat(list(found.task.values())).sum()
@@ -139,7 +170,8 @@ class Distiller(nn.Module):
             parts.update(found.metrics)
             loss = loss + torch.stack([factors[key.method] * value for key, value in weighted.items()]).sum()
         terms = task | {key: value.detach() for key, value in found.distillation.items()}
-        return outputs | {"loss": loss, "parts": parts, "terms": terms}
+        outputs.update(loss=loss, parts=parts, terms=terms)
+        return outputs
 
     def losses(self, batch: Mapping[str, Any], step: int = 0, distill: bool = True) -> Losses:
         """All losses of a batch, see [`forward`]; in eval mode or without `distill` only the task loss."""

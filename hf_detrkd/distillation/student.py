@@ -22,20 +22,28 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.utils import logging
 
 from ..adapters import ADAPTERS, adapter_for, class_names
+from .freezing import apply_freezing
 
 
 logger = logging.get_logger(__name__)
 
 
-def load_student(name_or_path: str, classes: Sequence[str], revision: str = "main") -> PreTrainedModel:
-    """Loads a detector from the Hub or a folder in float32, with a class head for the given classes.
+def load_student(
+    name_or_path: str, classes: Sequence[str], revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Loads a detector from the Hub or a folder in float32, with a class head for the given classes. All of it trains,
+    also what transformers freezes.
 
     Args:
         name_or_path (`str`): Hub id or folder.
         classes (`Sequence[str]`): class names in the order of the data set's indices.
         revision (`str`): branch, tag or commit on the Hub.
+        trust_remote_code (`bool`): run the model's own code from the Hub.
     """
-    model = AutoModelForObjectDetection.from_pretrained(name_or_path, revision=revision, dtype=torch.float32)
+    model = AutoModelForObjectDetection.from_pretrained(
+        name_or_path, revision=revision, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
+    apply_freezing(model, None)
     return with_classes(model, classes)
 
 
@@ -58,6 +66,7 @@ def build_student(config_name: str, classes: Sequence[str], trained_backbone: bo
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
+    apply_freezing(model, None)
     return model
 
 

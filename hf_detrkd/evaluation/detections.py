@@ -79,7 +79,7 @@ def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One image: boxes first, crowd regions after them."""
     height, width = label["orig_size"].unbind()
     scale = torch.stack([width, height, width, height])
-    boxes, classes = label["boxes"] * scale, label["class_labels"]
+    boxes, classes = label["boxes"].reshape(-1, 4) * scale, label["class_labels"]
     crowd = label.get("crowd_boxes", boxes[:0]) * scale
     corners = box_convert(torch.cat([boxes, crowd]), "cxcywh", "xyxy")
     area = box_area(corners)

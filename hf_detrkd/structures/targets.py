@@ -46,7 +46,7 @@ class Targets:
         boxes = torch.full((len(labels), most, 4), 0.5, device=device)
         for i, (label, count) in enumerate(zip(labels, counts, strict=True)):
             classes[i, :count] = label["class_labels"]
-            boxes[i, :count] = label["boxes"].float()
+            boxes[i, :count] = label["boxes"].float().reshape(-1, 4)
         lengths = torch.tensor(counts).to(device, non_blocking=True)
         return cls(classes, boxes, torch.arange(most, device=device) < lengths[:, None], counts)
 

@@ -53,8 +53,9 @@ def make_teacher(
         if len(listed(source)) > 1:
             raise ValueError(f"Several teachers ({source}) teach by stored answers: set --teacher_answers auto.")
         revision = args.teacher_model_revision
-        model = AutoModelForObjectDetection.from_pretrained(source, revision=revision, dtype=torch.float32)
-        teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, revision=revision)
+        own: dict[str, Any] = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+        model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32, **own)
+        teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, **own)
         origin = Origin.of(source, model.config.model_type, revision)
     else:
         model, origin = source, None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback
 
 from .ema import StudentAverage
@@ -21,9 +23,32 @@ class DatasetEpochCallback(TrainerCallback):
     """Calls `set_epoch` on the training set, so that its augmentation changes with the epoch and survives a resume."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        dataset = train_dataloader.dataset
-        if isinstance(dataset, SeesEpochs):
-            dataset.set_epoch(int(state.epoch or 0))
+        set_epoch(train_dataloader.dataset, int(state.epoch or 0))
+
+
+def set_epoch(dataset: Any, epoch: int) -> None:
+    """Sets the epoch of a data set, or of those inside it (`ConcatDataset`, `Subset`)."""
+    if isinstance(dataset, SeesEpochs):
+        dataset.set_epoch(epoch)
+    elif isinstance(dataset, ConcatDataset):
+        for one in dataset.datasets:
+            set_epoch(one, epoch)
+    elif isinstance(dataset, Subset):
+        set_epoch(dataset.dataset, epoch)
+
+
+class AttemptCallback(TrainerCallback):
+    """Calls a function when a training begins, also when `auto_find_batch_size` begins again.
+
+    Args:
+        begin (`Callable[[], None]`)
+    """
+
+    def __init__(self, begin: Callable[[], None]):
+        self.begin = begin
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin()
 
 
 class BestCheckpointCallback(TrainerCallback):

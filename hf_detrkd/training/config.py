@@ -52,6 +52,10 @@ class DistillationConfig(TrainingArguments):
     teacher_model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of the teacher on the Hub. Default: main."}
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the own modelling code of student and teacher from the Hub. Default: false."},
+    )
     class_map: str | None = field(
         default=None,
         metadata={
@@ -349,6 +353,11 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"max_detections must be at least 1, got {self.max_detections}.")
         if self.class_loss_weight is not None and self.class_loss_weight <= 0:
             raise ValueError(f"class_loss_weight must be above 0, got {self.class_loss_weight}.")
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError(
+                "bf16_full_eval and fp16_full_eval round the student's weights and boxes: set bf16 or fp16, which "
+                "evaluate in mixed precision."
+            )
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.label_smoothing_factor:

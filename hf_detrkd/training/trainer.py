@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import AutoModelForObjectDetection, PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -23,21 +24,22 @@ from ..artifacts.run_folder import check_output_folder
 from ..artifacts.trackers import reopen_trackers
 from ..data import DetectionCollator
 from ..distillation.distiller import Distiller
-from ..distillation.freezing import apply_freezing, freeze_stages
 from ..distillation.stored_teacher import StoredTeacher
 from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from ..evaluation.efficiency import peak_memory
 from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
 from .build import learning_rates, make_criterion, make_methods, make_teacher
-from .callbacks import AverageCallback, BestCheckpointCallback, DatasetEpochCallback
+from .callbacks import AttemptCallback, AverageCallback, BestCheckpointCallback, DatasetEpochCallback
 from .checkpoints import load_state, load_student_weights, save_state
 from .config import DistillationConfig
 from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
+from .item_checks import check_items, named_sets
 from .preflight import first_dataset
 from .preflight_mixin import PreflightMixin
+from .prepare_student import checked_args, prepared_student, takes_trial
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .term_watch import TermWatch
 from .train_data import check_sizes, check_unlabeled, share_sampler, with_answers
@@ -54,7 +56,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     micro-batches. COCO mAP is computed in every evaluation without further code.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or `str`): the student, or its Hub id or folder.
+        model ([`~transformers.PreTrainedModel`] or `str`): the student, or its Hub id or folder; with `model_init`
+            nothing.
         args ([`DistillationConfig`])
         teacher_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): default:
             `args.teacher_model_name_or_path`.
@@ -90,8 +93,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
-        args: DistillationConfig,
+        model: PreTrainedModel | str | None = None,
+        args: DistillationConfig | None = None,
         teacher_model: PreTrainedModel | str | None = None,
         method_config: Any = None,
         processing_class: Any = None,
@@ -101,24 +104,22 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"DistillationTrainer does not support DataParallel ({args.n_gpu} GPUs visible): run with "
-                "`accelerate launch`."
-            )
-        if isinstance(model, str):
-            model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32)
-        apply_freezing(model, args.freeze)
-        freeze_stages(model, args.freeze_stages or 0)
-        teacher = make_teacher(model, args, teacher_model, processing_class, teacher_processing_class)
-        sources = {"student": model.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
+        args = checked_args(args)
+        model_init = kwargs.pop("model_init", None)
+        if model_init is not None:
+            if model is not None:
+                raise ValueError("Give either model or model_init, not both.")
+            model = model_init(None) if takes_trial(model_init) else model_init()
+        student = prepared_student(model, args, teacher_model)
+        teacher = make_teacher(student, args, teacher_model, processing_class, teacher_processing_class)
+        sources = {"student": student.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)
         set_seed(args.seed)  # the projections' initial weights depend on the run's seed
-        criterion, spec = make_criterion(model.config, args)
+        criterion, spec = make_criterion(student.config, args)
         methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
         if isinstance(teacher, StoredTeacher):
             kwargs["train_dataset"] = with_answers(kwargs.get("train_dataset"), teacher, methods, args)
-        distiller = Distiller(model, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
+        distiller = Distiller(student, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
         distiller.adapter.criterion = criterion
         check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
@@ -128,17 +129,23 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             args=args,
             processing_class=processing_class,
             data_collator=data_collator or DetectionCollator(),
-            compute_metrics=compute_metrics or CocoEvaluator(dict(enumerate(class_names(model.config)))),
-            callbacks=[DatasetEpochCallback(), BestCheckpointCallback(), *(callbacks or [])],
+            compute_metrics=compute_metrics or CocoEvaluator(dict(enumerate(class_names(student.config)))),
+            callbacks=[
+                DatasetEpochCallback(),
+                BestCheckpointCallback(),
+                AttemptCallback(self._begin_attempt),
+                *(callbacks or []),
+            ],
             **kwargs,
         )
+        self.model_init = model_init  # for hyperparameter_search
         if teacher is not None:
             teacher.to(args.device)
         self._schedules = args.schedules()
         self._guard, self._watch = FiniteGuard(), TermWatch(distiller, args.gradient_ratio_steps)
         self._average = None
         if args.ema_decay is not None:
-            self._average = StudentAverage(model.to(args.device), args.ema_decay)
+            self._average = StudentAverage(student.to(args.device), args.ema_decay)
             self.add_callback(AverageCallback(self._average))
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
@@ -152,6 +159,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self._first_step = None
         resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
         check_unlabeled(self.train_dataset, self.distiller)
+        self.get_optimizer_cls_and_kwargs(self.args)  # says now if a package is missing
+        classes = len(class_names(self.student.config))
+        check_items(self.train_dataset, "train_dataset", classes)
         self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
         self._preflight(resumes)
         # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
@@ -166,6 +176,23 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         seconds = time.perf_counter() - started - self._evaluation_seconds
         steps = max(1, self.state.global_step - (self._first_step or 0))
         return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
+
+    def call_model_init(self, trial: Any = None) -> Distiller:
+        """A new student for a trial of `hyperparameter_search`, in a distiller of its own."""
+        student = self.model_init(trial) if takes_trial(self.model_init) else self.model_init()
+        old = self.distiller
+        methods: list[Any] = [copy.deepcopy(method) for method in old.methods.values()]
+        made = Distiller(prepared_student(student, self.args), old.teacher, methods, old.loss_weights, self.args.seed)
+        made.adapter.criterion = old.adapter.criterion
+        self._watch = TermWatch(made, self.args.gradient_ratio_steps)
+        self.model = made
+        return made
+
+    def _begin_attempt(self) -> None:
+        """Forgets what a failed attempt of `auto_find_batch_size` has counted."""
+        self._parts, self._images_seen, self._first_step = {}, 0, None
+        self._log_time = time.perf_counter()
+        self._guard = FiniteGuard()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """As in `Trainer`; with unlabelled images every batch has its share of them."""
@@ -252,6 +279,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         """As in `Trainer`; resets the metric first, which an interrupted evaluation may have left filled."""
         if isinstance(self.compute_metrics, CocoEvaluator):
             self.compute_metrics.reset()
+            given = kwargs.get("eval_dataset", args[0] if args else None)
+            for name, data in named_sets(self.eval_dataset if given is None or isinstance(given, str) else given):
+                check_items(data, name, len(class_names(self.student.config)), evaluates=True)
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
         self._leave_out(time.perf_counter() - started)
@@ -340,6 +370,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads student and projections; `Trainer` loads the rest of a checkpoint."""
         folder = Path(resume_from_checkpoint)
+        if not self.is_deepspeed_enabled and not any(folder.glob("optimizer*")):
+            logger.warning(
+                f"{folder.name} holds no state of the optimizer (save_only_model): its moments and the learning-rate "
+                "schedule start anew."
+            )
         load_student_weights(self.student, folder)
         load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
 
