@@ -22,7 +22,6 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.utils import logging
 
 from ..adapters import ADAPTERS, adapter_for, class_names
-from .freezing import apply_freezing
 
 
 logger = logging.get_logger(__name__)
@@ -31,8 +30,7 @@ logger = logging.get_logger(__name__)
 def load_student(
     name_or_path: str, classes: Sequence[str], revision: str = "main", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Loads a detector from the Hub or a folder in float32, with a class head for the given classes. All of it trains,
-    also what transformers freezes.
+    """Loads a detector from the Hub or a folder in float32, with a class head for the given classes.
 
     Args:
         name_or_path (`str`): Hub id or folder.
@@ -43,7 +41,6 @@ def load_student(
     model = AutoModelForObjectDetection.from_pretrained(
         name_or_path, revision=revision, dtype=torch.float32, trust_remote_code=trust_remote_code
     )
-    apply_freezing(model, None)
     return with_classes(model, classes)
 
 
@@ -66,7 +63,6 @@ def build_student(config_name: str, classes: Sequence[str], trained_backbone: bo
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    apply_freezing(model, None)
     return model
 
 

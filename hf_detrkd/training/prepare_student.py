@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -13,8 +14,8 @@ from .config import DistillationConfig
 
 
 def prepared_student(model: Any, args: DistillationConfig, teacher: Any = None) -> PreTrainedModel:
-    """The student of a run. One given by name trains as a whole; of an object, what its owner froze stays frozen,
-    unless `args.freeze` says otherwise.
+    """The student of a run. It trains as a whole, also what transformers freezes by itself; but what the owner of an
+    object froze stays frozen, unless `args.freeze` says otherwise.
 
     Args:
         model: the student, or its Hub id or folder.
@@ -24,8 +25,7 @@ def prepared_student(model: Any, args: DistillationConfig, teacher: Any = None) 
     Raises:
         ValueError: the student is the teacher, is no detector of transformers, or has weights of 16 bits.
     """
-    named = isinstance(model, str)
-    if named:
+    if isinstance(model, str):
         trust = args.trust_remote_code
         model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust)
     if type(model).__module__.split(".")[0] == "peft":
@@ -41,10 +41,20 @@ def prepared_student(model: Any, args: DistillationConfig, teacher: Any = None) 
             "as a copy, copy.deepcopy(model)."
         )
     check_precision(model)
-    if named or args.freeze is not None:
+    if args.freeze is not None or not frozen_by_owner(model):
         apply_freezing(model, args.freeze)
     freeze_stages(model, args.freeze_stages or 0)
     return model
+
+
+def frozen_by_owner(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that are frozen now, and not when transformers makes such a model."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if not frozen:
+        return frozen
+    with torch.device("meta"):
+        made = type(model)(copy.deepcopy(model.config))
+    return frozen - {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
 
 
 def checked_args(args: Any) -> DistillationConfig:

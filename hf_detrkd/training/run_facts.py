@@ -94,12 +94,17 @@ def student_name(config: DistillationConfig) -> str:
     return "distilled" if config.methods else "student"
 
 
-def evaluation_of(state: TrainerState, load_best_model_at_end: bool) -> dict[str, Any]:
+def evaluation_of(state: TrainerState, load_best_model_at_end: bool, first: str | None = None) -> dict[str, Any]:
     """The logged metrics of the student's current weights: those of the last evaluation, or of the best checkpoint
-    if it was loaded at the end and nothing was evaluated since."""
+    if it was loaded at the end and nothing was evaluated since. Of several evaluation sets those of the `first`."""
     history = state.log_history
     ended = max((place for place, row in enumerate(history) if "train_runtime" in row), default=len(history))
-    rows = [(place, row) for place, row in enumerate(history) if "eval_map" in row]
+    start = "eval_" if first is None else f"eval_{first}_"
+    rows = [
+        (place, {name.replace(start, "eval_", 1): value for name, value in row.items()})
+        for place, row in enumerate(history)
+        if f"{start}map" in row
+    ]
     if load_best_model_at_end and rows and rows[-1][0] < ended:
         rows = [(place, row) for place, row in rows if row["step"] == state.best_global_step] or rows
     return rows[-1][1] if rows else {}

@@ -123,6 +123,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         distiller.adapter.criterion = criterion
         check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
+        sets = kwargs.get("eval_dataset")
+        if isinstance(sets, dict) and args.metric_for_best_model == "map":  # Trainer logs a map of each
+            args.metric_for_best_model = f"{next(iter(sets))}_map"
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -319,7 +322,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             figures = {n.removeprefix("teacher_"): v for n, v in found.items()}
             row = figures_row(self.student.config.id2label, teacher.num_parameters, figures)
             self.record.add_model("teacher", row)
-        metrics = evaluation_of(self.state, self.args.load_best_model_at_end)
+        sets = self.eval_dataset
+        first = next(iter(sets)) if isinstance(sets, dict) else None
+        metrics = evaluation_of(self.state, self.args.load_best_model_at_end, first)
         row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})
         curves = self.compute_metrics.precision if isinstance(self.compute_metrics, CocoEvaluator) else None
         self.record.add_model(student_name(self.args), row, curves)
