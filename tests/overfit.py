@@ -14,7 +14,7 @@ from hf_detrkd.structures.targets import Targets
 
 
 STEPS = {"lw_detr": 800, "rf_detr": 1200, "dino_detr": 500}
-"""The ViT of LW-DETR and RF-DETR starts from nothing, and DINO from the initial weights of its original code, which are
+"""The ViT of LW-DETR and RF-DETR starts from nothing, and DINO from the initial weights of its original code, which is
 slower here; the others take 300."""
 
 
