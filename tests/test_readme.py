@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_detrkd.cli import arguments as distill_arguments
+from hf_detrkd.cli.main import COMMANDS, split_arguments
 from hf_detrkd.export.parity import FLOAT32
 from tests import ROOT, script
 
@@ -43,10 +44,10 @@ def test_every_command_parses_and_every_file_exists(page: Path, tmp_path: Path) 
         words = [word.replace("recipe.yaml", str(tmp_path / "recipe.yaml")) for word in line.split()]
         scripts = [word for word in words if word.startswith("scripts/")]
         assert all((ROOT / word).exists() for word in scripts), line
-        if "scripts/distill.py" in words:
-            parse(words[words.index("scripts/distill.py") + 1 :])
-        if words[:2] == ["hf-detrkd", "doctor"]:
-            parse(words[2:])
+        if words[0] == "hf-detrkd":
+            assert words[1] in COMMANDS, line
+        if words[:2] in (["hf-detrkd", "distill"], ["hf-detrkd", "doctor"], ["hf-detrkd", "answer"]):
+            parse(split_arguments(words[2:])[1])
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (page.parent / link).exists(), link
 

@@ -92,12 +92,13 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.
 def commands(recipe: Path) -> list[str]:
     """The commands in a recipe's first comment, each as one line."""
     text = re.sub(r"\\\n#\s+", "", recipe.read_text())
-    return re.findall(r"^#   (accelerate launch .*)$", text, flags=re.MULTILINE)
+    return re.findall(r"^#   (hf-detrkd distill .*)$", text, flags=re.MULTILINE)
 
 
 def arguments(command: str) -> list[str]:
     """What a command gives to the script."""
-    return command.split("scripts/distill.py ")[1].split()
+    words = command.removeprefix("hf-detrkd distill ").split()
+    return words[2:] if words[0] == "--num_processes" else words
 
 
 def method_of(recipe: Path) -> str:
@@ -168,7 +169,7 @@ def test_its_commands_are_understood(recipe: Path) -> None:
     first, *others = commands(recipe)
     given = distill_arguments.parse(arguments(first))
     script, config = given.script, given.config
-    assert f"scripts/recipes/papers/{recipe.name}" in first
+    assert f"--config papers/{recipe.stem} " in first
     assert config.method == method_of(recipe)
     assert [type(options) for options in given.methods] == [METHODS[config.method].config_class]
     assert (ROOT / script.config_name).is_file()

@@ -118,6 +118,50 @@ def with_methods(facts: dict[str, Any]) -> dict[str, Any]:
     return {"methods": [] if named == ["none"] else named} | facts
 
 
+IDENTITY = (
+    "dataset_name",
+    "dataset_train_split",
+    "unlabeled_dataset_name",
+    "labeled_fraction",
+    "model_name_or_path",
+    "config_name",
+    "teacher_model_name_or_path",
+    "method",
+    "image_size",
+    "seed",
+)
+"""Arguments that make a run another one."""
+
+
+def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Rejects an output folder that holds another run, which this one would overwrite or go on from.
+
+    Args:
+        folder (`str` or `Path`): the run's output folder.
+        recipe (`dict`): the arguments of this run that differ from their defaults.
+
+    Raises:
+        ValueError: with the first argument in which they differ.
+    """
+    file = Path(folder) / RECIPE
+    if not file.is_file():
+        return
+    stored = yaml.safe_load(file.read_text()) or {}
+    for name in IDENTITY:
+        old, new = stored.get(name), recipe.get(name)
+        if _in_full(old) != _in_full(new):
+            raise ValueError(
+                f"{folder} holds another run: its {name} is {old or 'the default'}, and here {new or 'the default'}. "
+                "Choose another --output_dir, or delete that one."
+            )
+
+
+def _in_full(value: Any) -> Any:
+    """Paths of one file in one form."""
+    place = Path(str(value)).expanduser()
+    return place.resolve() if value is not None and place.exists() else str(value)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file does not exist."""
     return json.loads(file.read_text()) if file.is_file() else {}

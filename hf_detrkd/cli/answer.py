@@ -1,8 +1,8 @@
 """Stores the answers of a teacher, so that a training reads them instead of running the teacher.
 
-    accelerate launch scripts/answer.py --config recipe.yaml --teacher_answers outputs/answers
+    hf-detrkd answer --config recipe.yaml --teacher_answers outputs/answers
 
-    accelerate launch scripts/distill.py --config recipe.yaml --teacher_answers outputs/answers
+    hf-detrkd distill --config recipe.yaml --teacher_answers outputs/answers
 
 It takes the arguments of distill.py: they say which images and views the teacher sees, and what the methods ask. Every
 process writes files of its own. A stopped series goes on where it was if it is started again. With

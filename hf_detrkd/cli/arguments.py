@@ -17,7 +17,7 @@ from ..data.faults import SAMPLE
 from ..data.text import read_yaml
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
-from .shipped import shipped
+from .shipped import recipes, shipped
 
 
 NO_DATA = "Say which data set: --dataset_name path/to/folder, a Hub id, or shapes for generated images."
@@ -113,6 +113,13 @@ class ScriptArguments:
             "detector on the training images, which become answers in place of a teacher's."
         },
     )
+    preset: str = field(
+        default="ours",
+        metadata={
+            "help": "Defaults of the method's options: ours, which work on short schedules and students from nothing, "
+            "or paper, those of its paper or released code. Given options count in either case. Default: ours."
+        },
+    )
     init_from_teacher: bool = field(
         default=False,
         metadata={
@@ -155,6 +162,8 @@ class ScriptArguments:
             raise ValueError("Give both --train_annotations_file and --eval_annotations_file, or neither.")
         if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
             raise ValueError(f"--labeled_fraction must be between 0 and 1, got {self.labeled_fraction}.")
+        if self.preset not in ("ours", "paper"):
+            raise ValueError(f"--preset must be ours or paper, got {self.preset!r}.")
         if self.check_images not in ("all", "sample", "none"):
             raise ValueError(f"--check_images must be all, sample or none, got {self.check_images!r}.")
         if self.model_name_or_path is not None and self.config_name is not None:
@@ -211,11 +220,13 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     first.add_argument("--method")
+    first.add_argument("--preset")
     early, _ = first.parse_known_args(argv)
     recipe = read_recipe(early.config)
     method = str(early.method or recipe.get("method", "none"))
     groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
-    methods = [METHODS[name].config_class for name in method_names(method) if name in METHODS]
+    names = [name for name in method_names(method) if name in METHODS]
+    methods = [METHODS[name].config_class for name in names]
     # An option of several methods is one option for all of them.
     parser = HfArgumentParser(
         [*groups, *methods],
@@ -233,6 +244,9 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
         hint = f"did you mean {near[0]}?" if near else f"it is not an argument of --method {method}."
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
+    if (early.preset or recipe.get("preset")) == "paper":
+        for name in names:
+            parser.set_defaults(**METHODS[name].published)
     parser.set_defaults(**recipe)
     found = Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
     if student and found.script.model_name_or_path is None and found.script.config_name is None:
@@ -241,12 +255,14 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
 
 
 def read_recipe(path: str | None) -> dict[str, object]:
-    """The arguments from a YAML file."""
+    """The arguments from a YAML file, or from a recipe of the package by its name."""
     if path is None:
         return {}
-    path = str(in_full(path))
+    path = str(recipes().get(path) or in_full(path))
     if not Path(path).is_file():
-        raise ValueError(f"--config must be a YAML file, but {path} does not exist.")
+        near = difflib.get_close_matches(path, recipes(), 1)
+        hint = f"did you mean {near[0]}?" if near else "`hf-detrkd recipes` lists those that come with the package."
+        raise ValueError(f"--config must be a YAML file or the name of a recipe, but {path} does not exist: {hint}")
     recipe = read_yaml(Path(path))
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must contain `argument: value` lines, got a {type(recipe).__name__}.")

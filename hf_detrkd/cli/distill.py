@@ -2,11 +2,11 @@
 
 The quickstart, on generated images:
 
-    accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
+    hf-detrkd distill --config quickstart
 
 Your own images, in COCO layout, from the Hub's weights:
 
-    accelerate launch scripts/distill.py --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder \
+    hf-detrkd distill --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder \
         --teacher_model_name_or_path path/to/teacher --method kd_detr --output_dir outputs/student \
         --num_train_epochs 50 --learning_rate 1e-4 --eval_strategy epoch --save_strategy epoch --bf16
 
@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..artifacts.hub.background_push import PushedCommit
 from ..artifacts.record import figures_row, row_of
 from ..artifacts.redaction import portable_command, under_home
-from ..artifacts.run_folder import RESULTS, STATE, check_output_folder, read_json, write_recipe
+from ..artifacts.run_folder import RECIPE, RESULTS, STATE, check_output_folder, check_same_run, read_json, write_recipe
 from ..artifacts.trackers import close_trackers
 from ..data import DetectionSplits
 from ..distillation.stored_teacher import StoredTeacher
@@ -133,14 +133,13 @@ def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
     """Command that repeats the run elsewhere, including the settings from accelerate's configuration."""
     config, precision = trainer.args, trainer.accelerator.mixed_precision
     launch = ["--num_processes", str(config.world_size)] if config.world_size > 1 else []
-    launch = (
-        ["--multi_gpu", *launch] if launch and config.use_cpu else launch
-    )  # otherwise accelerate starts one process
+    if launch and config.use_cpu:
+        launch = ["--multi_gpu", *launch]  # otherwise accelerate starts one process
     if precision != "no" and not (config.bf16 or config.fp16):
         launch += ["--mixed_precision", precision]
     words = iter(argv)
     again = [word for word in words if not (word == "--resume_from_checkpoint" and next(words, True))]
-    return portable_command(["accelerate", "launch", *launch, "scripts/distill.py", *again])
+    return portable_command(["hf-detrkd", "distill", *launch, *again])
 
 
 def main(argv: list[str]) -> None:
@@ -151,6 +150,7 @@ def main(argv: list[str]) -> None:
             print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
         return
     check_output_folder(arguments.config.output_dir, models_of(arguments))
+    check_same_run(arguments.config.output_dir, arguments.recipe)
     config, splits = arguments.config, load_splits(arguments)
     check_data(arguments, splits)
     answer_if_auto(arguments, splits)
@@ -158,7 +158,8 @@ def main(argv: list[str]) -> None:
     trainer = build_trainer(arguments, splits)
     record = trainer.record
     record.add_facts(facts_of(arguments, splits, trainer, argv))
-    if trainer.is_world_process_zero() and not config.resume_from_checkpoint:
+    fresh = not config.resume_from_checkpoint or not (Path(config.output_dir) / RECIPE).is_file()
+    if trainer.is_world_process_zero() and fresh:
         write_recipe(Path(config.output_dir), arguments.recipe)
     if trainer.distiller.teacher is not None:
         teacher = trainer.distiller.teacher

@@ -1,6 +1,6 @@
 """Computes the COCO metrics of a detector on a data set, or of a file of detections.
 
-    accelerate launch scripts/evaluate_detector.py --model_name_or_path outputs/student --dataset_name path/to/folder
+    hf-detrkd evaluate --model_name_or_path outputs/student --dataset_name path/to/folder
 
     python scripts/evaluate_detector.py --annotations instances_val.json --detections found.json --output_file map.json
 

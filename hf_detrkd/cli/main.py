@@ -34,6 +34,7 @@ COMMANDS = {
     "export": ("hf_detrkd.cli.export", "Exports a detector to ONNX and compares the file with PyTorch."),
     "push": ("hf_detrkd.cli.push", "Pushes the output folder of a run to the Hub."),
     "doctor": ("hf_detrkd.cli.doctor.main", "Checks data, models, memory and disk of a run without training."),
+    "recipes": ("hf_detrkd.cli.recipes", "Lists the recipes that come with the package, by the name for --config."),
     "benchmark": ("hf_detrkd.cli.benchmark.main", "Measures losses, methods and latencies."),
 }
 LAUNCHED = ("distill", "answer", "evaluate")  # by accelerate

@@ -16,3 +16,17 @@ def shipped(path: str) -> Path | None:
     """
     places = (PACKAGE / path, PACKAGE.parent / path)
     return next((place for place in places if place.exists()), None)
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes of runs that come with the package, by the names that `--config` takes."""
+    folder = shipped("scripts/recipes")
+    if folder is None:
+        return {}
+    files = (path for path in sorted(folder.rglob("*.yaml")) if not is_series(path))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def is_series(file: Path) -> bool:
+    """True for the variants of a series, which scripts/ablate.py takes."""
+    return any(line.startswith("variants:") for line in file.read_text().splitlines())

@@ -58,6 +58,8 @@ class DistillationMethod(nn.Module):
     groups: ClassVar[tuple[str, ...]] = ()
     """Possible values of [`LossKey.group`] in the losses."""
     needs_teacher: ClassVar[bool] = True
+    published: ClassVar[dict[str, Any]] = {}
+    """Options of the paper or its released code where our defaults differ, for `--preset paper`."""
     schedule: ClassVar[str] = "constant"
     """Default shape of the [`~hf_detrkd.distillation.schedule.DistillationSchedule`] of its weight."""
     metrics: ClassVar[tuple[str, ...]] = ()

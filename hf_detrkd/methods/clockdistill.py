@@ -114,6 +114,7 @@ class CLoCKDistill(DistillationMethod):
         "Distillation for DETRs}, author={Lan, Qizhen and Tian, Qing}, booktitle={WACV}, year={2026}}",
     )
     config_class = CLoCKDistillConfig
+    published = {"class_loss": "softmax_kl", "foreground_alpha": 5e-5, "background_beta": 1e-7}
 
     class_table: Tensor
 

@@ -122,6 +122,7 @@ class DETRDistill(DistillationMethod):
         "and Zhao, Feng}, booktitle={ICCV}, year={2023}}",
     )
     config_class = DETRDistillConfig
+    published = {"logits_weight": 1.0}
     groups = ("positive", "negative")
 
     def __init__(self, config: DETRDistillConfig, student: DetectorSpec, teacher: DetectorSpec):

@@ -111,6 +111,7 @@ class KDDETR(DistillationMethod):
         "and Yue, Haixiao and Feng, Haocheng and Han, Junyu and Ding, Errui}, booktitle={CVPR}, year={2024}}",
     )
     config_class = KDDETRConfig
+    published = {"class_loss": "softmax_kl"}
     groups = ("specific", "general")
 
     def __init__(self, config: KDDETRConfig, student: DetectorSpec, teacher: DetectorSpec):

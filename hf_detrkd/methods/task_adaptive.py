@@ -107,6 +107,7 @@ class TaskAdaptiveRegularization(DistillationMethod):
         "journal={arXiv preprint arXiv:2006.13108}, year={2020}}",
     )
     config_class = TaskAdaptiveConfig
+    published = {"standardize_features": False}
     metrics = ("task_adaptive_class_pass", "task_adaptive_box_pass")
     gated = True
     schedule = "linear"

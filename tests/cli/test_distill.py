@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from hf_detrkd import METHODS
 from hf_detrkd.artifacts.run_folder import write_recipe
 from hf_detrkd.cli import arguments as distill_arguments
-from hf_detrkd.cli import distill, evaluate, run_setup
+from hf_detrkd.cli import distill, evaluate, recipes, run_setup
 from hf_detrkd.cli.launching import check_processes
 from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
@@ -224,7 +225,7 @@ def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path:
     (tmp_path / "recipe.yaml").write_text("learning_rat: 0.1\n")
     with pytest.raises(ValueError, match="sets 'learning_rat': did you mean learning_rate"):
         distill_arguments.parse(["--config", str(tmp_path / "recipe.yaml")])
-    with pytest.raises(ValueError, match=r"must be a YAML file, but .* does not exist"):
+    with pytest.raises(ValueError, match=r"must be a YAML file or the name of a recipe, but .* does not exist"):
         distill_arguments.parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ValueError, match="Give the student as --model_name_or_path"):
         distill_arguments.parse(["--output_dir", str(tmp_path)])
@@ -256,3 +257,48 @@ def test_every_recipe_of_the_quickstart_is_understood(recipe: Path) -> None:
     script, config = arguments.script, arguments.config
     assert Path(ROOT, script.config_name).is_file()
     assert config.teacher_model_name_or_path is None or Path(ROOT, config.teacher_model_name_or_path).is_dir()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_paper_s_preset_is_one_word_and_given_options_count(tmp_path: Path, method: str) -> None:
+    words = ["--config_name", "x", "--output_dir", "o", "--method", method, "--use_cpu"]
+    ours, paper = (distill_arguments.parse([*words, "--preset", name]) for name in ("ours", "paper"))
+    published = METHODS[method].published
+    found = {name: getattr(paper.methods[0], name) for name in published}
+    assert found == published
+    assert all(getattr(ours.methods[0], name) != value for name, value in published.items())
+    assert {name: paper.recipe[name] for name in published} == published  # its recipe says them, too
+    for name in published:
+        given = str(getattr(ours.methods[0], name) or "bce").lower()
+        again = distill_arguments.parse([*words, "--preset", "paper", f"--{name}", given])
+        assert str(getattr(again.methods[0], name)).lower() == given
+    with pytest.raises(ValueError, match="--preset must be ours or paper, got 'papers'"):
+        distill_arguments.parse([*words, "--preset", "papers"])
+
+
+def test_a_folder_knows_its_run(tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    words = f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 2"
+    words += f" --output_dir {tmp_path}/out --max_steps 1 --use_cpu --disable_tqdm true --dataset_name shapes"
+    words += " --measure_efficiency false --report_to none"
+    distill.main(words.split())
+    distill.main([*words.split(), "--learning_rate", "0.01"])  # the same run, once more
+    for given, said in (
+        (["--seed", "3"], "its seed is the default, and here 3"),
+        (["--image_size", "96"], "its image_size is 64, and here 96"),
+        (["--resume_from_checkpoint", "true", "--seed", "3"], "its seed is the default, and here 3"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run: {said}"):
+            distill.main([*words.split(), *given])
+
+
+def test_recipes_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes.main([])
+    printed = capsys.readouterr().out
+    assert re.search(r"^quickstart  +The quickstart: a 0.36 M student", printed, flags=re.MULTILINE)
+    assert "papers/kd_detr_dab_r50_r18_coco" in printed and "ablation" not in printed
+    assert distill_arguments.read_recipe("quickstart")["max_steps"] == 800
+    with pytest.raises(ValueError, match="quickstar does not exist: did you mean quickstart"):
+        distill_arguments.read_recipe("quickstar")
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist: `hf-detrkd recipes` lists"):
+        distill_arguments.read_recipe("some/none.yaml")

@@ -31,7 +31,7 @@ from transformers import HfArgumentParser
 import hf_detrkd
 
 from ...artifacts.hub.background_push import HubPush
-from ...artifacts.run_folder import check_output_folder
+from ...artifacts.run_folder import check_output_folder, check_same_run
 from ...distillation.stored_teacher import StoredTeacher
 from ...evaluation.efficiency import device_name
 from ...training.config import DistillationConfig
@@ -140,10 +140,11 @@ def check_output(report: Report, arguments: Arguments) -> None:
     folder = arguments.config.output_dir
     try:
         check_output_folder(folder, models_of(arguments))
+        check_same_run(folder, arguments.recipe)
     except ValueError as error:
         report.problem("output folder", str(error))
     else:
-        report.ok("output folder", f"{folder} holds none of the run's models.")
+        report.ok("output folder", f"{folder} holds none of the run's models, and no other run.")
 
 
 def check_hub(report: Report, config: DistillationConfig) -> None:
