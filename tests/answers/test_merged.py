@@ -187,6 +187,6 @@ def test_two_specialists_teach_one_student(tmp_path: Path, words: list[str]) -> 
     distill.main([*models, "--teacher_answers", "auto", "--output_dir", str(tmp_path / "auto")])
     assert [len(StoredAnswers(tmp_path / "auto" / "answers" / number)) for number in "12"] == [12, 12]
     with pytest.raises(ValueError, match="teach by stored answers: set --teacher_answers auto"):
-        distill.main(models)
+        distill.main([*models, "--output_dir", str(tmp_path / "live")])
     with pytest.raises(ValueError, match="class_map must name one file for each of 2 teacher_answers, got 1"):
         distill.main([*both, "--class_map", str(tmp_path / "first.yaml")])
