@@ -15,6 +15,7 @@ from hf_detrkd.data import DetectionDataset
 from hf_detrkd.distillation.answering import Answering, answer_shards
 from hf_detrkd.distillation.distiller import Distiller
 from hf_detrkd.distillation.stored_teacher import StoredTeacher
+from hf_detrkd.structures.outputs import Predictions
 from hf_detrkd.structures.targets import Targets
 from tests.answers.stored import CLASSES, COLLATE, CPU, NAMES, SEED, VIEWS, build, dataset, methods_of, teacher_of
 from tests.answers.test_equality import compare, step_of
@@ -123,3 +124,19 @@ def test_another_threshold_is_refused_where_the_teacher_was_asked_at_its_detecti
         there.check(data, methods, pseudo_threshold=0.7)
     with pytest.raises(ValueError, match="answers none to offer"):
         data.with_answers(there.answers).view_of(UNKNOWN[0], 0)
+
+
+def test_the_pass_takes_the_detections_that_will_be_read(tmp_path: Path) -> None:
+    """A score just below the threshold may be above it in 16 bits, and the answers have an entry for each."""
+    teacher = teacher_of("rt_detr")
+    methods = methods_of(build("rt_detr"), teacher, clockdistill={})
+    exact = torch.tensor([0.5003, 1.0, -1.0])  # in 16 bits 0.5005
+    rounded = exact.half().float()
+    threshold = float((exact[0] + rounded[0]).div(2).sigmoid())
+    answering = Answering(teacher, methods, SEED, padded=False, pseudo_threshold=threshold)
+    found = Predictions(exact[None, :, None], torch.rand(1, 3, 4))
+    label = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4), "labeled": False}
+    for stored, count in ((torch.float32, 1), (torch.float16, 2)):
+        (made,) = answering._labels([label], found, stored)
+        queries, _, _ = confident(exact.to(stored)[:, None], "sigmoid", threshold)
+        assert len(made["boxes"]) == len(queries) == count
