@@ -23,7 +23,8 @@ def recipes() -> dict[str, Path]:
     folder = shipped("scripts/recipes")
     if folder is None:
         return {}
-    files = (path for path in sorted(folder.rglob("*.yaml")) if not is_series(path))
+    files = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))  # those of folders last
+    files = [path for path in files if not is_series(path)]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
