@@ -13,7 +13,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +38,8 @@ from ..evaluation import (
     predictions_from_heads,
     references_from_labels,
 )
-from ..evaluation.coco_results import evaluate_coco_files
+from ..evaluation.coco_results import coco_results, evaluate_coco_files
+from ..evaluation.evaluator import unpadded
 from .arguments import NO_DATA
 from .launching import check_processes
 
@@ -103,6 +104,13 @@ class EvaluateArguments:
         metadata={"help": "JSON file of COCO results: a list of image_id, category_id, bbox, score."},
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all metrics. Default: none."})
+    output_detections: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file for the model's detections as COCO results, which `hf-detrkd answer --detections` "
+            "takes. Default: none."
+        },
+    )
 
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
@@ -177,6 +185,7 @@ def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> di
     )
     limit = arguments.max_detections or max_detections_of(model.config)
     evaluator, figures = CocoEvaluator(dict(enumerate(dataset.classes))), {}
+    kept: list[dict[str, Any]] = []
     for batch in tqdm(loader, "Evaluating", unit="batch", disable=not accelerator.is_main_process):
         labels = batch.pop("labels")
         with torch.inference_mode():
@@ -189,8 +198,20 @@ def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> di
             gatherable(found, references_from_labels(labels)), dim=1, pad_index=PADDING
         )
         last = accelerator.gradient_state.end_of_dataloader
-        figures = evaluator(EvalPrediction(*accelerator.gather_for_metrics(padded)), compute_result=last)
+        gathered = accelerator.gather_for_metrics(padded)
+        if arguments.output_detections is not None and accelerator.is_main_process:
+            detections, truth = gathered
+            kept += coco_results(unpadded(detections, truth["image_id"].cpu().numpy()), dataset.category_ids)
+        figures = evaluator(EvalPrediction(*gathered), compute_result=last)
+    if arguments.output_detections is not None and accelerator.is_main_process:
+        write_json(Path(arguments.output_detections), kept)
     return figures
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a JSON file, and its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2 if isinstance(content, dict) else None) + "\n")
 
 
 def table(figures: Mapping[str, float]) -> str:
@@ -232,9 +253,7 @@ def main(argv: list[str]) -> None:
     if main_process:
         print(table(figures))
         if arguments.output_file is not None:
-            file = Path(arguments.output_file)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(figures, indent=2) + "\n")
+            write_json(Path(arguments.output_file), figures)
 
 
 if __name__ == "__main__":

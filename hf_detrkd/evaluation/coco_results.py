@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,27 @@ def evaluate_coco_files(annotations_json: str | Path, detections_json: str | Pat
     figures = metric.compute()
     metric.close()
     return figures
+
+
+def coco_results(images: Sequence[Mapping[str, Any]], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections as COCO's results: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels) and `score`.
+
+    Args:
+        images: one dict per image, `image_id`, `boxes` (corners in pixels), `labels` and `scores`.
+        category_ids (`Sequence[int]`): the data set's id of each class.
+    """
+    return [
+        {
+            "image_id": int(image["image_id"]),
+            "category_id": category_ids[int(label)],
+            "bbox": [round(float(v), 3) for v in (left, top, right - left, bottom - top)],
+            "score": round(float(score), 6),
+        }
+        for image in images
+        for label, score, (left, top, right, bottom) in zip(
+            image["labels"], image["scores"], image["boxes"], strict=True
+        )
+    ]
 
 
 def read_coco_files(

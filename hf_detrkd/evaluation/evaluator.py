@@ -51,7 +51,7 @@ def _pad(rows: Sequence[Tensor]) -> Tensor:
     return pad_sequence([*rows, least], batch_first=True, padding_value=PADDING)[:-1]
 
 
-def _unpad(batch: Mapping[str, Tensor | np.ndarray], image_ids: np.ndarray) -> list[dict[str, Any]]:
+def unpadded(batch: Mapping[str, Tensor | np.ndarray], image_ids: np.ndarray) -> list[dict[str, Any]]:
     """One dict of arrays per image, without padding."""
     fields = {name: torch.as_tensor(value).cpu().numpy() for name, value in batch.items() if name != "image_id"}
     keep = fields["labels"] != PADDING
@@ -118,8 +118,8 @@ class CocoEvaluator:
             self.metric = CocoBoxMetric(self.id2label) if self.metric is None else self.metric
             image_ids = torch.as_tensor(evaluation.label_ids["image_id"]).cpu().numpy()
             self.metric.add_batch(
-                predictions=_unpad(evaluation.predictions, image_ids),
-                references=_unpad(evaluation.label_ids, image_ids),
+                predictions=unpadded(evaluation.predictions, image_ids),
+                references=unpadded(evaluation.label_ids, image_ids),
             )
             if compute_result:
                 figures[0] = self.metric.compute()

@@ -166,6 +166,17 @@ def test_evaluate_gives_the_same_in_two_processes(data, tmp_path):
     assert two == pytest.approx(one, abs=1e-6)
 
 
+def test_the_detections_that_evaluate_writes_have_the_same_figures(data, tmp_path):
+    evaluate.main(
+        [*evaluate_arguments(data, tmp_path / "a.json"), "--output_detections", str(tmp_path / "new/d.json")]
+    )
+    truth = data / "data" / "annotations" / "instances_val.json"
+    files = ["--annotations", str(truth), "--detections", str(tmp_path / "new" / "d.json")]
+    evaluate.main([*files, "--output_file", str(tmp_path / "b.json")])
+    figures = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+    assert figures[1] == pytest.approx(figures[0], abs=2e-3)
+
+
 def test_evaluate_refuses_a_model_of_other_classes(data, tmp_path):
     arguments = evaluate_arguments(data, tmp_path / "figures.json")
     with pytest.raises(ValueError, match=r"lacks \['disc', .*; its own are \['circle', 'cross', 'square'"):
