@@ -9,15 +9,13 @@ the evaluator counts no detection as false.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..checks import Problems, RawAnnotations, repeated
 from ..detection import DetectionDataset
-from ..errors import DatasetError
-from ..text import read_lines, read_text
-from .source import Source, by_stem, dataset_of_files, drawn, sizes_of
+from ..text import read_lines
+from .source import Source, by_stem, dataset_of_files, drawn, finite, numbered_lines, sizes_of
 
 
 KITTI_CLASSES = ["Car", "Pedestrian", "Cyclist"]
@@ -112,7 +110,7 @@ def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:
     malformed: list[str] = []
     raw = RawAnnotations([], [], [], [], [], describe=places.__getitem__)
     for image_index, file in enumerate(files):
-        for place, line in _lines(file, malformed):
+        for place, line in numbered_lines(file, malformed):
             try:
                 kind, box = _parse(line.split())
             except ValueError as error:
@@ -130,33 +128,11 @@ def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:
     return raw
 
 
-def _lines(file: Path, malformed: list[str]) -> Iterator[tuple[str, str]]:
-    """All lines that are not blank, each after its name in messages."""
-    try:
-        lines = read_text(file).splitlines()
-    except DatasetError as error:
-        malformed.append(str(error).rstrip("."))
-        return
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{file.parent.name}/{file.name}, line {number}", line
-
-
 def _parse(fields: list[str]) -> tuple[str, list[float]]:
     """Type and box (x, y, width, height) of a line; a `ValueError` says what is wrong with it."""
     if len(fields) not in (15, 16):
         raise ValueError(f"an object must have 15 fields, or 16 with a score, got {len(fields)}")
     if fields[0] not in KITTI_CLASSES + _IGNORED:
         raise ValueError(f"the type {fields[0]!r} is not one of {', '.join(KITTI_CLASSES + _IGNORED)}")
-    left, top, right, bottom = map(_coordinate, fields[4:8])
+    left, top, right, bottom = (finite(field, "box coordinate") for field in fields[4:8])
     return fields[0], [left, top, right - left, bottom - top]
-
-
-def _coordinate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"the box coordinate {text!r} is not a finite number")
-    return value

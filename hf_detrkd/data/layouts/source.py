@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,10 @@ from PIL import Image
 
 from ..checks import Problems, RawAnnotations, check_annotations, repeated
 from ..detection import DetectionDataset
+from ..errors import DatasetError
 from ..images import read_image, read_size
 from ..records import TableRecords
+from ..text import read_text
 
 
 IMAGES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -102,9 +105,28 @@ def first_there(places: Iterable[Path]) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def only(mapping: Mapping[str, Path], names: Iterable[str]) -> list[Path]:
-    """The values of some keys."""
-    return [mapping[name] for name in names]
+def numbered_lines(file: Path, malformed: list[str]) -> Iterator[tuple[str, str]]:
+    """All lines of a text file that are not blank, each after its name in messages; a file that is no text is added to
+    `malformed`."""
+    try:
+        lines = read_text(file).splitlines()
+    except DatasetError as error:
+        malformed.append(str(error).rstrip("."))
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{file.parent.name}/{file.name}, line {number}", line
+
+
+def finite(text: str, name: str = "number") -> float:
+    """A finite number from a text field; a `ValueError` says that it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"the {name} {text!r} is not a finite number")
+    return value
 
 
 def _read(files: list[str], index: int) -> Image.Image:

@@ -8,7 +8,7 @@ text file has no objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,18 @@ import numpy as np
 from ..checks import Problems, RawAnnotations
 from ..detection import DetectionDataset
 from ..errors import DatasetError
-from ..text import read_lines, read_text, read_yaml
-from .source import Source, dataset_of_files, drawn, first_there, images_in, sizes_of, subfolders
+from ..text import read_lines, read_yaml
+from .source import (
+    Source,
+    dataset_of_files,
+    drawn,
+    finite,
+    first_there,
+    images_in,
+    numbered_lines,
+    sizes_of,
+    subfolders,
+)
 
 
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -153,9 +163,9 @@ def _annotations(
     malformed: list[str] = []
     raw = RawAnnotations([], [], [], [], [], describe=places.__getitem__)
     for index, file in enumerate(labels):
-        for place, fields in _lines(file, malformed):
+        for place, line in numbered_lines(file, malformed) if file.is_file() else ():
             try:
-                category, box = _parse(fields, classes)
+                category, box = _parse(line.split(), classes)
             except ValueError as error:
                 malformed.append(f"{place}: {error}")
                 continue
@@ -170,27 +180,13 @@ def _annotations(
     return raw, max(raw.categories, default=-1) + 1
 
 
-def _lines(file: Path, malformed: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """The fields of all lines that are not blank, each after its name in messages."""
-    if not file.is_file():
-        return
-    try:
-        text = read_text(file)
-    except DatasetError as error:
-        malformed.append(str(error).rstrip("."))
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield f"{file.parent.name}/{file.name}, line {number}", line.split()
-
-
 def _parse(fields: list[str], classes: int | None) -> tuple[int, list[float]]:
     """Class and box (x, y, width, height), relative to the image; a `ValueError` says what is wrong with the line."""
     if len(fields) != 5 and (len(fields) < 7 or len(fields) % 2 == 0):
         raise ValueError(
             f"an object must be a class and 4 numbers, or the corners of a polygon, got {len(fields)} fields"
         )
-    category, numbers = _class(fields[0], classes), np.array([_number(field) for field in fields[1:]])
+    category, numbers = _class(fields[0], classes), np.array([finite(field) for field in fields[1:]])
     if len(fields) == 5:
         x, y, width, height = numbers.tolist()
         low, high = [x - width / 2, y - height / 2], [x + width / 2, y + height / 2]
@@ -203,18 +199,8 @@ def _parse(fields: list[str], classes: int | None) -> tuple[int, list[float]]:
 
 
 def _class(text: str, classes: int | None) -> int:
-    number = _number(text)
+    number = finite(text)
     if number != int(number) or number < 0 or (classes is not None and number >= classes):
         wanted = "a whole number from 0" if classes is None else f"one of 0 to {classes - 1}"
         raise ValueError(f"the class {text!r} is not {wanted}")
     return int(number)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
-    return value

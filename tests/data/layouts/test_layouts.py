@@ -160,7 +160,7 @@ BAD_YOLO = {
     "0 0.5 inf 0.2 0.1": "'inf' is not a finite number",
     "0 20 10 8 6": "must be relative to the image, in [0, 1]",
     "0 1 1 9 9 1 9": "must be relative to the image, in [0, 1]",
-    "\n0 0.5 0.5 0.2 0.1\n0 0,5 0.5 0.2 0.1": "line 3: '0,5' is not a finite number",
+    "\n0 0.5 0.5 0.2 0.1\n0 0,5 0.5 0.2 0.1": "line 3: the number '0,5' is not a finite number",
     POINTER: "is a Git LFS pointer",
     b"\xff\xfe0": "is not UTF-8 text",
 }
