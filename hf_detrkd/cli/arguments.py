@@ -258,9 +258,12 @@ def read_recipe(path: str | None) -> dict[str, object]:
     """The arguments from a YAML file, or from a recipe of the package by its name."""
     if path is None:
         return {}
-    path = str(recipes().get(path) or in_full(path))
+    path = str(in_full(path))
     if not Path(path).is_file():
-        near = difflib.get_close_matches(path, recipes(), 1)
+        known = recipes()
+        if path in known:
+            return read_recipe(str(known[path]))
+        near = difflib.get_close_matches(path, known, 1)
         hint = f"did you mean {near[0]}?" if near else "`hf-detrkd recipes` lists those that come with the package."
         raise ValueError(f"--config must be a YAML file or the name of a recipe, but {path} does not exist: {hint}")
     recipe = read_yaml(Path(path))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import datasets as hf_datasets
 
@@ -14,9 +14,9 @@ from .checks import find_readable_images
 from .detection import DetectionDataset
 from .errors import DatasetError
 from .joining import with_common_classes
-from .layouts import LAYOUTS, find_source
+from .layouts import find_source, source_of
 from .layouts.coco import coco_source
-from .layouts.rows import find_rows, load_splits, rows_source
+from .layouts.rows import load_splits, rows_source
 from .layouts.source import Source, drawn
 from .records import ImageRecord, Records, SelectedRecords
 from .shapes import SHAPE_CLASSES, SHAPES_SIZES, ShapesRecords
@@ -199,16 +199,12 @@ def _in_two(source: Source, seed: int) -> Source:
 def _unlabeled(name: DatasetName, seed: int, shapes_size: tuple[int, int], skip_unreadable_images: bool) -> Listed:
     """The images of a folder, or of a split of a data set."""
     folder = Path(name) if isinstance(name, str | Path) else None
-    source = None if folder is not None and folder.is_dir() else _open(name, seed, shapes_size, labeled=False)
     if folder is not None and folder.is_dir():
-        finders = (find for find in LAYOUTS.values() if find is not find_rows)
-        if find_rows(folder, seed) is not None:
-            source = rows_source(load_splits(str(folder)), str(folder), labeled=False)
-        else:
-            source = next((found for find in finders if (found := find(folder, seed)) is not None), None)
+        source = source_of(folder, seed, labeled=False)
+    else:
+        source = _open(name, seed, shapes_size, labeled=False)
     if source is None:
-        assert folder is not None
-        records: Listed = image_files(folder)
+        records: Listed = image_files(cast(Path, folder))
     else:
         split = next((one for one in ("unlabeled", *TRAIN_SPLITS) if one in source.splits), source.splits[0])
         records = source.load(split, None).records

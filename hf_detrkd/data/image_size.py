@@ -24,10 +24,10 @@ class ImageSize:
     longest_edge: int | None = None
     max_height: int | None = None
     max_width: int | None = None
-    multiple: int = 1
+    multiple: int | None = None
 
     @classmethod
-    def parse(cls, size: tuple[int, int] | Mapping[str, int], multiple: int = 1) -> ImageSize:
+    def parse(cls, size: tuple[int, int] | Mapping[str, int], multiple: int | None = None) -> ImageSize:
         """From (height, width), or from an image processor's `size`.
 
         Raises:
@@ -57,7 +57,8 @@ class ImageSize:
             sides = (int(height * scale), int(width * scale))
         else:
             sides = self._by_edges(height, width)
-        first, second = (max(side - side % self.multiple, self.multiple) for side in sides)
+        multiple = self.multiple or 1
+        first, second = (max(side - side % multiple, multiple) for side in sides)
         return first, second
 
     def _by_edges(self, height: int, width: int) -> tuple[int, int]:

@@ -39,4 +39,4 @@ def size_of(processor: Any) -> ImageSize:
             "The image processor leaves images at their own size (do_resize is false), in which they cannot be "
             "batched: set --image_size."
         )
-    return ImageSize.parse(dict(processor.size), MULTIPLES.get(type(processor).__name__, 1))
+    return ImageSize.parse(dict(processor.size), MULTIPLES.get(type(processor).__name__))

@@ -21,9 +21,6 @@ from .processor import NO_NORMALIZATION, normalization_of, size_of
 from .records import ImageRecord
 
 
-UNCHANGED = ("multiple", 1)
-
-
 class DetectionTransform:
     """Makes the tensors of one image. Pass it to [`DetectionDataset.with_transform`].
 
@@ -105,7 +102,7 @@ class DetectionTransform:
     def described(self) -> dict[str, Any]:
         """What the tensors of an image depend on, as plain values; without the teacher's own size."""
         return {
-            "size": {name: side for name, side in asdict(self.size).items() if side and (name, side) != UNCHANGED},
+            "size": {name: side for name, side in asdict(self.size).items() if side},
             "image_mean": None
             if self.image_mean is None
             else [round(v, 6) for v in self.image_mean.flatten().tolist()],

@@ -49,6 +49,11 @@ def first_dataset(datasets: Any) -> Any:
     return first if isinstance(first, Sized) else None
 
 
+def first_name(datasets: Any) -> str | None:
+    """The name of the first of several evaluation sets; `None` for a single one."""
+    return next(iter(datasets), None) if isinstance(datasets, dict) else None
+
+
 def check_teacher(
     teacher: Teacher | StoredTeacher,
     metrics: Mapping[str, float],

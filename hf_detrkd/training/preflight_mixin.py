@@ -222,6 +222,6 @@ def stored_metrics(teacher: StoredTeacher, dataset: Any, id2label: Mapping[int, 
     found = teacher.metrics(dataset, id2label)
     if found is None:
         raise ValueError(
-            f"The answers in {teacher.answers.folder} come without metrics of the teacher on this evaluation set."
+            f"The answers of {teacher.origin.name} come without metrics of the teacher on this evaluation set."
         )
     return found

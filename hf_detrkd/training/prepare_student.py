@@ -76,9 +76,9 @@ def checked_args(args: Any) -> DistillationConfig:
     return args
 
 
-def takes_trial(model_init: Any) -> bool:
-    """True if a `model_init` takes the trial of a hyperparameter search."""
-    return bool(inspect.signature(model_init).parameters)
+def initialized(model_init: Any, trial: Any = None) -> Any:
+    """The student of a `model_init`, which may take the trial of a hyperparameter search."""
+    return model_init(trial) if inspect.signature(model_init).parameters else model_init()
 
 
 def check_precision(model: PreTrainedModel) -> None:

@@ -37,9 +37,9 @@ from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
 from .item_checks import check_items, named_sets
-from .preflight import first_dataset
+from .preflight import first_dataset, first_name
 from .preflight_mixin import PreflightMixin
-from .prepare_student import checked_args, prepared_student, takes_trial
+from .prepare_student import checked_args, initialized, prepared_student
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .term_watch import TermWatch
 from .train_data import check_sizes, check_unlabeled, share_sampler, with_answers
@@ -109,7 +109,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         if model_init is not None:
             if model is not None:
                 raise ValueError("Give either model or model_init, not both.")
-            model = model_init(None) if takes_trial(model_init) else model_init()
+            model = initialized(model_init)
         student = prepared_student(model, args, teacher_model)
         teacher = make_teacher(student, args, teacher_model, processing_class, teacher_processing_class)
         sources = {"student": student.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
@@ -123,9 +123,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         distiller.adapter.criterion = criterion
         check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
-        sets = kwargs.get("eval_dataset")
-        if isinstance(sets, dict) and args.metric_for_best_model == "map":  # Trainer logs a map of each
-            args.metric_for_best_model = f"{next(iter(sets))}_map"
+        first = first_name(kwargs.get("eval_dataset"))
+        if first is not None and args.metric_for_best_model == "map":  # Trainer logs a map of each
+            args.metric_for_best_model = f"{first}_map"
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -182,7 +182,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
 
     def call_model_init(self, trial: Any = None) -> Distiller:
         """A new student for a trial of `hyperparameter_search`, in a distiller of its own."""
-        student = self.model_init(trial) if takes_trial(self.model_init) else self.model_init()
+        student = initialized(self.model_init, trial)
         old = self.distiller
         methods: list[Any] = [copy.deepcopy(method) for method in old.methods.values()]
         made = Distiller(prepared_student(student, self.args), old.teacher, methods, old.loss_weights, self.args.seed)
@@ -322,9 +322,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             figures = {n.removeprefix("teacher_"): v for n, v in found.items()}
             row = figures_row(self.student.config.id2label, teacher.num_parameters, figures)
             self.record.add_model("teacher", row)
-        sets = self.eval_dataset
-        first = next(iter(sets)) if isinstance(sets, dict) else None
-        metrics = evaluation_of(self.state, self.args.load_best_model_at_end, first)
+        metrics = evaluation_of(self.state, self.args.load_best_model_at_end, first_name(self.eval_dataset))
         row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})
         curves = self.compute_metrics.precision if isinstance(self.compute_metrics, CocoEvaluator) else None
         self.record.add_model(student_name(self.args), row, curves)

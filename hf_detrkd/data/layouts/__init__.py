@@ -25,21 +25,30 @@ LAYOUTS: dict[str, Callable[[Path, int], Source | None]] = {
 """Finds the source of a folder, by the layout's description; the first that fits is taken."""
 
 
-def find_source(folder: Path, seed: int) -> Source:
-    """The data set in a folder, in the first layout that fits.
+def source_of(folder: Path, seed: int, labeled: bool = True) -> Source | None:
+    """The data set in a folder, in the first layout that fits; `None` if none does.
 
     Args:
         folder (`Path`): or the `data.yaml` of YOLO's layout.
         seed (`int`): of random splits.
+        labeled (`bool`): the annotations are wanted; otherwise rows need not have any.
+    """
+    for find in LAYOUTS.values() if folder.is_dir() else [find_yolo]:
+        source = find_rows(folder, seed, labeled) if find is find_rows else find(folder, seed)
+        if source is not None:
+            return source
+    return None
+
+
+def find_source(folder: Path, seed: int) -> Source:
+    """The data set in a folder, see [`source_of`].
 
     Raises:
         `DatasetError`: it has none of the layouts.
     """
-    finders = LAYOUTS.values() if folder.is_dir() else [find_yolo]
-    for find in finders:
-        source = find(folder, seed)
-        if source is not None:
-            return source
+    source = source_of(folder, seed)
+    if source is not None:
+        return source
     inside = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()) if folder.is_dir() else [folder.name]
     more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
     raise DatasetError(

@@ -39,13 +39,13 @@ class _Classes:
     index: dict[Any, int]
 
 
-def find_rows(folder: Path, seed: int) -> Source | None:
-    """The splits of a folder that the `datasets` library reads; `None` for another layout."""
+def find_rows(folder: Path, seed: int, labeled: bool = True) -> Source | None:
+    """The splits of a folder that the `datasets` library reads, see [`rows_source`]; `None` for another layout."""
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     patterns = ("*.parquet", "*.arrow", "metadata.jsonl", "metadata.csv", "metadata.parquet")
     if not saved and not any(next(folder.rglob(pattern), None) for pattern in patterns):
         return None
-    return rows_source(load_splits(str(folder)), str(folder))
+    return rows_source(load_splits(str(folder)), str(folder), labeled)
 
 
 def rows_source(splits: Mapping[str, datasets.Dataset], name: str, labeled: bool = True) -> Source:
