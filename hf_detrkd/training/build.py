@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
 from ..answers import StoredAnswers
 from ..data.processor import normalization_of
 from ..distillation.class_map import read_class_map
+from ..distillation.distiller import Distiller
 from ..distillation.merged_teacher import MergedTeacher
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Origin, Teacher
@@ -84,6 +85,23 @@ def stored_teacher(args: DistillationConfig, names: Sequence[str]) -> StoredTeac
         for source, class_map in zip(sources, maps, strict=True)
     ]
     return members[0] if len(members) == 1 else MergedTeacher(members, cast(Any, args.teacher_merge))
+
+
+def make_distiller(
+    student: PreTrainedModel, teacher: Teacher | StoredTeacher | None, args: DistillationConfig, method_config: Any
+) -> Distiller:
+    """Student, teacher and methods of a run; the same seed gives the methods' projections the same weights.
+
+    Raises:
+        ValueError: see [`make_criterion`], [`make_methods`] and [`Distiller`].
+    """
+    set_seed(args.seed)
+    criterion, spec = make_criterion(student.config, args)
+    methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
+    weights = cast(dict[str, float] | None, args.loss_weights)
+    distiller = Distiller(student, teacher, methods, weights, args.seed)
+    distiller.adapter.criterion = criterion
+    return distiller
 
 
 def make_criterion(

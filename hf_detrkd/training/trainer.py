@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -29,7 +28,7 @@ from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable,
 from ..evaluation.efficiency import peak_memory
 from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
-from .build import learning_rates, make_criterion, make_methods, make_teacher
+from .build import learning_rates, make_distiller, make_teacher
 from .callbacks import AttemptCallback, AverageCallback, BestCheckpointCallback, DatasetEpochCallback
 from .checkpoints import load_state, load_student_weights, save_state
 from .config import DistillationConfig
@@ -114,13 +113,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         teacher = make_teacher(student, args, teacher_model, processing_class, teacher_processing_class)
         sources = {"student": student.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)
-        set_seed(args.seed)  # the projections' initial weights depend on the run's seed
-        criterion, spec = make_criterion(student.config, args)
-        methods = make_methods(args.methods, method_config, spec, None if teacher is None else teacher.spec)
+        self._method_config = method_config
+        distiller = make_distiller(student, teacher, args, method_config)
         if isinstance(teacher, StoredTeacher):
+            methods: list[Any] = list(distiller.methods.values())
             kwargs["train_dataset"] = with_answers(kwargs.get("train_dataset"), teacher, methods, args)
-        distiller = Distiller(student, teacher, methods, cast(dict[str, float] | None, args.loss_weights), args.seed)
-        distiller.adapter.criterion = criterion
         check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
         first = first_name(kwargs.get("eval_dataset"))
@@ -144,12 +141,9 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self.model_init = model_init  # for hyperparameter_search
         if teacher is not None:
             teacher.to(args.device)
-        self._schedules = args.schedules()
-        self._guard, self._watch = FiniteGuard(), TermWatch(distiller, args.gradient_ratio_steps)
-        self._average = None
-        if args.ema_decay is not None:
-            self._average = StudentAverage(student.to(args.device), args.ema_decay)
-            self.add_callback(AverageCallback(self._average))
+        self._guard = FiniteGuard()
+        self._average: StudentAverage | None = None
+        self._follow(distiller)
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
         self._log_time = time.perf_counter()
@@ -183,13 +177,19 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
     def call_model_init(self, trial: Any = None) -> Distiller:
         """A new student for a trial of `hyperparameter_search`, in a distiller of its own."""
         student = initialized(self.model_init, trial)
-        old = self.distiller
-        methods: list[Any] = [copy.deepcopy(method) for method in old.methods.values()]
-        made = Distiller(prepared_student(student, self.args), old.teacher, methods, old.loss_weights, self.args.seed)
-        made.adapter.criterion = old.adapter.criterion
-        self._watch = TermWatch(made, self.args.gradient_ratio_steps)
-        self.model = made
-        return made
+        teacher = self.distiller.teacher
+        self.model = make_distiller(prepared_student(student, self.args), teacher, self.args, self._method_config)
+        self._follow(self.model)
+        return self.model
+
+    def _follow(self, distiller: Distiller) -> None:
+        """Measures and averages this student from now on, by the schedules of the arguments."""
+        self._schedules = self.args.schedules()
+        self._watch = TermWatch(distiller, self.args.gradient_ratio_steps)
+        if self.args.ema_decay is not None:
+            self.pop_callback(AverageCallback)
+            self._average = StudentAverage(distiller.student.to(self.args.device), self.args.ema_decay)
+            self.add_callback(AverageCallback(self._average))
 
     def _begin_attempt(self) -> None:
         """Forgets what a failed attempt of `auto_find_batch_size` has counted."""

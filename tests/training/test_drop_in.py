@@ -169,6 +169,26 @@ def test_model_init_gives_every_trial_a_student_of_its_own(tmp_path: Path, takes
     assert any(not torch.equal(a, b) for a, b in zip(first, made[1].parameters(), strict=True))
 
 
+def test_every_trial_begins_with_new_projections_and_its_own_average(tmp_path: Path) -> None:
+    options = {"widths": (32, 64), "max_steps": 1, "ema_decay": 0.5, "learning_rate": 0.1}
+    base = make_trainer(tmp_path, "rt_detr", "clockdistill", **options)
+    names = {"id2label": base.student.config.id2label, "label2id": base.student.config.label2id}
+    trainer = DistillationTrainer(
+        model_init=lambda: tiny.build("rt_detr", 32, **names),
+        teacher_model=base.distiller.teacher.model,
+        args=base.args,
+        train_dataset=base.train_dataset,
+    )
+    first = {name: value.clone() for name, value in trainer.distiller.methods.state_dict().items()}
+    trainer.train()
+    trained = trainer.distiller.methods.state_dict()
+    assert first and any(not torch.equal(value, trained[name]) for name, value in first.items())
+    again = trainer.call_model_init()
+    assert all(torch.equal(value, first[name]) for name, value in again.methods.state_dict().items())
+    followed = [callback.average for callback in trainer.callback_handler.callbacks if hasattr(callback, "average")]
+    assert followed == [trainer._average] and trainer._average.student is again.student
+
+
 class Small(SequentialTrainer):
     """Memory for two images."""
 
