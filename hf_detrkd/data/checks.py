@@ -163,9 +163,7 @@ def find_readable_images(records: Records | Sequence[ImageRecord], source: str) 
             return False
         return True
 
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(is_readable, records)
-        readable = np.array(list(tqdm(checks, total=len(records), desc=f"Reading the images of {source}")), dtype=bool)
+    readable = np.array(of_each(records, is_readable, f"Reading the images of {source}"), dtype=bool)
     bad = np.flatnonzero(~readable)
     if len(bad) == len(records):
         raise DatasetError(f"None of the {len(records)} images of {source} can be read.")
@@ -173,6 +171,12 @@ def find_readable_images(records: Records | Sequence[ImageRecord], source: str) 
         names = ", ".join(records[int(i)].name for i in bad[:_NAMED])
         logger.warning("%s: %d images cannot be read and were dropped, among them %s.", source, len(bad), names)
     return np.flatnonzero(readable)
+
+
+def of_each(records: Records | Sequence[ImageRecord], look: Callable[[ImageRecord], Any], title: str) -> list[Any]:
+    """What a function that reads an image says of each, from several threads and with a progress bar."""
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(look, records), total=len(records), desc=title))
 
 
 def repeated(values: list[Any]) -> list[int]:

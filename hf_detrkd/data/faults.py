@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
-from datasets.utils import tqdm
 
-from .checks import RELATIVE, Problems
+from .checks import RELATIVE, Problems, of_each
 from .detection import DetectionDataset
 from .errors import DatasetError
-from .records import ImageRecord, Records, RepairedBoxes
+from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords
 
 
 logger = logging.getLogger(__name__)
@@ -100,10 +98,8 @@ def check_images(data: DetectionDataset, name: str, mode: CheckImages) -> None:
         `DatasetError`: with all that is wrong.
     """
     count = {"all": len(data), "sample": min(SAMPLE, len(data)), "none": 0}[mode]
-    places = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda place: fault_of(data.records[place]), places)
-        faults = [fault for fault in tqdm(found, total=count, desc=f"Checking {name}", leave=False) if fault]
+    chosen = SelectedRecords(data.records, np.linspace(0, len(data) - 1, count).round().astype(int))
+    faults = [fault for fault in of_each(chosen, fault_of, f"Checking {name}") if fault]
     problems = Problems(f"The check of {count} of {len(data)} images ({name})")
     problems.add(range(len(faults)), faults.__getitem__)
     problems.raise_if_any()

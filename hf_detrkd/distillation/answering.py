@@ -20,7 +20,7 @@ from ..data import DetectionDataset
 from ..methods import DistillationMethod
 from ..methods.decoding import decode_together
 from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
-from ..structures.targets import Targets
+from ..structures.targets import Targets, is_labeled
 from ..structures.teacher_parts import IN_MAPS, STILL, TeacherParts
 from .distiller import mixed_seed
 from .teacher import Teacher
@@ -96,7 +96,7 @@ class Answering:
             return labels
         made = list(labels)
         for row, label in enumerate(labels):
-            if not label.get("labeled", True):
+            if not is_labeled(label):
                 logits = found.logits[row].to(stored)
                 queries, classes, _ = confident(logits, found.activation, self.pseudo_threshold)
                 made[row] = label | {"class_labels": classes, "boxes": found.boxes[row].float()[queries]}

@@ -71,9 +71,14 @@ class Targets:
         return [{"class_labels": labels[:count], "boxes": boxes[:count]} for labels, boxes, count in rows]
 
 
+def is_labeled(label: Mapping[str, Any]) -> bool:
+    """Whether the labels of an image are known; those without the entry are."""
+    return bool(label.get("labeled", True))
+
+
 def labeled_rows(labels: Sequence[Mapping[str, Any]]) -> Tensor | None:
     """The images whose labels are known, by their place in the batch `(num_images,)`; `None` if all are."""
-    known = [bool(label.get("labeled", True)) for label in labels]
+    known = [is_labeled(label) for label in labels]
     return None if all(known) else torch.tensor([row for row, one in enumerate(known) if one], dtype=torch.long)
 
 
@@ -83,7 +88,7 @@ def known_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     def emptied(label: dict[str, Any]) -> dict[str, Any]:
         return label | {name: label[name][:0] for name in ("class_labels", "boxes")}
 
-    return [label if label.get("labeled", True) else emptied(label) for label in labels]
+    return [label if is_labeled(label) else emptied(label) for label in labels]
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class BatchTotals:
             num_queries (`int`)
             share (`int`): number of micro-batches.
         """
-        known = [label for label in labels if label.get("labeled", True)]
+        known = [label for label in labels if is_labeled(label)]
         both = (cls.of([len(label["class_labels"]) for label in kind], num_queries) for kind in (labels, known))
         return torch.tensor([[of.images, of.boxes, of.matched, of.occupied, float(share)] for of in both])
 
