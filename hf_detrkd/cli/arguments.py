@@ -117,7 +117,8 @@ class ScriptArguments:
         default="ours",
         metadata={
             "help": "Defaults of the method's options: ours, which work on short schedules and students from nothing, "
-            "or paper, those of its paper or released code. Given options count in either case. Default: ours."
+            "or paper, those of its paper or released code, whose gradients have no limit (--max_gradient_ratio 0). "
+            "Given options count in either case. Default: ours."
         },
     )
     init_from_teacher: bool = field(
@@ -245,6 +246,7 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
     if (early.preset or recipe.get("preset")) == "paper":
+        parser.set_defaults(max_gradient_ratio=0.0)
         for name in names:
             parser.set_defaults(**METHODS[name].published)
     parser.set_defaults(**recipe)

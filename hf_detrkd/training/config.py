@@ -195,7 +195,14 @@ class DistillationConfig(TrainingArguments):
         default=True,
         metadata={
             "help": "Before training, print the value and gradient norm of every loss term, and stop if one is "
-            "not finite or does not reach the student. Default: true."
+            "not finite, does not reach the student or is too strong. Default: true."
+        },
+    )
+    max_gradient_ratio: float = field(
+        default=10.0,
+        metadata={
+            "help": "Largest gradient norm of a loss term on the student, relative to the task loss, that the probe "
+            "accepts; 0 for no limit, as with --preset paper. Default: 10."
         },
     )
     calibrate_weights: str = field(
@@ -340,10 +347,10 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(
                 f"calibrate_weights must be auto or a number of steps, at least 0, got {self.calibrate_weights!r}."
             )
-        if self.calibration_fraction <= 0 or self.gradient_ratio_steps < 0:
+        if self.calibration_fraction <= 0 or self.gradient_ratio_steps < 0 or self.max_gradient_ratio < 0:
             raise ValueError(
-                "calibration_fraction must be greater than 0 and gradient_ratio_steps at least 0, got "
-                f"{self.calibration_fraction} and {self.gradient_ratio_steps}."
+                "calibration_fraction must be greater than 0, gradient_ratio_steps and max_gradient_ratio at least 0, "
+                f"got {self.calibration_fraction}, {self.gradient_ratio_steps} and {self.max_gradient_ratio}."
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")

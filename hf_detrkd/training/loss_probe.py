@@ -20,6 +20,16 @@ Precision = Callable[[], AbstractContextManager[Any]]
 """Makes the context manager of a forward pass (autocast)."""
 
 
+BROKEN = (
+    "Check the class map (with a single class in common --class_loss must be bce), the teacher's preprocessing, "
+    "frozen parameters and --loss_weights. Terms with weight 0 are not checked, and --probe false disables the check."
+)
+STRONG = (
+    "The student would hardly learn its task. --calibrate_weights auto sets weights that fit this pair, and "
+    "--loss_weights a single one; --max_gradient_ratio 0 trains anyway."
+)
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of the loss.
@@ -58,17 +68,21 @@ class Probe:
             lines.append(f"{term.name:{width}}{figures}")
         return "\n".join(lines)
 
-    def faults(self, weights: Mapping[str, float]) -> dict[str, str]:
-        """The fault of each faulty term: not finite, zero, or without gradient to the student.
+    def faults(self, weights: Mapping[str, float], most: float = 0.0) -> dict[str, str]:
+        """The fault of each faulty term: not finite, zero, without gradient to the student, or with too large a one.
 
         Args:
             weights (`dict[str, float]`): weight of each term; terms with weight 0 are not checked.
+            most (`float`): largest gradient norm of a term, relative to the task loss's; 0 for no limit.
         """
-        faults = {
-            term.name: fault
-            for term in self.terms
-            if weights[term.name] and (fault := _fault(term.value, term.gradient))
-        }
+        faults = {}
+        for term in self.terms:
+            fault = _fault(term.value, term.gradient)
+            share = ratio(term.gradient, self.task_gradient)
+            if fault is None and most and share > most:
+                fault = f"too strong: its gradient is {share:.3g} times the detection loss's (at most {most:g})"
+            if weights[term.name] and fault:
+                faults[term.name] = fault
         if self.terms and not any(weights.values()):
             faults["every term"] = "given the weight 0"
         return faults
@@ -81,12 +95,8 @@ class Probe:
         if not faults:
             return
         listed = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
-        raise ValueError(
-            f"Distillation would not work as intended: {listed}. Check the class map (with a single class in common "
-            "--class_loss must be bce), the teacher's preprocessing, frozen parameters and --loss_weights. Terms with "
-            "weight 0 are not checked, and --probe false disables the check.\n"
-            f"{self.table()}"
-        )
+        advice = STRONG if all("too strong" in fault for fault in faults.values()) else BROKEN
+        raise ValueError(f"Distillation would not work as intended: {listed}. {advice}\n{self.table()}")
 
 
 def _fault(value: float, gradient: float) -> str | None:

@@ -114,16 +114,20 @@ class ProbedTerms:
     silent: list[str]
 
 
-def probe_terms(distiller: Distiller, batches: Iterable[Mapping[str, Any]], precision: Precision) -> ProbedTerms:
+def probe_terms(
+    distiller: Distiller, batches: Iterable[Mapping[str, Any]], precision: Precision, most: float = 0.0
+) -> ProbedTerms:
     """Measures every term on a batch; if a term is faulty, also on further batches.
 
     Args:
         distiller ([`Distiller`]): is left unchanged.
         batches: inputs of the distiller, on its device.
         precision: see [`Precision`].
+        most (`float`): largest gradient norm of a term, relative to the task loss's; 0 for no limit.
 
     Raises:
-        ValueError: a term is not finite, or is zero or has no gradient to the student in all batches.
+        ValueError: a term is not finite, or in all batches it is zero, has no gradient to the student or one that is
+            too large.
     """
     seen: list[Probe] = []
     faults: dict[str, str] = {}
@@ -131,7 +135,7 @@ def probe_terms(distiller: Distiller, batches: Iterable[Mapping[str, Any]], prec
         found = probe(distiller, batch, precision)
         # A term is disabled only if all its layers are: a key may set the weight of single layers.
         weights = {t.name: max(map(abs, distiller.weights_of(cast(LossKey, t.name)))) for t in found.terms}
-        now = found.faults(weights)
+        now = found.faults(weights, most)
         faults = {name: fault for name, fault in now.items() if not seen or name in faults}
         seen.append(found)
         if not faults:

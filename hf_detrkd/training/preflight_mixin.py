@@ -156,9 +156,11 @@ class PreflightMixin(Trainer):
         """Measures the value and gradient norm of every loss term on a batch and prints the table.
 
         Raises:
-            ValueError: a term is not finite, or is zero or has no gradient to the student in the first batches.
+            ValueError: a term is not finite, or in the first batches it is zero, has no gradient to the student or
+                one that is too large.
         """
-        found = probe_terms(self.distiller, self._random_batches(PROBED), self._probe_precision)
+        batches = self._random_batches(PROBED)
+        found = probe_terms(self.distiller, batches, self._probe_precision, self.args.max_gradient_ratio)
         self.announce(found.probe.table())
         if found.silent:  # the teacher may be nowhere better in a few images
             names = ", ".join(found.silent)

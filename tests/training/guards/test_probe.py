@@ -49,6 +49,14 @@ def test_a_term_that_sends_no_gradient_to_the_student_stops_the_run(make_run):
         trainer.train()
 
 
+def test_a_term_of_more_than_ten_times_the_tasks_gradient_stops_the_run(make_run):
+    loud = {"kd_detr_class_specific": 1e6}
+    with pytest.raises(ValueError, match=r"kd_detr_class_specific is too strong: .* --calibrate_weights auto"):
+        make_run(loss_weights=loud).train()
+    make_run(loss_weights=loud, max_gradient_ratio=0).train()
+    make_run(loss_weights=loud, calibrate_weights=2).train()
+
+
 def test_a_gate_that_lets_nothing_through_is_no_fault(make_run, monkeypatch):
     """A student that does better on every object of the first images still has something to learn later."""
 
