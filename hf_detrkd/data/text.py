@@ -63,10 +63,12 @@ def read_yaml(path: Path) -> Any:
     text = read_text(path)
     try:
         return yaml.safe_load(text)
+    except RecursionError as error:
+        raise DatasetError(f"{path} is not YAML: it is nested too deeply.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         lines = text.splitlines()
         tab = mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]
-        why = "it has a tab, where YAML wants spaces" if tab else str(getattr(error, "problem", error))
+        why = "it has a tab, where YAML wants spaces" if tab else str(getattr(error, "problem", error)).splitlines()[0]
         raise DatasetError(f"{path}{line} is not YAML: {why}.") from error

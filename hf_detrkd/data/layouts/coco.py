@@ -106,7 +106,7 @@ def image_folder(names: list[str], folder: Path, split: str, path: Path) -> Path
     usual = folder / split
     places = [usual, folder / "images" / split, path.parent, folder / "images", folder]
     few = [as_here(name) for name in names[:10]]
-    return next((place for place in places if any((place / name).is_file() for name in few)), usual)
+    return next((place for place in places if any(os.path.isfile(place / name) for name in few)), usual)
 
 
 def as_here(name: str) -> str:
@@ -169,7 +169,7 @@ def _images(entries: list[Any], path: Path) -> list[dict[str, Any]]:
 def _is_size(width: Any, height: Any) -> bool:
     if width is None and height is None:
         return True
-    return type(width) is int and type(height) is int and width > 0 and height > 0
+    return all(type(side) is int and 0 < side < 2**31 for side in (width, height))
 
 
 def _files(names: list[str], folder: Path, problems: Problems) -> list[str]:
@@ -185,7 +185,7 @@ def _files(names: list[str], folder: Path, problems: Problems) -> list[str]:
 def _there(folder: Path, name: str) -> Path:
     """The path of an image, with slashes for backslashes if only that one is there."""
     path = folder / name
-    return folder / as_here(name) if "\\" in name and not path.is_file() else path
+    return folder / as_here(name) if "\\" in name and not os.path.isfile(path) else path
 
 
 def _leaves(name: str) -> bool:

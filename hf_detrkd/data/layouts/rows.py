@@ -91,7 +91,7 @@ def load_splits(name: str, config_name: str | None = None) -> dict[str, datasets
                 f"No data set {name!r} was found locally or on the Hub ({error}): give `shapes`, a folder in a layout "
                 "of docs/own_data.md, or a Hub id."
             ) from error
-        except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        except (ValueError, TypeError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
             cause = error.__cause__ or error
             raise DatasetError(f"The data set {name!r} cannot be loaded: {cause}") from error
     return {str(loaded.split or "train"): loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)

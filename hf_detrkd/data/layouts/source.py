@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,8 +102,8 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def first_there(places: Iterable[Path]) -> Path | None:
-    """The first path that exists."""
-    return next((place for place in places if place.exists()), None)
+    """The first path that exists; one that the system does not take as a name does not."""
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def numbered_lines(file: Path, malformed: list[str]) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ def find_voc(folder: Path, seed: int) -> Source | None:
     if (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml")):
         xml, images = _files(folder / "Annotations", (".xml",)), _files(folder / "JPEGImages", IMAGES)
         lists = {name: folder / "ImageSets" / "Main" / f"{name}.txt" for name in SPLITS}
-        listed = {name: [line.split()[0] for line in read_lines(f)] for name, f in lists.items() if f.is_file()}
+        listed = {name: _listed(file) for name, file in lists.items() if file.is_file()}
         return _source(folder, xml, images, listed, seed)
     parts = [one for one in (folder, *subfolders(folder)) if any(one.glob("*.xml"))]
     if not parts:
@@ -73,6 +73,11 @@ def _source(folder: Path, xml: list[Path], images: list[Path], listed: dict[str,
         return _dataset(splits[split][:most], files, pictures, everything, classes, problems)
 
     return Source(str(folder), list(splits), load)
+
+
+def _listed(file: Path) -> list[str]:
+    """The names in a list, each once; words after them say something else."""
+    return list(dict.fromkeys(line.split()[0] for line in read_lines(file)))
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
@@ -127,6 +132,9 @@ def _read_xml(path: Path) -> Annotated:
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         found.faults.append(f"{path.name} {IS_POINTER if is_lfs_pointer(content) else f'is not XML ({error})'}")
         return found
+    if root.tag != "annotation":
+        found.faults.append(f"{path.name} is not Pascal VOC: its root is {root.tag!r:.60}, not 'annotation'")
+        return found
     side = partial(_whole, root.find("size"))
     found.size = (side("width"), side("height"))
     for number, one in enumerate(root.iter("object"), start=1):
@@ -144,8 +152,9 @@ def _read_xml(path: Path) -> Annotated:
 
 
 def _whole(size: ElementTree.Element | None, side: str) -> int:
+    """A side of the image in pixels; 0 for none that an image can have: then the file is asked."""
     text = "" if size is None else (size.findtext(side) or "").strip()
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _coordinate(box: ElementTree.Element | None, name: str) -> float:

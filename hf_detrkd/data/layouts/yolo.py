@@ -9,6 +9,7 @@ text file has no objects.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def _of_config(config: Path) -> Source:
             f"{config} must be a mapping with `names` and the splits train and val, got {content!r:.80}."
         )
     names = _names(content.get("names"), config)
+    if content.get("nc", len(names)) != len(names):
+        raise DatasetError(f"{config} has `nc` {content['nc']!r:.80}, but {len(names)} `names`.")
     splits = [name for name in SPLITS if content.get(name)]
     return Source(str(config), splits, partial(_load_config, config, content, names))
 
@@ -74,6 +77,9 @@ def _names(given: Any, config: Path) -> list[str]:
         given = [given[number] for number in range(len(given))]
     if not isinstance(given, list) or not given:
         raise DatasetError(f"`names` of {config} must be the list of class names, got {given!r:.80}.")
+    bad = [name for name in given if not isinstance(name, str | int | float | date) or given.count(name) > 1]
+    if bad:
+        raise DatasetError(f"`names` of {config} must be different words, got {bad[0]!r:.80} among them.")
     return [str(name) for name in given]
 
 
