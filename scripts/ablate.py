@@ -6,7 +6,8 @@ python scripts/ablate.py --variants scripts/recipes/ablation.yaml --output_dir o
 import sys
 
 from hf_detrkd.cli.benchmark.series import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

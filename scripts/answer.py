@@ -6,7 +6,8 @@ accelerate launch scripts/answer.py --config recipe.yaml --teacher_answers outpu
 import sys
 
 from hf_detrkd.cli.answer import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

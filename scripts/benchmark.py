@@ -8,7 +8,8 @@ python scripts/benchmark.py latency --models outputs/teacher outputs/student
 import sys
 
 from hf_detrkd.cli.benchmark.main import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

@@ -5,8 +5,9 @@ python scripts/convert_dino.py --checkpoint checkpoint0011_4scale.pth --output_d
 
 import sys
 
+from hf_detrkd.cli.screen import run
 from hf_detrkd.models.dino_detr.convert_checkpoint import main
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

@@ -7,7 +7,8 @@ accelerate launch scripts/distill.py --method kd_detr --help
 import sys
 
 from hf_detrkd.cli.distill import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

@@ -6,7 +6,8 @@ python scripts/doctor.py --config scripts/recipes/quickstart.yaml
 import sys
 
 from hf_detrkd.cli.doctor.main import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

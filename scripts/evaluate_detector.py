@@ -6,7 +6,8 @@ accelerate launch scripts/evaluate_detector.py --model_name_or_path outputs/stud
 import sys
 
 from hf_detrkd.cli.evaluate import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

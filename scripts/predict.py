@@ -6,7 +6,8 @@ python scripts/predict.py --model_name_or_path outputs/student --input photo.jpg
 import sys
 
 from hf_detrkd.cli.predict import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

@@ -6,7 +6,8 @@ python scripts/push.py outputs/student --hub_model_id user/student
 import sys
 
 from hf_detrkd.cli.push import main
+from hf_detrkd.cli.screen import run
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

@@ -36,6 +36,7 @@ from ..training.trainer import DistillationTrainer
 from .arguments import Arguments, parse
 from .launching import check_processes
 from .run_setup import build_trainer, check_data, load_splits, make_student
+from .screen import run
 
 
 FILE_BYTES = 2**26  # of a file, which is in memory before it is written
@@ -245,4 +246,4 @@ def push(folder: Path, config: DistillationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main))

@@ -9,14 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from ..artifacts.redaction import is_secret
 from ..data import AugmentationConfig, parse_image_size
 from ..data.faults import SAMPLE
 from ..data.text import read_yaml
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
+from .screen import make_parser
 from .shipped import recipes, shipped
 
 
@@ -226,13 +225,17 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
     recipe = read_recipe(early.config)
     method = str(early.method or recipe.get("method", "none"))
     groups = [ScriptArguments, AugmentationConfig, DistillationConfig]
-    names = [name for name in method_names(method) if name in METHODS]
+    names = method_names(method)
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose of none, {', '.join(sorted(METHODS))}."
+            raise ValueError(f"There is no method {name!r}: {hint}")
     methods = [METHODS[name].config_class for name in names]
     # An option of several methods is one option for all of them.
-    parser = HfArgumentParser(
+    parser = make_parser(
         [*groups, *methods],
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description,
         conflict_handler="resolve",
         allow_abbrev=False,  # secrets are recognised by their full names
     )

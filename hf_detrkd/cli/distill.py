@@ -38,6 +38,7 @@ from .answer import answer_if_auto
 from .arguments import Arguments, parse, resolved
 from .launching import check_processes
 from .run_setup import build_trainer, check_data, control_of, load_splits, models_of
+from .screen import run
 
 
 def train(trainer: DistillationTrainer) -> dict[str, float]:
@@ -190,4 +191,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main))

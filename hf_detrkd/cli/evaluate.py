@@ -9,7 +9,6 @@ Any model that `AutoModelForObjectDetection` loads can be used. Its classes are 
 
 import json
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
     EvalPrediction,
-    HfArgumentParser,
 )
 
 from ..adapters import max_detections_of
@@ -40,8 +36,10 @@ from ..evaluation import (
 )
 from ..evaluation.coco_results import coco_results, evaluate_coco_files
 from ..evaluation.evaluator import unpadded
+from ..models.loading import load_detector, load_processor
 from .arguments import NO_DATA
 from .launching import check_processes
+from .screen import make_parser, run
 
 
 MOST_CLASSES_SHOWN = 30
@@ -154,7 +152,7 @@ def data_set_numbers(id2label: Mapping[int, str], classes: Sequence[str]) -> Ten
 
 def load_data(arguments: EvaluateArguments) -> DetectionDataset:
     """The data set with the preprocessing of the model's image processor."""
-    processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    processor = load_processor(str(arguments.model_name_or_path), revision=arguments.model_revision)
     file = arguments.eval_annotations_file
     dataset = load_detection_split(
         cast(str, arguments.dataset_name),
@@ -171,7 +169,7 @@ def load_data(arguments: EvaluateArguments) -> DetectionDataset:
 def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> dict[str, float]:
     """The metrics of a model, the same in every process."""
     name, revision = str(arguments.model_name_or_path), arguments.model_revision
-    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = load_detector(name, revision=revision)
     model = model.to(accelerator.device).eval()
     dataset = load_data(arguments)
     numbers = data_set_numbers(model.config.id2label, dataset.classes).to(accelerator.device)
@@ -240,7 +238,7 @@ def table(figures: Mapping[str, float]) -> str:
 
 def main(argv: list[str]) -> None:
     check_processes()
-    parser = HfArgumentParser(EvaluateArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = make_parser(EvaluateArguments, __doc__)
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     if arguments.model_name_or_path is None:
         figures, main_process = evaluate_coco_files(arguments.annotations, arguments.detections), True
@@ -257,4 +255,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main))

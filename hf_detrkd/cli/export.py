@@ -9,7 +9,6 @@ and deviations from PyTorch. A file beyond the tolerance is kept as `model.faile
 """
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -19,14 +18,16 @@ from typing import Any
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data import load_detection_split, parse_image_size
 from ..data.images import read_image
 from ..evaluation.efficiency import device_name, figures_of, time_in_turns
 from ..export.checked import export_checked, fixed_size_processor, megabytes, pixels_of, torch_heads
 from ..export.parity import onnx_heads
+from ..models.loading import load_detector, load_processor
 from .predict import find_images
+from .screen import make_parser
 
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -131,12 +132,12 @@ def _speed(latency: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = HfArgumentParser(ExportArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = make_parser(ExportArguments, __doc__)
     (given,) = parser.parse_args_into_dataclasses(args=argv)
     torch.set_num_threads(given.threads or torch.get_num_threads())
     name, revision = given.model_name_or_path, given.model_revision
-    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    model = load_detector(name, revision=revision).eval()
+    processor = load_processor(name, revision=revision)
     processor, size = fixed_size_processor(processor, parse_image_size(given.image_size))
     images = pixels_of(processor, load_images(given.input, given.num_images, size), size)
     folder = Path(given.output_dir)

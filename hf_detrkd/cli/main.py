@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import hf_detrkd
 
+from .screen import run
 from .shipped import shipped
 
 
@@ -66,10 +67,7 @@ def start(command: str, arguments: list[str]) -> int:
         return launch(module, launching, own)
     if command == "doctor" and own != arguments:
         print("The doctor runs in one process: the arguments of `accelerate launch` are ignored.", file=sys.stderr)
-    try:
-        return importlib.import_module(module).main(own) or 0
-    except KeyboardInterrupt:
-        return 130
+    return run(importlib.import_module(module).main, own)
 
 
 def launch(module: str, launching: argparse.Namespace | None, own: list[str]) -> int:

@@ -10,7 +10,6 @@ height in pixels of the upright image) whose annotations also have `label` and `
 
 import json
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..adapters import max_detections_of
 from ..artifacts.draw_boxes import class_colors, draw_detections
 from ..data import UnreadableImageError
 from ..data.images import read_image
 from ..evaluation import detections_from_predictions, predictions_from_heads
+from ..models.loading import load_detector, load_processor
+from .screen import make_parser
 
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -142,13 +143,13 @@ def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, f
 
 
 def main(argv: list[str]) -> None:
-    parser = HfArgumentParser(PredictArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = make_parser(PredictArguments, __doc__)
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     files = find_images(Path(arguments.input))
     name, revision = arguments.model_name_or_path, arguments.model_revision
-    model = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = load_detector(name, revision=revision)
     model = model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    processor = load_processor(name, revision=revision)
     folder, id2label, limit = Path(arguments.output_dir), model.config.id2label, arguments.max_detections
     folder.mkdir(parents=True, exist_ok=True)
     colors = class_colors(id2label.values())

@@ -9,11 +9,8 @@ Files that the Hub already has are not sent again, so the same command completes
 
 import dataclasses
 import sys
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from transformers import HfArgumentParser
 
 from ..answers.manifest import FILE as MANIFEST
 from ..artifacts.hub.push_run import push_answers, push_run
@@ -21,6 +18,7 @@ from ..artifacts.record import as_json
 from ..artifacts.redaction import under_home
 from ..artifacts.run_folder import FACTS, read_json, with_methods
 from ..methods import METHODS
+from .screen import make_parser
 
 
 @dataclass
@@ -52,7 +50,7 @@ def add_papers(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    parser = HfArgumentParser(PushArguments, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = make_parser(PushArguments, __doc__)
     parser.add_argument(
         "output_dir", help="Output folder of scripts/distill.py or of a trainer, or of scripts/answer.py."
     )

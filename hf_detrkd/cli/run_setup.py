@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from transformers import AutoModelForObjectDetection, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from .. import DistillationConfig, DistillationTrainer
 from ..data import (
@@ -23,6 +22,7 @@ from ..data.images import allow_pixels
 from ..distillation.freezing import usual_stages
 from ..distillation.initialization import init_from_teacher
 from ..distillation.student import build_student, load_backbone_weights, load_image_processor, load_student
+from ..models.loading import load_detector
 from .arguments import NO_DATA, Arguments, ScriptArguments
 
 
@@ -54,7 +54,7 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
     name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
     if name is None:
         raise ValueError("--init_from_teacher needs --teacher_model_name_or_path.")
-    teacher = AutoModelForObjectDetection.from_pretrained(name, revision=revision, dtype=torch.float32)
+    teacher = load_detector(name, revision=revision)
     return init_from_teacher(student, teacher).summary()
 
 

@@ -58,7 +58,7 @@ def read_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
         if _is_pointer(source):
             raise UnreadableImageError(f"The image {name} {IS_POINTER}.") from error
         raise UnreadableImageError(
-            f"The image {name} cannot be read ({error}): repair or remove it, or set `skip_unreadable_images`."
+            f"The image {name} cannot be read ({error}): repair or remove it, or set `--skip_unreadable_images`."
         ) from error
 
 

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForObjectDetection,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +20,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.utils import logging
 
 from ..adapters import ADAPTERS, adapter_for, class_names
+from ..models.loading import load_detector, load_processor
 
 
 logger = logging.get_logger(__name__)
@@ -38,9 +37,7 @@ def load_student(
         revision (`str`): branch, tag or commit on the Hub.
         trust_remote_code (`bool`): run the model's own code from the Hub.
     """
-    model = AutoModelForObjectDetection.from_pretrained(
-        name_or_path, revision=revision, dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
+    model = load_detector(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     return with_classes(model, classes)
 
 
@@ -161,7 +158,7 @@ def load_image_processor(
         ValueError: `keep_aspect_ratio` without a size to fit into.
     """
     if name_or_path is not None:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        processor = load_processor(name_or_path, revision=revision)
     else:
         own = model.config.model_type
         config_class = CONFIG_MAPPING[ADAPTERS[own].processor_type or own]

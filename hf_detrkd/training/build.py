@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..adapters import ADAPTERS, DetectorAdapter, class_names, spec_for
 from ..answers import StoredAnswers
@@ -20,6 +19,7 @@ from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Origin, Teacher
 from ..losses.criterion import DetectionCriterion, ModelCriterion
 from ..methods import METHODS, DistillationMethod
+from ..models.loading import load_detector, load_processor
 from ..structures.outputs import DetectorSpec
 from .config import DistillationConfig, listed
 
@@ -55,8 +55,8 @@ def make_teacher(
             raise ValueError(f"Several teachers ({source}) teach by stored answers: set --teacher_answers auto.")
         revision = args.teacher_model_revision
         own: dict[str, Any] = {"revision": revision, "trust_remote_code": args.trust_remote_code}
-        model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32, **own)
-        teacher_processor = teacher_processor or AutoImageProcessor.from_pretrained(source, **own)
+        model = load_detector(source, **own)
+        teacher_processor = teacher_processor or load_processor(source, **own)
         origin = Origin.of(source, model.config.model_type, revision)
     else:
         model, origin = source, None

@@ -7,9 +7,10 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import AutoModelForObjectDetection, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..distillation.freezing import apply_freezing, freeze_stages
+from ..models.loading import load_detector
 from .config import DistillationConfig
 
 
@@ -26,8 +27,7 @@ def prepared_student(model: Any, args: DistillationConfig, teacher: Any = None) 
         ValueError: the student is the teacher, is no detector of transformers, or has weights of 16 bits.
     """
     if isinstance(model, str):
-        trust = args.trust_remote_code
-        model = AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust)
+        model = load_detector(model, trust_remote_code=args.trust_remote_code)
     if type(model).__module__.split(".")[0] == "peft":
         raise ValueError(
             "Adapters of PEFT (LoRA) are not supported: merge them with merge_and_unload() and train the whole "

@@ -156,8 +156,8 @@ def test_a_script_is_a_door_to_its_command(door: Path) -> None:
         return
     docstring, *imports, run = ast.parse(door.read_text()).body
     assert isinstance(docstring, ast.Expr) and f"scripts/{door.name}" in ast.get_docstring(ast.parse(door.read_text()))
-    assert ast.unparse(imports[0]) == "import sys" and len(imports) == 2
-    assert ast.unparse(run.body[0]) == "sys.exit(main(sys.argv[1:]))"
+    assert ast.unparse(imports[0]) == "import sys" and len(imports) == 3
+    assert ast.unparse(run.body[0]) == "sys.exit(run(main))"
     assert script(door.stem).main
 
 

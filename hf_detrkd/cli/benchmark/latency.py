@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForObjectDetection, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ...data import parse_image_size
 from ...evaluation.efficiency import count_gflops, device_name, latency_in_turns
+from ...models.loading import load_detector
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +56,7 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def load(name: str, device: str) -> PreTrainedModel:
-    return AutoModelForObjectDetection.from_pretrained(name, dtype=torch.float32).to(device)
+    return load_detector(name).to(device)
 
 
 def latency_table(found: dict[str, dict[str, Any]]) -> str:

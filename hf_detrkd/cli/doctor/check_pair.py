@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any, cast
 
 import numpy as np
-from transformers import AutoImageProcessor
 
 from ...data import DetectionSplits, DetectionTransform, parse_image_size
 from ...data.processor import Normalization, normalization_of
 from ...distillation.teacher import Teacher
+from ...models.loading import load_processor
 from ...training.trainer import DistillationTrainer
 from ..arguments import Arguments
 from ..run_setup import build_trainer
@@ -71,7 +71,7 @@ def teacher_view(trainer: DistillationTrainer) -> View:
 
 def teacher_processor(trainer: DistillationTrainer) -> Any:
     name, revision = trainer.args.teacher_model_name_or_path, trainer.args.teacher_model_revision
-    return AutoImageProcessor.from_pretrained(name, revision=revision)
+    return load_processor(name, revision=revision)
 
 
 def model_in_words(model: Any) -> str:

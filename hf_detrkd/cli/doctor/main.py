@@ -26,7 +26,6 @@ from typing import Any
 import accelerate
 import torch
 import transformers
-from transformers import HfArgumentParser
 
 import hf_detrkd
 
@@ -37,6 +36,7 @@ from ...evaluation.efficiency import device_name
 from ...training.config import DistillationConfig
 from ..arguments import Arguments, parse
 from ..run_setup import models_of
+from ..screen import Parser
 from . import memory_of
 from .check_data import load_data
 from .check_pair import build_pair
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     """Prints the findings; returns the exit status, 1 if there is a problem."""
     # The doctor runs in one process, which must not see several GPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    parser = HfArgumentParser(DoctorArguments, add_help=False, allow_abbrev=False)
+    parser = Parser(DoctorArguments, add_help=False, allow_abbrev=False)
     options, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if {"-h", "--help"} & set(rest):
         print(__doc__)

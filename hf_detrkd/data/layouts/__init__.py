@@ -32,7 +32,12 @@ def source_of(folder: Path, seed: int, labeled: bool = True) -> Source | None:
         folder (`Path`): or the `data.yaml` of YOLO's layout.
         seed (`int`): of random splits.
         labeled (`bool`): the annotations are wanted; otherwise rows need not have any.
+
+    Raises:
+        `DatasetError`: it is another file.
     """
+    if folder.is_file() and folder.suffix not in (".yaml", ".yml"):
+        raise DatasetError(f"A data set is a folder, or the data.yaml of a YOLO folder, but {folder} is another file.")
     for find in LAYOUTS.values() if folder.is_dir() else [find_yolo]:
         source = find_rows(folder, seed, labeled) if find is find_rows else find(folder, seed)
         if source is not None:
