@@ -15,7 +15,7 @@ $(BIN)/.installed: setup.cfg setup.py pyproject.toml
 	touch $@
 
 demo: install  ## Distil the quickstart student on generated images, about 10 minutes on two CPU cores
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml --overwrite_output_dir
 
 test: install  ## Run the test suite
 	$(BIN)/python -m pytest

@@ -170,7 +170,7 @@ def work(folder: str | Path, arguments: dict[str, Any]) -> None:
     if looks_first:  # what is evaluated before the training must not change it
         trainer.evaluate()
         trainer.evaluate_teacher()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         save_file({k: v.contiguous() for k, v in weights_of(trainer).items()}, Path(folder, "weights.safetensors"))

@@ -26,13 +26,13 @@ READ: dict[str, Any] = {
     "_attn_implementation_internal": transformers.RTDetrConfig(),
     "_call_kernel": v2.RandomZoomOut,
     "_foreach_lerp_": torch,
+    "_get_default_store": torch.distributed.distributed_c10d,
     "_foreach_norm": torch,
     "_get_output_dir": transformers.Trainer,
     "_get_train_sampler": transformers.Trainer,
     "_init_summary_writer": TensorBoardCallback,
     "_init_weights": transformers.PreTrainedModel,
     "_initialize_weights": transformers.PreTrainedModel,
-    "_initializing": transformers.__spec__,
     "_prepare_inputs": transformers.Trainer,
     "_replace": namedtuple("Any", "field"),  # public in spite of its name
     "_save_checkpoint": transformers.Trainer,
@@ -42,6 +42,7 @@ READ: dict[str, Any] = {
 
 OVERRIDDEN = {
     "_finish_current_push",
+    "_get_output_dir",
     "_get_train_sampler",
     "_init_weights",
     "_initialize_weights",

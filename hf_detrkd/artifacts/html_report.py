@@ -24,6 +24,7 @@ from .model_card import (
 )
 from .redaction import portable
 from .run_folder import Run
+from .whole_files import write_whole
 
 
 REPORT = "report.html"
@@ -64,7 +65,7 @@ def write_report(run: Run) -> Path:
         setting=setting_of(run.facts),
     )
     file = run.folder / REPORT
-    file.write_text(page, encoding="utf-8")
+    write_whole(file, page)
     return file
 
 

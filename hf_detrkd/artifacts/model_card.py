@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .markdown import code, plain
 from .redaction import portable
 from .run_folder import SEEN, Run, is_teacher
+from .whole_files import make_whole
 
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 CARD = "README.md"
+BAR = re.compile(r"(?<!\\)\|")
 UNMEASURED = "not measured"
 METRICS = {"map": "mAP", "map_50": "mAP50", "map_75": "mAP75"}
 PICTURES = {
@@ -45,9 +49,9 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
         models_table=models_table(run.models),
         measured=measured_text(run.models, known(facts, "device")),
         classes_table=classes_table(run.models),
-        dataset=known(facts, "dataset_name"),
-        split=known(facts, "eval_split"),
-        train_split=known(facts, "train_split"),
+        dataset=code(known(facts, "dataset_name")),
+        split=code(known(facts, "eval_split")),
+        train_split=code(known(facts, "train_split")),
         train_images=known(facts, "train_images"),
         unlabeled_images=facts.get("unlabeled_images"),
         eval_images=known(facts, "eval_images"),
@@ -59,10 +63,10 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
         recipe_table=arguments_table(run.recipe),
         arguments_table=arguments_table(facts.get("arguments") or {}),
         versions="Made with " + ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()) + ".",
-        class_names=", ".join(facts.get("classes") or row.get("classes") or [UNMEASURED]),
+        class_names=", ".join(map(plain, facts.get("classes") or row.get("classes") or [UNMEASURED])),
     )
     file = run.folder / CARD
-    card.save(file)
+    make_whole(file, card.save)
     return file
 
 
@@ -115,7 +119,7 @@ def summary(run: Run, methods: Sequence[str]) -> str:
     row, teacher = run.models.get(run.student, {}), run.facts.get("teacher")
     size = "" if row.get("parameters") is None else f" of {row['parameters'] / 1e6:.2f} M parameters"
     kind = run.facts.get("family", "detector")
-    origin = f", distilled from `{teacher['name']}` by {' and '.join(methods)}" if teacher else ""
+    origin = f", distilled from {code(teacher['name'])} by {' and '.join(methods)}" if teacher else ""
     text = f"An object detector ({kind}{size}){origin}."
     if row.get("map") is None:
         return text
@@ -164,7 +168,9 @@ def classes_table(models: dict[str, dict[str, Any]]) -> str:
     names = list(dict.fromkeys(itertools.chain(*((row.get("classes") or {}) for row in models.values()))))
     if not names:
         return UNMEASURED
-    rows = [[name, *(percent((row.get("classes") or {}).get(name)) for row in models.values())] for name in names]
+    rows = [
+        [plain(name), *(percent((row.get("classes") or {}).get(name)) for row in models.values())] for name in names
+    ]
     return table(["class", *models], rows)
 
 
@@ -181,8 +187,8 @@ def method_text(methods: Sequence[str], teacher: dict[str, Any] | None) -> str:
 def teacher_text(teacher: dict[str, Any]) -> str:
     """Name of a teacher, with its commit on the Hub or its other source."""
     where = {"folder": " (a local folder)", "memory": " (passed as an object)"}
-    revision = "" if teacher.get("revision") is None else f" (revision `{teacher['revision']}`)"
-    return f"`{teacher['name']}`{where.get(str(teacher.get('source')), revision)}"
+    revision = "" if teacher.get("revision") is None else f" (revision {code(teacher['revision'])})"
+    return f"{code(teacher['name'])}{where.get(str(teacher.get('source')), revision)}"
 
 
 def training_text(facts: dict[str, Any]) -> str:
@@ -195,13 +201,13 @@ def training_text(facts: dict[str, Any]) -> str:
 
 
 def arguments_table(arguments: dict[str, Any]) -> str:
-    return table(["argument", "value"], [[f"`{k}`", f"`{v}`"] for k, v in portable(arguments).items()])
+    return table(["argument", "value"], [[code(k), code(v)] for k, v in portable(arguments).items()])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; vertical bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(BAR.sub(r"\\|", cell) for cell in line) + " |" for line in lines)
 
 
 def known(facts: dict[str, Any], name: str) -> Any:

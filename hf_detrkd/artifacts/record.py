@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..evaluation import class_figures
 from .redaction import portable
 from .run_folder import FACTS, PRECISION, SUMMARY, Run
+from .whole_files import write_whole
 
 
 UNKNOWN: tuple[Any, ...] = (None, {})
@@ -60,7 +61,7 @@ class Record:
         for name, text in texts.items():
             file = folder / name
             if not file.is_file() or file.read_text() != text:
-                file.write_text(text)
+                write_whole(file, text)
         return Run.read(folder)
 
 

@@ -12,12 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .whole_files import write_whole
 
-SECRET = r"[\w-]*(?:token|secret|password|passwd|api[_-]?key)"
+
+START = r"(?i)(?<![\w-])"  # of a word: long words then cost linear time
+SECRET = r"[\w-]*(?:token|secret|password|passwd|credential|(?:api|access|account|private)[_-]?key)(?:[_-][\w-]*)?"
+VALUE = r"[^\s,}\"'&]+"
 SECRETS = (
-    (re.compile(rf"(?i)({SECRET}[\"']?(?:\s*[=:]\s*|\s+))[^\s,}}]+"), r"\1(hidden)"),
+    (re.compile(rf"{START}(bearer|basic)\s+[\w.~+/=-]{{8,}}"), r"\1 (hidden)"),
+    (re.compile(rf"{START}({SECRET}[\"']?\s*[=:]\s*[\"']?){VALUE}"), r"\1(hidden)"),
+    (re.compile(rf"{START}(--{SECRET}\s+)(?!-){VALUE}"), r"\1(hidden)"),
+    (re.compile(rf"(?i)([?&;](?:sig|key|auth|code|sas|[\w-]{{0,40}}signature)=){VALUE}"), r"\1(hidden)"),
     (re.compile(r"\b(?:hf_|api_org_|gh[a-z]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA)[\w-]{12,}"), "(hidden)"),
-    (re.compile(r"(?<=://)[^\s/@]+@"), ""),  # user and password in a URL
+    # user and password in a URL
+    (re.compile(r"(?<=://)(?:[^\s/@:]+@|[^\s/@:]+:(?!\d+(?:/|$))[^\s@]+@)"), ""),
 )
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
 LEAST = 8  # characters of a secret: shorter ones are placeholders, and occur in ordinary words
@@ -79,9 +87,7 @@ def forget_machine(state: Path) -> None:
     the checkpoint, wherever the run's folder is."""
     content = json.loads(state.read_text()) if state.is_file() else {}
     if Path(content.get("best_model_checkpoint") or "").is_absolute():
-        whole = state.with_suffix(".new")  # a run that is killed now leaves a readable state
-        whole.write_text(json.dumps(content | {"best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
-        whole.replace(state)
+        write_whole(state, json.dumps(content | {"best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from .redaction import under_home
+from .whole_checkpoints import checkpoints_of
+from .whole_files import write_whole
 
 
 RECIPE = "recipe.yaml"  # the arguments that repeat the run
@@ -156,6 +159,34 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
             )
 
 
+def check_unused(folder: str | Path, resumes: bool, overwrites: bool) -> None:
+    """Rejects an output folder with a run that this one would overwrite; with leave its files are deleted.
+
+    Args:
+        folder (`str` or `Path`): the run's output folder.
+        resumes (`bool`): the run in it goes on.
+        overwrites (`bool`): it may be deleted.
+
+    Raises:
+        ValueError: it holds the results or checkpoints of a run.
+    """
+    place = Path(folder)
+    checkpoints, ended = checkpoints_of(place), (place / RESULTS).is_file()
+    if resumes or not (ended or checkpoints):
+        return
+    if not overwrites:
+        found = "a finished run" if ended else f"an unfinished run ({checkpoints[0].name})"
+        raise ValueError(
+            f"{folder} holds {found}: --resume_from_checkpoint true goes on from it, and --overwrite_output_dir "
+            "deletes it and begins anew."
+        )
+    for part in (place, place / CONTROL):
+        for path in checkpoints_of(part):
+            shutil.rmtree(path)
+        for name in (RESULTS, STATE, SUMMARY, FACTS, PRECISION, RECIPE):
+            (part / name).unlink(missing_ok=True)
+
+
 def _in_full(value: Any) -> Any:
     """Paths of one file in one form."""
     place = Path(str(value)).expanduser()
@@ -163,14 +194,26 @@ def _in_full(value: Any) -> Any:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if the file does not exist."""
-    return json.loads(file.read_text()) if file.is_file() else {}
+    """The JSON object in a file; empty if the file does not exist.
+
+    Raises:
+        ValueError: it holds something else, such as half of what was written.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): it was not written to its end. Delete it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, but holds a {type(content).__name__}. Delete it.")
+    return content
 
 
 def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
     """Writes the recipe of an output folder, without tokens, and with `~` for the home folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(yaml.safe_dump(under_home(arguments), sort_keys=False))
+    write_whole(folder / RECIPE, yaml.safe_dump(under_home(arguments), sort_keys=False))
 
 
 def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:

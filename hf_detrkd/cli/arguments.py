@@ -20,6 +20,7 @@ from .shipped import recipes, shipped
 
 
 NO_DATA = "Say which data set: --dataset_name path/to/folder, a Hub id, or shapes for generated images."
+ONCE = {"config", "dry_run", "overwrite_output_dir"}  # belong to a command, not to a recipe
 PLAIN = (str, int, float, bool, list, dict, type(None))  # types that a recipe can contain
 
 
@@ -73,6 +74,10 @@ class ScriptArguments:
     )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of images to evaluate on. Default: all."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Delete the run that --output_dir holds, and begin anew. Default: false."},
     )
     skip_unreadable_images: bool = field(
         default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
@@ -192,7 +197,7 @@ class Arguments:
 
     @classmethod
     def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
-        recipe = {n: value for n, value in values.items() if n in defaults and value != defaults[n]}
+        recipe = {n: value for n, value in values.items() if n in defaults.keys() - ONCE and value != defaults[n]}
         made: list[Any] = [
             kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds
         ]
@@ -297,4 +302,4 @@ def resolved(arguments: Arguments) -> dict[str, Any]:
         value = getattr(arguments.config, name, given)  # the config resolves some of its values
         value = value.value if isinstance(value, Enum) else value
         found[name] = value if isinstance(value, PLAIN) else given
-    return {name: value for name, value in found.items() if name not in ("config", "dry_run") and not is_secret(name)}
+    return {name: value for name, value in found.items() if name not in ONCE and not is_secret(name)}

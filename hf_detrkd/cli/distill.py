@@ -20,13 +20,23 @@ from typing import Any, cast
 
 import yaml
 from transformers import PreTrainedModel, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..artifacts.hub.background_push import PushedCommit
 from ..artifacts.record import figures_row, row_of
 from ..artifacts.redaction import portable_command, under_home
-from ..artifacts.run_folder import RECIPE, RESULTS, STATE, check_output_folder, check_same_run, read_json, write_recipe
+from ..artifacts.run_folder import (
+    RECIPE,
+    RESULTS,
+    STATE,
+    check_output_folder,
+    check_same_run,
+    check_unused,
+    read_json,
+    write_recipe,
+)
+from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import close_trackers
+from ..artifacts.whole_checkpoints import checkpoints_of
 from ..data import DetectionSplits
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
@@ -44,10 +54,10 @@ from .screen import run
 def train(trainer: DistillationTrainer) -> dict[str, float]:
     """Trains, evaluates and saves; returns the final metrics. A finished run is only evaluated."""
     config = trainer.args
-    checkpoint = config.resume_from_checkpoint
-    if checkpoint in ("true", "True", True):
-        checkpoint = get_last_checkpoint(config.output_dir)
-    ended = ended_run(config, checkpoint)
+    checkpoint: str | bool | None = config.resume_from_checkpoint
+    ended = ended_run(config) if checkpoint else None
+    if checkpoint in ("true", "True", True) and not checkpoints_of(config.output_dir):
+        checkpoint = None  # the first start of a job that is queued again when it is stopped
     if ended is None:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model(_internal_call=True)  # pushed later, with the card
@@ -61,11 +71,11 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     return metrics
 
 
-def ended_run(config: DistillationConfig, checkpoint: str | None) -> dict[str, float] | None:
+def ended_run(config: DistillationConfig) -> dict[str, float] | None:
     """The results in the output folder, if the run to resume is finished and no further steps are requested."""
     folder = Path(config.output_dir)
     state, results = read_json(folder / STATE), read_json(folder / RESULTS)
-    if checkpoint is None or not results or not (folder / "config.json").is_file():
+    if not results or not (folder / "config.json").is_file():
         return None
     if config.max_steps > 0:
         return results if state.get("global_step", 0) >= config.max_steps else None
@@ -140,6 +150,7 @@ def command_of(trainer: DistillationTrainer, argv: list[str]) -> str:
         launch += ["--mixed_precision", precision]
     words = iter(argv)
     again = [word for word in words if not (word == "--resume_from_checkpoint" and next(words, True))]
+    again = [word for word in again if word != "--overwrite_output_dir"]
     return portable_command(["hf-detrkd", "distill", *launch, *again])
 
 
@@ -151,7 +162,18 @@ def main(argv: list[str]) -> None:
             print(yaml.safe_dump(resolved(arguments), sort_keys=False), end="")
         return
     check_output_folder(arguments.config.output_dir, models_of(arguments))
-    check_same_run(arguments.config.output_dir, arguments.recipe)
+    folder, first = arguments.config.output_dir, arguments.config.process_index == 0
+    with run_lock(folder, first):
+        if first:
+            if not arguments.script.overwrite_output_dir:
+                check_same_run(folder, arguments.recipe)
+            resumes = bool(arguments.config.resume_from_checkpoint)
+            check_unused(folder, resumes, arguments.script.overwrite_output_dir)
+        distill(arguments, argv)
+
+
+def distill(arguments: Arguments, argv: list[str]) -> None:
+    """A whole run: answers, control and student, and their card."""
     config, splits = arguments.config, load_splits(arguments)
     check_data(arguments, splits)
     answer_if_auto(arguments, splits)

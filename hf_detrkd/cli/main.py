@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import hf_detrkd
 
-from .screen import run
 from .shipped import shipped
 
 
@@ -67,6 +66,8 @@ def start(command: str, arguments: list[str]) -> int:
         return launch(module, launching, own)
     if command == "doctor" and own != arguments:
         print("The doctor runs in one process: the arguments of `accelerate launch` are ignored.", file=sys.stderr)
+    from .screen import run
+
     return run(importlib.import_module(module).main, own)
 
 

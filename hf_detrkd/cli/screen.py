@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from ..training.stopping import RunStopped
 from .shipped import PACKAGE
 
 
@@ -78,7 +79,7 @@ def make_parser(kinds: Any, description: str | None, **options: Any) -> Parser:
 
 
 def run(main: Callable[[list[str]], int | None], argv: Iterable[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 1 after a mistake, 130 after Ctrl-C.
+    """Runs a command and returns its exit status: 1 after a mistake, 130 after Ctrl-C, 143 after SIGTERM.
 
     Args:
         main: the command.
@@ -88,6 +89,9 @@ def run(main: Callable[[list[str]], int | None], argv: Iterable[str] | None = No
     words, debug = without_debug(words)
     try:
         return main(words) or 0
+    except RunStopped as stop:
+        print(f"\n{stop.message}", file=sys.stderr)
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

@@ -90,7 +90,7 @@ def register_when_needed() -> None:
     """Extends the mappings of the Auto classes, now or right after transformers' modules are imported."""
     for name, action in ACTIONS.items():
         module = sys.modules.get(name)
-        if module is not None and not module.__spec__._initializing:  # type: ignore[union-attr]
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
             action(module)
     sys.meta_path.insert(0, AfterImport(ACTIONS))
 

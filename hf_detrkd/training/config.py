@@ -369,6 +369,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
         if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
             raise ValueError("per_device_train_batch_size and per_device_eval_batch_size must be at least 1.")
+        if getattr(self, "enable_jit_checkpoint", False):
+            raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves at the next step.")
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor must be 0: detection losses do not support label smoothing.")
         if self.remove_unused_columns:

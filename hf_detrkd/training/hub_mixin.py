@@ -9,12 +9,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..artifacts.hub.background_push import HubPush, PushedCommit
-from ..artifacts.hub.files import STUDENT_FILES, Part, parts_of
+from ..artifacts.hub.files import CHECKPOINT_FILES, STUDENT_FILES, Part, parts_of
 from ..artifacts.hub.push_run import license_of
 from ..artifacts.model_card import write_card
 from ..artifacts.record import Record
 from ..artifacts.redaction import forget_machine
-from ..artifacts.run_folder import STATE
+from ..artifacts.run_folder import RESULTS, STATE, read_json
+from ..artifacts.whole_files import make_whole, write_json
 
 
 logger = logging.get_logger(__name__)
@@ -60,6 +61,9 @@ class HubPushMixin(Trainer):
         self.hub_model_id = self.push_in_progress.repo_id
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Does nothing: the checkpoint has not got its name yet; [`push_checkpoint`] comes when it has."""
+
+    def push_checkpoint(self, folder: Path) -> None:
         """Starts the upload of a checkpoint's student or, depending on the strategy, of the whole checkpoint."""
         push, strategy = self.push_in_progress, self.args.hub_strategy
         if push is None or strategy == HubStrategy.END:
@@ -67,25 +71,30 @@ class HubPushMixin(Trainer):
         if not push.is_done() and not self.args.hub_always_push:
             return
         self._tell_callbacks()
-        folder, message = Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}"
-        forget_machine(folder / STATE)
+        message = f"Training in progress, step {self.state.global_step}"
         push.push(Part(folder, STUDENT_FILES), message, quiet=True)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
-            push.push(Part(folder, ["**/*"], name), f"{message}, checkpoint", quiet=True)
+            push.push(Part(folder, CHECKPOINT_FILES, name), f"{message}, checkpoint", quiet=True)
 
     def _finish_current_push(self) -> None:
         """Does nothing: training does not wait for the Hub; [`push_to_hub`] does."""
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            forget_machine(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / STATE)
-
     def save_state(self) -> None:
-        super().save_state()
-        if self.args.should_save:
-            forget_machine(Path(self.args.output_dir) / STATE)
+        """As in `Trainer`, without the machine's paths, and whole or not at all."""
+        if self.is_world_process_zero():
+            file = Path(self.args.output_dir) / STATE
+            make_whole(file, lambda new: self.state.save_to_json(str(new)))
+            forget_machine(file)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As in `Trainer`, but whole or not at all."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        write_json(folder / f"{split}_results.json", metrics)
+        if combined:
+            write_json(folder / RESULTS, read_json(folder / RESULTS) | metrics)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`; with `push_to_hub` the student is also pushed, without blocking."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +14,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from ..adapters import class_names
 from ..artifacts.record import Record, figures_row, row_of
-from ..artifacts.redaction import shareable
-from ..artifacts.run_folder import check_output_folder
+from ..artifacts.redaction import forget_machine, shareable
+from ..artifacts.run_folder import STATE, check_output_folder
+from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import reopen_trackers
+from ..artifacts.whole_checkpoints import publish, resolved_checkpoint, rotate, staging_of
 from ..data import DetectionCollator
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
@@ -40,6 +43,7 @@ from .preflight import first_dataset, first_name
 from .preflight_mixin import PreflightMixin
 from .prepare_student import checked_args, initialized, prepared_student
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
+from .stopping import StopOnSignal
 from .term_watch import TermWatch
 from .train_data import check_sizes, check_unlabeled, share_sampler, with_answers
 
@@ -135,9 +139,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
                 BestCheckpointCallback(),
                 AttemptCallback(self._begin_attempt),
                 *(callbacks or []),
+                stop := StopOnSignal(),
             ],
             **kwargs,
         )
+        self._stop = stop
         self.model_init = model_init  # for hyperparameter_search
         if teacher is not None:
             teacher.to(args.device)
@@ -150,22 +156,35 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self._log_step = 0
         self._first_step: int | None = None
         self._evaluation_seconds = 0.0
+        self._staging: Path | None = None
+        self._finished: Path | None = None  # the folder of a finished run, whose student this is
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations."""
-        self._first_step = None
-        resumes = bool(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `Trainer`; the metrics also hold `train_seconds_per_step`, without the time of evaluations.
+
+        `resume_from_checkpoint=True` goes on from the last whole checkpoint.
+
+        Raises:
+            ValueError: the checkpoint to resume from is not whole, or there is none.
+            RunStopped: SIGTERM or Ctrl-C came; a checkpoint was saved first.
+        """
+        checkpoint = resolved_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._first_step = self._finished = None
         check_unlabeled(self.train_dataset, self.distiller)
         self.get_optimizer_cls_and_kwargs(self.args)  # says now if a package is missing
         classes = len(class_names(self.student.config))
         check_items(self.train_dataset, "train_dataset", classes)
         self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
-        self._preflight(resumes)
+        self._preflight(resumes=checkpoint is not None)
         # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
         vars(self.distiller).pop("_is_accelerate_prepared", None)
         self._log_time = started = time.perf_counter()
         self._evaluation_seconds = 0.0
-        output = super().train(*args, **kwargs)
+        try:
+            with run_lock(self.args.output_dir, self.is_world_process_zero()):
+                output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._stop.restore()
         reopen_trackers(self)
         self._guard.settle(self.student)
         if self._average is not None:
@@ -353,6 +372,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
+        if folder.resolve() == self._finished:
+            return  # it holds this student
         folder.mkdir(parents=True, exist_ok=True)
         distiller = self.distiller
         state_dict = state_dict or distiller.state_dict()
@@ -365,10 +386,35 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         if folder.resolve() != Path(self.args.output_dir).resolve():
             save_state(distiller, self._average, folder)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`; raises before writing anything if a loss or a weight is not finite."""
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As in `Trainer`, but whole or not at all; raises before writing anything if a loss or a weight is not
+        finite."""
         self._guard.settle(self.student)
-        super()._save_checkpoint(*args, **kwargs)
+        folder = Path(super()._get_output_dir(trial))
+        staged = staging_of(folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        final = folder / staged.name
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)  # of a run that was killed
+        self._staging = staged.parent
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            forget_machine(staged / STATE)
+            publish(staged, final)
+            best = self.state.best_model_checkpoint
+            rotate(folder, self.args.save_total_limit, [final, *([] if best is None else [Path(best)])])
+            if self.args.push_to_hub:
+                self.push_checkpoint(final)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As in `Trainer`; while a checkpoint is written, the folder in which it is written."""
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads student and projections; `Trainer` loads the rest of a checkpoint."""
@@ -389,6 +435,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             folder (`Path`): holds `model.safetensors`.
         """
         load_student_weights(self.student, folder)
+        self._finished = folder.resolve()
         if self._average is not None:
             self._average.restart()
 

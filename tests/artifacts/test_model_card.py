@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,20 @@ def test_pictures_are_shown_where_there_are_such_and_custom_code_is_asked_for(fo
 def test_a_folder_of_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no summary\.json"):
         Run.read(tmp_path)
+
+
+def test_names_of_others_cannot_break_the_card(folder: Path) -> None:
+    evil = "a|b\n# big [x](http://y) <script>`*"
+    facts = json.loads((folder / "run.json").read_text()) | {"dataset_name": evil, "classes": [evil, "cat"]}
+    facts["teacher"] = {"name": evil, "source": "folder", "revision": None}
+    (folder / "run.json").write_text(json.dumps(facts))
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary.values():
+        row["classes"] = {evil: 0.5, "cat": 0.1}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    body = write_card(Run.read(folder)).read_text().split("---", 2)[2]
+    assert r"a\|b \# big \[x\](http://y) \<script\>\`\*" in body
+    assert "`a|b # big [x](http://y) <script>'*`" in body
+    assert "\n# big" not in body and body.count("<script>") == body.count("`a|b # big [x](http://y) <script>'*`")
+    rows = [line for line in body.splitlines() if line.startswith("| ") and "script" in line]
+    assert rows and all(len(re.findall(r"(?<!\\)\|", row)) == len(summary) + 2 for row in rows)

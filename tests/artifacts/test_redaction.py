@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,51 @@ def test_a_saved_state_forgets_absolute_paths(tmp_path: Path, path: str | None, 
     assert json.loads(file.read_text()) == {"best_model_checkpoint": kept, "best_global_step": 2}
     assert [one.name for one in tmp_path.iterdir()] == ["trainer_state.json"]
     forget_machine(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AWS_SECRET_ACCESS_KEY=abcdefgh123",
+        "aws_secret_access_key: 'abcdefgh123'",
+        "Authorization: Bearer abcdefgh123",
+        "https://blob.host/data?sv=2&sig=abcdefgh123&se=3",
+        "https://bucket.host/x?X-Amz-Signature=abcdefgh123",
+        "https://user:abcdefgh123/more@host/data",
+        "--wandb-api-key abcdefgh123",
+        '{"hub_token": "abcdefgh123"}',
+        "AccountKey=abcdefgh123==",
+    ],
+)
+def test_secrets_are_hidden_however_they_are_written(text: str) -> None:
+    assert "abcdefgh123" not in hidden(text) and "hidden" in hidden(text) + "hidden" * text.startswith("https://user")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the secret sauce of a password manager",
+        "tokens seen: 12 thousand words",
+        "https://host:8080/a/b@main/c",
+        "image_token_index is a name",
+        "a basic method and a bearer of news",
+    ],
+)
+def test_harmless_prose_stays(text: str) -> None:
+    assert hidden(text) == text
+
+
+def test_long_words_cost_no_time() -> None:
+    """Sixteen thousand letters took most of a minute when every letter was a place to start."""
+    for text in (
+        "a" * 200_000,
+        "-" * 200_000,
+        "a-" * 100_000,
+        "/a" * 50_000,
+        "?" * 100_000,
+        "://" * 60_000,
+        "tokentoken" * 9000,
+    ):
+        started = time.perf_counter()
+        portable(text)
+        assert time.perf_counter() - started < 5, text[:10]

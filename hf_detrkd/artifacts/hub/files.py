@@ -12,23 +12,31 @@ from typing import NamedTuple
 
 import psutil
 import yaml
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.trainer_utils import HubStrategy
 
 from ..redaction import portable
-from ..run_folder import FACTS, PRECISION, RECIPE, RESULTS, SUMMARY
+from ..run_folder import FACTS, PRECISION, RECIPE, RESULTS, STATE, SUMMARY
+from ..whole_checkpoints import MANIFEST, checkpoints_of, newest_whole
 
 
 STUDENT_FILES = (
     "config.json",
     "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
     "configuration_*.py",
     "modeling_*.py",
 )
 RUN_FILES = ("README.md", RECIPE, RESULTS, SUMMARY, FACTS, PRECISION, "teacher_results.json", "*.png", "report.html")
+CHECKPOINT_FILES = (
+    *STUDENT_FILES,
+    *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth", STATE, MANIFEST),
+    *("distillation/method.json", "distillation/method.safetensors", "distillation/trained_student.safetensors"),
+)
+"""What resuming needs, without the pickled arguments, which hold the machine's paths."""
 LINKED = 2**24  # bytes; files of this size or larger are linked
 STAGE = ".push-"  # folders of links and copies, inside the output folder since links need the same disk
 
@@ -44,10 +52,10 @@ class Part(NamedTuple):
 def parts_of(folder: Path, strategy: str | None) -> list[Part]:
     """All commits of a strategy for the output folder of a finished run, the student last."""
     checkpoints = []
-    if strategy == HubStrategy.CHECKPOINT and (last := get_last_checkpoint(str(folder))) is not None:
-        checkpoints = [Part(Path(last), ["**/*"], "last-checkpoint")]
+    if strategy == HubStrategy.CHECKPOINT and (last := newest_whole(folder)[0]) is not None:
+        checkpoints = [Part(last, CHECKPOINT_FILES, "last-checkpoint")]
     if strategy == HubStrategy.ALL_CHECKPOINTS:
-        checkpoints = [Part(one, ["**/*"], one.name) for one in sorted(folder.glob("checkpoint-*")) if one.is_dir()]
+        checkpoints = [Part(one, CHECKPOINT_FILES, one.name) for one in reversed(checkpoints_of(folder))]
     return [*checkpoints, Part(folder, (*STUDENT_FILES, *RUN_FILES))]
 
 
@@ -62,7 +70,7 @@ def staged(part: Part, folder: Path) -> Path:
         folder (`Path`): parent of the new folder.
     """
     stage = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{os.getpid()}-", dir=folder))
-    for file in sorted({file for name in part.names for file in part.source.glob(name) if file.is_file()}):
+    for file in sorted({file for name in part.names for file in part.source.glob(name) if is_own(file, part.source)}):
         goal = stage / file.relative_to(part.source)
         goal.parent.mkdir(parents=True, exist_ok=True)
         _bring(file, goal)
@@ -70,6 +78,12 @@ def staged(part: Part, folder: Path) -> Path:
         recipe = yaml.safe_load((stage / RECIPE).read_text()) or {}
         (stage / RECIPE).write_text(yaml.safe_dump(portable(recipe), sort_keys=False))
     return stage
+
+
+def is_own(file: Path, folder: Path) -> bool:
+    """True for a regular file inside a folder; a link may lead to anything on the machine."""
+    inside = file.resolve() == folder.resolve() / file.relative_to(folder)
+    return inside and file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _bring(file: Path, goal: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers.trainer_utils import get_last_checkpoint
 
 from ...answers import StoredAnswers
 from ...answers.reader import ANSWER_FILES
 from ..answers_card import answers_card
 from ..model_card import write_card
 from ..run_folder import FACTS, SUMMARY, Run, read_json
+from ..whole_checkpoints import newest_whole
 from .background_push import HubPush, PushedCommit
 from .files import Part, parts_of
 
@@ -24,7 +24,7 @@ def push_run(folder: Path, **options: Any) -> PushedCommit | None:
         ValueError: the folder holds no student, or the token has no write access.
     """
     if not (folder / "config.json").is_file():
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = newest_whole(folder)[0]
         hint = "" if last is None else f" The run is not finished: push {last}, or resume the run."
         raise ValueError(f"{folder} must be the output folder of a run, but holds no config.json of a student.{hint}")
     known = read_json(folder / FACTS).get("hub") or {}

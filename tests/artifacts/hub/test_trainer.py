@@ -11,6 +11,7 @@ import transformers
 
 from hf_detrkd.artifacts.hub.background_push import HubPush
 from hf_detrkd.artifacts.hub.push_run import push_run
+from hf_detrkd.artifacts.whole_checkpoints import fault_of
 from tests.artifacts.hub.folders import STUDENT
 from tests.hub_server import HubServer
 from tests.runs import make_trainer
@@ -118,3 +119,50 @@ def test_the_card_of_a_plain_trainer_holds_its_last_evaluation(tmp_path: Path) -
     assert summary["distilled"]["map"] == metrics["eval_map"]
     text = (tmp_path / "out" / "README.md").read_text()
     assert "license: apache-2.0" in text and "- shapes" in text and "not measured" in text
+
+
+STUDENT_ON_THE_HUB = {"config.json", "model.safetensors", "preprocessor_config.json"}
+RUN_ON_THE_HUB = {"README.md", "run.json", "summary.json"}
+RESUMING = {
+    *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"),
+    *("distillation/method.json", "distillation/method.safetensors"),
+}
+
+
+@pytest.mark.parametrize("strategy", ["end", "checkpoint", "all_checkpoints"])
+def test_a_push_holds_exactly_this_whatever_lies_beside_it(hub: HubServer, tmp_path: Path, strategy: str) -> None:
+    """Secrets, hidden files and links are planted in every folder."""
+    folder = tmp_path / "out"
+    trainer = train(folder)
+    trainer.save_model()
+    trainer.create_model_card()
+    secret = tmp_path / "id_rsa"
+    secret.write_text("a key")
+    for place in (folder, folder / "checkpoint-1", folder / "checkpoint-2", folder / "checkpoint-2" / "distillation"):
+        (place / ".env").write_text("TOKEN=1")
+        (place / "notes.txt").write_text("mine")
+        (place / "notes.png").symlink_to(secret)
+        (place / "other.safetensors").symlink_to(secret)
+        (place / "modeling_mine.py").symlink_to(secret)
+        (place / "optimizer.pt.json").write_text("{}")
+        (place / "teacher.safetensors").write_text("not mine")
+    push_run(folder, repo_id=STUDENT, strategy=strategy)
+    kept = {"end": [], "checkpoint": ["last-checkpoint"], "all_checkpoints": ["checkpoint-1", "checkpoint-2"]}
+    resuming = STUDENT_ON_THE_HUB | RESUMING
+    wanted = STUDENT_ON_THE_HUB | RUN_ON_THE_HUB | {f"{part}/{name}" for part in kept[strategy] for name in resuming}
+    names = set(hub.repos[STUDENT].files()) - {".gitattributes"}
+    pictures = {name for name in names if name.endswith(".png")}
+    assert names - pictures - {"all_results.json", "precision.json", "teacher_results.json"} == wanted
+    assert "notes.png" not in pictures and not any("/" in name for name in pictures)
+
+
+def test_a_checkpoint_from_the_hub_is_whole(hub: HubServer, tmp_path: Path) -> None:
+    trainer = train(tmp_path / "out")
+    trainer.save_model()
+    push_run(tmp_path / "out", repo_id=STUDENT, strategy="checkpoint")
+    for name, content in hub.repos[STUDENT].files().items():
+        if name.startswith("last-checkpoint/"):
+            file = tmp_path / "checkpoint-2" / name.partition("/")[2]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    assert fault_of(tmp_path / "checkpoint-2") is None
