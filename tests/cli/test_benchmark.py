@@ -61,7 +61,7 @@ def test_methods_are_compared_at_equal_steps_and_at_equal_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     series = {
-        "recipe": "scripts/recipes/quickstart.yaml",
+        "recipe": "scripts/recipes/quickstart_live.yaml",
         "arguments": {
             "run_control": False,
             "dataset_name": "shapes",

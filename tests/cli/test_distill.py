@@ -27,7 +27,7 @@ from tests import ROOT, tiny
 from tests.processes import finish, start
 
 
-RECIPES = [ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_teacher")]
+RECIPES = [ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_live", "quickstart_teacher")]
 
 
 def distill_quickly(argv: list[str]) -> None:
