@@ -33,6 +33,9 @@ quality: install  ## Check style, imports between rooms, and types
 	$(BIN)/python scripts/house.py
 	$(BIN)/mypy
 
+fuzz: install  ## Give everything that reads 14,000 broken inputs
+	HF_DETRKD_FUZZ=800 $(BIN)/python -m pytest tests/fuzz
+
 docs: install  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -40,4 +43,4 @@ style: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test test-fast slow quality docs style
+.PHONY: help install demo test test-fast slow fuzz quality docs style

@@ -60,17 +60,24 @@ class Manifest:
         if not file.is_file():
             raise ValueError(f"{folder} holds no stored answers ({FILE} is missing): make them with hf-detrkd answer.")
         try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
+            content = dict(json.loads(file.read_text()))
+            version = content.get("version")
+            found = cls(**content)
+            kinds = {
+                **dict.fromkeys(("teacher", "spec", "images", "dataset", "questions", "columns"), dict),
+                "grids": list,
+            }
+            if not all(isinstance(getattr(found, name), kind) for name, kind in kinds.items()):
+                raise TypeError("its entries have other types")
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{file} is not readable ({error}): delete the folder and make the answers again."
             ) from error
-        if content.get("version") != VERSION:
+        if version != VERSION:
             raise ValueError(
-                f"The answers in {folder} have version {content.get('version')}, this package reads {VERSION}: make "
-                "them again."
+                f"The answers in {folder} have version {version}, this package reads {VERSION}: make them again."
             )
-        return cls(**content)
+        return found
 
     def write(self, folder: Path) -> None:
         """Writes the file, complete or not at all."""

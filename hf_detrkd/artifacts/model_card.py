@@ -62,7 +62,7 @@ def write_card(run: Run, repo_id: str | None = None) -> Path:
         command=known(facts, "command"),
         recipe_table=arguments_table(run.recipe),
         arguments_table=arguments_table(facts.get("arguments") or {}),
-        versions="Made with " + ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()) + ".",
+        versions="Made with " + ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()) + ".",
         class_names=", ".join(map(plain, facts.get("classes") or row.get("classes") or [UNMEASURED])),
     )
     file = run.folder / CARD

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from ..data.text import read_yaml, there
 from .redaction import under_home
+from .run_kinds import FACT_KINDS, MODELS, checked
 from .whole_checkpoints import checkpoints_of
 from .whole_files import write_whole
 
@@ -70,16 +72,16 @@ class Run:
         folder = Path(folder)
         if not (folder / SUMMARY).is_file():
             raise ValueError(f"{folder} must be the output folder of a finished run, but holds no {SUMMARY}.")
-        models = read_json(folder / SUMMARY)
+        models = checked(read_json(folder / SUMMARY), MODELS, SUMMARY)
         states = {name: folder for name in models if not is_teacher(name) and name != CONTROL} or {"student": folder}
         if CONTROL in models:
             states[CONTROL] = folder / CONTROL
         recipe = folder / RECIPE
         return cls(
             folder=folder,
-            facts=with_methods(read_json(folder / FACTS)),
+            facts=with_methods(checked(read_json(folder / FACTS), FACT_KINDS, FACTS)),
             models=models,
-            recipe=(yaml.safe_load(recipe.read_text()) or {}) if recipe.is_file() else {},
+            recipe=read_recipe(recipe),
             results=read_json(folder / RESULTS),
             histories={name: read_json(path / STATE).get("log_history", []) for name, path in states.items()},
             precision=read_json(folder / PRECISION),
@@ -108,7 +110,7 @@ def check_output_folder(folder: str | Path, models: Mapping[str, str | None]) ->
     """
     for role, name in models.items():
         source = Path(name or "").expanduser()
-        if name and source.is_dir() and source.resolve() == Path(folder).expanduser().resolve():
+        if name and there(name) and source.resolve() == Path(folder).expanduser().resolve():
             raise ValueError(
                 f"output_dir must not be the folder of the {role}, {name}: the run would overwrite it. Choose another "
                 "output_dir."
@@ -149,7 +151,7 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
     file = Path(folder) / RECIPE
     if not file.is_file():
         return
-    stored = yaml.safe_load(file.read_text()) or {}
+    stored = read_recipe(file)
     for name in IDENTITY:
         old, new = stored.get(name), recipe.get(name)
         if _in_full(old) != _in_full(new):
@@ -190,7 +192,7 @@ def check_unused(folder: str | Path, resumes: bool, overwrites: bool) -> None:
 def _in_full(value: Any) -> Any:
     """Paths of one file in one form."""
     place = Path(str(value)).expanduser()
-    return place.resolve() if value is not None and place.exists() else str(value)
+    return place.resolve() if value is not None and there(place) else str(value)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -203,11 +205,24 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters can be read, and not written
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}): it was not written to its end. Delete it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, but holds a {type(content).__name__}. Delete it.")
     return content
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The arguments in a recipe file; empty if the file does not exist.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    content = (read_yaml(file) or {}) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold `argument: value` lines, but holds a {type(content).__name__}.")
+    return {str(name): value for name, value in content.items()}
 
 
 def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
@@ -219,5 +234,4 @@ def write_recipe(folder: Path, arguments: dict[str, Any]) -> None:
 def change_recipe(folder: Path, arguments: dict[str, Any]) -> None:
     """Sets arguments in the recipe of an output folder, which is created if it does not exist."""
     file = folder / RECIPE
-    recipe = (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
-    write_recipe(folder, recipe | arguments)
+    write_recipe(folder, read_recipe(file) | arguments)

@@ -72,8 +72,8 @@ def fault_of(folder: Path) -> str | None:
         return f"has a {MANIFEST} that cannot be read"
     for name, (size, digest) in wanted.items():
         file = folder / name
-        if not file.is_file():
-            return f"lacks {name}"
+        if not os.path.isfile(file):
+            return f"lacks {name:.80}"
         if file.stat().st_size != size:
             return f"has a {name} of {file.stat().st_size} bytes in place of {size}"
         if _hash(file) != digest:

@@ -28,6 +28,7 @@ from ..answers.detections import detection_rows, detections_manifest, read_detec
 from ..answers.reader import METRICS
 from ..artifacts.hub.push_run import push_answers
 from ..data import DetectionDataset, DetectionSplits, DetectionTransform, parse_image_size
+from ..data.text import there
 from ..distillation.answering import Answering, answer_shards
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig, listed
@@ -101,7 +102,7 @@ def answer(arguments: Arguments, folder: Path, splits: DetectionSplits | None = 
 def names_of(arguments: Arguments, splits: DetectionSplits) -> dict[str, Any]:
     """What the manifest says of the data set."""
     name = str(arguments.script.dataset_name)
-    local = Path(name).expanduser().exists()
+    local = there(name)
     return {
         "name": Path(name).name if local else name,
         "split": splits.train_name,

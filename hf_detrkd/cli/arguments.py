@@ -12,7 +12,7 @@ from typing import Any
 from ..artifacts.redaction import is_secret
 from ..data import AugmentationConfig, parse_image_size
 from ..data.faults import SAMPLE
-from ..data.text import read_yaml
+from ..data.text import read_yaml, there
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
 from .screen import make_parser
@@ -198,9 +198,7 @@ class Arguments:
     @classmethod
     def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
         recipe = {n: value for n, value in values.items() if n in defaults.keys() - ONCE and value != defaults[n]}
-        made: list[Any] = [
-            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in kinds
-        ]
+        made: list[Any] = [made_of(kind, values) for kind in kinds]
         script, config = made[0], made[2]
         more = script.unlabeled_dataset_name is not None or script.labeled_fraction is not None
         if more and config.needs_teacher and config.teacher_answers is None:
@@ -209,6 +207,18 @@ class Arguments:
                 "folder of hf-detrkd answer."
             )
         return cls(script, made[1], config, made[3:], recipe, values)
+
+
+def made_of(kind: Any, values: dict[str, Any]) -> Any:
+    """A dataclass of arguments.
+
+    Raises:
+        ValueError: the arguments are refused, by this package or by transformers.
+    """
+    try:
+        return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(str(error)) from error
 
 
 def parse(argv: list[str], description: str | None = None, student: bool = True) -> Arguments:
@@ -249,7 +259,7 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
     others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
     recipe = {key: value for key, value in recipe.items() if key not in others}  # of methods that were not chosen
     for key in recipe.keys() - known:
-        near = difflib.get_close_matches(key, known, 1)
+        near = difflib.get_close_matches(str(key), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"it is not an argument of --method {method}."
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
@@ -257,8 +267,8 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
         parser.set_defaults(max_gradient_ratio=0.0)
         for name in names:
             parser.set_defaults(**METHODS[name].published)
-    parser.set_defaults(**recipe)
-    found = Arguments.of([*groups, *methods], vars(parser.parse_args(argv)), defaults)
+    words = parser.words_of(recipe, str(early.config))
+    found = Arguments.of([*groups, *methods], vars(parser.parse_args([*words, *argv])), defaults)
     if student and found.script.model_name_or_path is None and found.script.config_name is None:
         raise ValueError("Give the student as --model_name_or_path (trained) or as --config_name (from scratch).")
     return found
@@ -269,7 +279,7 @@ def read_recipe(path: str | None) -> dict[str, object]:
     if path is None:
         return {}
     path = str(in_full(path))
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         known = recipes()
         if path in known:
             return read_recipe(str(known[path]))
@@ -290,7 +300,7 @@ def in_full(value: object) -> object:
     """Expands a path in `~/`, and one in `scripts/` to the installed file if it does not exist."""
     if not isinstance(value, str):
         return value
-    if value.startswith("scripts/") and not Path(value).exists() and (file := shipped(value)) is not None:
+    if value.startswith("scripts/") and not there(value) and (file := shipped(value)) is not None:
         return str(file)
     return os.path.expanduser(value) if value.startswith("~/") else value
 

@@ -38,6 +38,7 @@ from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import close_trackers
 from ..artifacts.whole_checkpoints import checkpoints_of
 from ..data import DetectionSplits
+from ..data.text import there
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..training.config import DistillationConfig
@@ -127,14 +128,14 @@ def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: Distillatio
     """Facts about data and command for the run's card."""
     script = arguments.script
     data = str(script.dataset_name)
-    local, base = Path(data).expanduser().exists(), script.model_name_or_path
+    local, base = there(data), script.model_name_or_path
     return {
         # A folder named like a known data set is still someone's own.
         "dataset_name": f"{Path(data).resolve().name} (local folder)" if local else data,
         "hub_dataset": None if local or data == "shapes" else data,
         "train_split": splits.train_name,
         "eval_split": splits.eval_name,
-        "base_model": None if base is None or Path(base).expanduser().exists() else base,
+        "base_model": None if base is None or there(base) else base,
         "command": command_of(trainer, argv),
         "arguments": resolved(arguments),
     }

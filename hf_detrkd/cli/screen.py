@@ -7,11 +7,12 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ..training.stopping import RunStopped
 from .shipped import PACKAGE
@@ -44,6 +45,8 @@ ELSEWHERE = {
 class Parser(HfArgumentParser):
     """Says a mistake in one sentence, with the nearest argument, in place of the usage."""
 
+    _file: str | None = None  # whose words are parsed
+
     def parse_args_into_dataclasses(
         self, args: Any = None, return_remaining_strings: bool = False, **options: Any
     ) -> tuple:
@@ -52,7 +55,45 @@ class Parser(HfArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return (*found, rest) if return_remaining_strings else tuple(found)
 
+    def words_of(self, recipe: Mapping[str, Any], file: str) -> list[str]:
+        """The arguments of a recipe as words of a command line, which are converted and checked like these; what is no
+        word (a dict, an empty value) becomes the default.
+
+        Args:
+            recipe (`dict[str, Any]`): values by argument, as from YAML.
+            file (`str`): in messages.
+
+        Raises:
+            ValueError: a value does not fit its argument.
+        """
+        actions: dict[str, argparse.Action] = {}
+        for action in self._actions:
+            actions.setdefault(action.dest, action)
+        words = []
+        for name, value in recipe.items():
+            action = actions[name]
+            many, texts = action.nargs in ("+", "*"), action.type not in (int, float, string_to_bool)
+            if isinstance(value, dict) or (isinstance(value, list) and not many):
+                if many or not texts:
+                    raise ValueError(f"{file} sets {name} to {value!r:.80}, which is no single value.")
+                self.set_defaults(**{name: value})
+            elif value is None or value == []:
+                if many or texts or self.get_default(name) is None:
+                    self.set_defaults(**{name: value})
+                else:
+                    raise ValueError(f"{file} sets {name} to nothing: leave the line out for the default.")
+            elif isinstance(value, list):
+                words += [action.option_strings[0], *map(_word, value)]
+            else:
+                words.append(f"{action.option_strings[0]}={_word(value)}")
+        self._file = file
+        self.parse_args(words)
+        self._file = None
+        return words
+
     def error(self, message: str) -> NoReturn:
+        if self._file is not None:
+            raise ValueError(f"{self._file}: {message.replace('argument --', '')}.")
         unknown = message.partition("unrecognized arguments: ")[2].split()
         flags = [word for word in unknown if word.startswith("-")]
         if flags:
@@ -65,6 +106,10 @@ class Parser(HfArgumentParser):
         ours = ELSEWHERE.get(flag.partition("=")[0])
         near = [ours] if ours in known else difflib.get_close_matches(flag, known, 1)
         return f": did you mean {near[0]}?" if near else "."
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def make_parser(kinds: Any, description: str | None, **options: Any) -> Parser:

@@ -16,8 +16,11 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .checks import is_finite
+
 
 SMALLEST_CROP = 16  # pixels
+LARGEST_ZOOM = 100
 DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # pixels, of DETR's crop
 
 
@@ -67,15 +70,16 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "scale_jitter", "iou_crop", "photometric", "detr_crop", "min_visible"):
-            if not 0 <= vars(self)[name] <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]}.")
-        if not 0 < self.min_scale <= self.max_scale:
+            if not is_finite(vars(self)[name]) or not 0 <= vars(self)[name] <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {vars(self)[name]!r:.80}.")
+        scales = self.min_scale, self.max_scale
+        if not all(map(is_finite, scales)) or not 0 < self.min_scale <= self.max_scale <= LARGEST_ZOOM:
             raise ValueError(
-                f"`min_scale` and `max_scale` must be positive and ordered, got {self.min_scale} and {self.max_scale}."
+                f"`min_scale` and `max_scale` must be positive and ordered, at most {LARGEST_ZOOM}, got "
+                f"{self.min_scale!r:.40} and {self.max_scale!r:.40}."
             )
-
-        if self.short_sides is not None and (not self.short_sides or min(self.short_sides) < 1):
-            raise ValueError(f"`short_sides` must be numbers of pixels, got {self.short_sides}.")
+        if self.short_sides is not None and not _are_pixels(self.short_sides):
+            raise ValueError(f"`short_sides` must be numbers of pixels, got {self.short_sides!r:.80}.")
 
     @classmethod
     def flip_only(cls) -> AugmentationConfig:
@@ -86,6 +90,11 @@ class AugmentationConfig:
     def none(cls) -> AugmentationConfig:
         """No augmentation."""
         return cls(horizontal_flip=0.0, scale_jitter=0.0, iou_crop=0.0, photometric=0.0)
+
+
+def _are_pixels(sides: Any) -> bool:
+    """True for a list of whole numbers of pixels."""
+    return isinstance(sides, list) and bool(sides) and all(type(one) is int and 0 < one < 2**20 for one in sides)
 
 
 class Window(v2.Transform):

@@ -101,11 +101,11 @@ def check_annotations(
         not_four, lambda i: f"{name(i)} has the box {_short(values[i])}, not four numbers x, y, width, height"
     )
     skip = set(not_four)
-    endless = [i for i, box in enumerate(values) if i not in skip and not all(map(_is_finite, box))]
+    endless = [i for i, box in enumerate(values) if i not in skip and not all(map(is_finite, box))]
     problems.add(endless, lambda i: f"{name(i)} has the box {_short(values[i])}, which is not finite")
     unknown = [i for i, category in enumerate(raw.categories) if type(category) is not int or category not in class_of]
     problems.add(unknown, lambda i: f"{name(i)} has the unknown category {_short(raw.categories[i])}")
-    areas = [i for i, area in enumerate(raw.areas) if area is not None and not _is_finite(area)]
+    areas = [i for i, area in enumerate(raw.areas) if area is not None and not is_finite(area)]
     problems.add(areas, lambda i: f"{name(i)} has the area {_short(raw.areas[i])}, which is not a finite number")
     crowds = [i for i, crowd in enumerate(raw.crowds) if crowd not in (None, 0, 1)]
     problems.add(crowds, lambda i: f"{name(i)} has iscrowd {_short(raw.crowds[i])}, which is neither 0 nor 1")
@@ -189,7 +189,8 @@ def _is_box(box: Any) -> bool:
     return isinstance(box, list | tuple) and len(box) == 4 and all(type(value) in (int, float) for value in box)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """True for a finite number that a double holds; a bool is none."""
     try:
         return type(value) in (int, float) and math.isfinite(float(value))
     except OverflowError:  # a whole number that no double holds

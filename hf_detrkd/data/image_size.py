@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 
 KEYS = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
+LARGEST = 2**14  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class ImageSize:
             `ValueError`: if it is neither of these, or not positive.
         """
         if not isinstance(size, Mapping):
-            size = dict(zip(("height", "width"), size, strict=True))
+            size = dict(zip(("height", "width"), (int(side) for side in size), strict=True))
         size = {name: side for name, side in size.items() if side is not None}
-        if set(size) in KEYS and min(size.values()) > 0:
+        if set(size) in KEYS and all(type(side) is int and 0 < side <= LARGEST for side in size.values()):
             return cls(**size, multiple=multiple)
         raise ValueError(
             "`size` must be (height, width), or have the keys height and width, or shortest_edge and optionally "
-            f"longest_edge, or max_height and max_width, all positive, got {dict(size)}: set --image_size."
+            f"longest_edge, or max_height and max_width, all "
+            f"positive whole numbers up to {LARGEST}, got {dict(size)!r:.120}: set --image_size."
         )
 
     @property
@@ -81,6 +83,10 @@ def parse_image_size(text: str | None, argument: str = "image_size") -> tuple[in
     if text is None:
         return None
     numbers = str(text).lower().split("x")
-    if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise ValueError(f"--{argument} must be a number or HEIGHTxWIDTH, got {text!r}.")
+    if len(numbers) > 2 or not all(_is_side(number) for number in numbers):
+        raise ValueError(f"--{argument} must be a number or HEIGHTxWIDTH, up to {LARGEST} pixels, got {text!r:.80}.")
     return int(numbers[0]), int(numbers[-1])
+
+
+def _is_side(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST)) and 0 < int(text) <= LARGEST

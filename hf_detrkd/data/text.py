@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from .errors import DatasetError
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 IS_POINTER = "is a Git LFS pointer and not the file itself: run `git lfs pull` in its repository"
+
+
+def there(name: str | os.PathLike[str]) -> bool:
+    """True if a name that someone gave is a file or folder here; one that no file can have is not."""
+    return os.path.exists(os.path.expanduser(name))
 
 
 def is_lfs_pointer(content: bytes) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..data.checks import is_finite
+
 
 SHAPES = ("constant", "linear", "cosine")
 
@@ -30,12 +32,12 @@ class DistillationSchedule:
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"distillation_schedule must be one of {', '.join(SHAPES)}, got {self.shape!r}.")
-        if not 0 <= self.warmup < self.stop <= 1:
+        if not isinstance(self.shape, str) or self.shape not in SHAPES:
+            raise ValueError(f"distillation_schedule must be one of {', '.join(SHAPES)}, got {self.shape!r:.40}.")
+        if not (is_finite(self.warmup) and is_finite(self.stop) and 0 <= self.warmup < self.stop <= 1):
             raise ValueError(
                 "distillation_warmup and distillation_stop must be fractions of the training, the first below the "
-                f"second, got {self.warmup} and {self.stop}."
+                f"second, got {self.warmup!r:.40} and {self.stop!r:.40}."
             )
 
     def __call__(self, step: int, max_steps: int) -> float:

@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 from ..adapters import adapter_for
 from ..adapters import class_names as class_names_of
 from ..data.processor import NO_NORMALIZATION, Normalization
+from ..data.text import there
 from ..losses.functional import UNKNOWN
 from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
 from .class_map import ClassMap
@@ -49,7 +50,7 @@ class Origin:
         """
         if not name:
             return cls(model_type, "memory")
-        if Path(name).expanduser().exists():
+        if there(name):
             return cls(name, "folder")
         return cls(name, "hub", None if revision is None else _commit_of(name, revision))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.checks import is_finite
 from ..data.layouts.coco import read_categories, read_coco, require_keys
 from ..data.text import read_json
 from .metric import CocoBoxMetric
@@ -72,7 +72,7 @@ def read_coco_files(
     image_ids = {image["id"] for image in truth["images"]}
     _check_boxes(truth_path, truth["annotations"], image_ids, id2label)
     _check_boxes(answers_path, answers, image_ids, id2label)
-    scoreless = (x for x in answers if not (_has(x, score=(int, float)) and math.isfinite(x["score"])))
+    scoreless = (x for x in answers if not (_has(x, score=(int, float)) and is_finite(x["score"])))
     _refuse(answers_path, "detections with a finite `score`", scoreless)
     detections = [{"image_id": i, "boxes": [], "labels": [], "scores": []} for i in sorted(image_ids)]
     references = [{"image_id": i, "boxes": [], "labels": [], "area": [], "iscrowd": []} for i in sorted(image_ids)]
@@ -90,7 +90,7 @@ def _has(entry: Any, **types: type | tuple[type, ...]) -> bool:
 def _refuse(path: Path, wanted: str, offenders: Iterable[Any]) -> None:
     first = list(islice(offenders, 10))
     if first:
-        raise ValueError(f"{path} must hold {wanted}, got {str(first)[1:-1]}")
+        raise ValueError(f"{path} must hold {wanted}, got {str(first)[1:-1]:.1000}")
 
 
 def _check_boxes(path: Path, entries: list[Any], image_ids: set[int], id2label: Mapping[int, str]) -> None:
@@ -101,7 +101,7 @@ def _check_boxes(path: Path, entries: list[Any], image_ids: set[int], id2label: 
 
 
 def _is_box(box: list[Any]) -> bool:
-    return len(box) == 4 and all(isinstance(x, int | float) and math.isfinite(x) for x in box) and min(box[2:]) >= 0
+    return len(box) == 4 and all(map(is_finite, box)) and min(box[2:]) >= 0
 
 
 def _fill(images: list[dict[str, Any]], entries: list[dict], **columns: Callable[[dict], float]) -> None:

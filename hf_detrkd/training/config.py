@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers import TrainingArguments
 from ..answers import STORED
 from ..artifacts.redaction import under_home
 from ..data import parse_image_size
+from ..data.checks import is_finite
+from ..data.text import there
 from ..distillation.schedule import DistillationSchedule
 from ..methods import METHODS
 
@@ -308,6 +311,7 @@ class DistillationConfig(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Number of steps between logs. Default: 50."})
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         super().__post_init__()
         self.run_name = self.run_name or Path(self.output_dir).absolute().name
         self.loss_weights = parsed_numbers(self.loss_weights, "loss_weights")
@@ -367,7 +371,8 @@ class DistillationConfig(TrainingArguments):
             )
         if self.criterion not in ("ours", "transformers"):
             raise ValueError(f"criterion must be ours or transformers, got {self.criterion!r}.")
-        if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
+        batches = self.per_device_train_batch_size, self.per_device_eval_batch_size
+        if not all(type(one) is int and one >= 1 for one in batches):
             raise ValueError("per_device_train_batch_size and per_device_eval_batch_size must be at least 1.")
         if getattr(self, "enable_jit_checkpoint", False):
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves at the next step.")
@@ -409,6 +414,34 @@ class DistillationConfig(TrainingArguments):
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
+KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
+
+
+def check_kinds(config: Any) -> None:
+    """Checks the plain fields that [`DistillationConfig`] adds to `TrainingArguments`, or whose default it changes.
+
+    Raises:
+        ValueError: a field holds another kind of value.
+    """
+    for name, kind in DistillationConfig.__annotations__.items():
+        word, _, more = str(kind).partition(" | ")
+        value = getattr(config, name, None)
+        if word not in KINDS or (value is None and more == "None"):
+            continue
+        fits = {
+            "float": is_finite(value),
+            "int": type(value) is int,
+            "str": isinstance(value, str | int) or (name == "method" and _are_texts(value)),
+            "bool": isinstance(value, bool),
+        }[word]
+        if not fits and more in ("", "None"):
+            raise ValueError(f"{name} must be {KINDS[word]}, got {value!r:.80}.")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def method_names(method: str) -> list[str]:
     """The method names in `--method a,b`; empty for `none`."""
     return [] if method == "none" else listed(method)
@@ -418,7 +451,7 @@ def listed(names: str | None) -> list[str]:
     """The names in `a,b`; empty for `None`. A file or folder whose name has a comma is one."""
     if names is None:
         return []
-    return [names] if Path(names).expanduser().exists() else [name.strip() for name in names.split(",")]
+    return [names] if there(names) else [name.strip() for name in names.split(",")]
 
 
 def parsed_numbers(given: dict[str, Any] | str | None, argument: str) -> dict[str, float] | None:
@@ -429,6 +462,9 @@ def parsed_numbers(given: dict[str, Any] | str | None, argument: str) -> dict[st
     """
     try:
         found = json.loads(given) if isinstance(given, str) else given
-        return None if found is None else {str(name): float(value) for name, value in found.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{argument} must be a JSON object of names and numbers, got {given!r}.") from error
+        numbers = None if found is None else {str(name): float(value) for name, value in found.items()}
+        if all(map(math.isfinite, (numbers or {}).values())):
+            return numbers
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass
+    raise ValueError(f"{argument} must be a JSON object of names and finite numbers, got {given!r:.200}.")

@@ -56,7 +56,8 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.number, self._asked, self._stops = None, False, False
         self._key = f"{STOP_AT}/{next(TRAININGS)}"
-        if threading.current_thread() is threading.main_thread():
+        # A second attempt of auto_find_batch_size begins without an end of the first.
+        if threading.current_thread() is threading.main_thread() and not self._before:
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -27,7 +27,9 @@ from tests import ROOT, tiny
 from tests.processes import finish, start
 
 
-RECIPES = [ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_live", "quickstart_teacher")]
+RECIPES = [
+    ROOT / "scripts" / "recipes" / f"{name}.yaml" for name in ("quickstart", "quickstart_live", "quickstart_teacher")
+]
 
 
 def distill_quickly(argv: list[str]) -> None:
@@ -156,7 +158,7 @@ def test_a_dry_run_prints_every_argument_as_a_recipe_and_trains_nothing(
     distill.main([*arguments, "--output_dir", str(tmp_path / "out"), "--dry_run"])
     printed = capsys.readouterr().out
     recipe = yaml.safe_load(printed)
-    assert (recipe["max_steps"], recipe["general_points"], recipe["method"]) == (7, 60, "kd_detr")
+    assert (recipe["max_steps"], recipe["answers_form"], recipe["method"]) == (7, "moved", "detrdistill")
     assert recipe["hub_strategy"] == "every_save" and "hf_secret" not in printed
     assert not (tmp_path / "out").exists()
     (tmp_path / "recipe.yaml").write_text(printed)
@@ -229,7 +231,9 @@ def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path:
         distill_arguments.parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ValueError, match="Give the student as --model_name_or_path"):
         distill_arguments.parse(["--output_dir", str(tmp_path)])
-    with pytest.raises(ValueError, match="--image_size must be a number or HEIGHTxWIDTH, got '12x'"):
+    with pytest.raises(
+        ValueError, match="--image_size must be a number or HEIGHTxWIDTH, up to 16384 pixels, got '12x'"
+    ):
         distill_arguments.parse(
             ["--config_name", "x", "--dataset_name", "shapes", "--output_dir", str(tmp_path), "--image_size", "12x"]
         )
@@ -282,7 +286,11 @@ def test_a_folder_knows_its_run(tmp_path: Path) -> None:
     words += f" --output_dir {tmp_path}/out --max_steps 1 --use_cpu --disable_tqdm true --dataset_name shapes"
     words += " --measure_efficiency false --report_to none"
     distill.main(words.split())
-    distill.main([*words.split(), "--learning_rate", "0.01"])  # the same run, once more
+    with pytest.raises(ValueError, match=r"holds a finished run: .* --overwrite_output_dir deletes it"):
+        distill.main([*words.split(), "--learning_rate", "0.01"])  # the same run, once more
+    distill.main([*words.split(), "--learning_rate", "0.01", "--overwrite_output_dir"])
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["learning_rate"] == 0.01 and "overwrite_output_dir" not in recipe
     for given, said in (
         (["--seed", "3"], "its seed is the default, and here 3"),
         (["--image_size", "96"], "its image_size is 64, and here 96"),

@@ -101,7 +101,7 @@ def test_sixteen_bits_halve_the_file_and_keep_images_and_answers_in_float32(expo
     "arguments, message",
     [
         (["--opset", "11"], "--opset must be 18 or more"),
-        (["--image_size", "big"], "--image_size must be a number or HEIGHTxWIDTH, got 'big'"),
+        (["--image_size", "big"], "--image_size must be a number or HEIGHTxWIDTH, up to 16384 pixels, got 'big'"),
         (["--batch_size", "0"], "--batch_size must be 1 or more, got 0"),
         (["--num_images", "0"], "--num_images must be 1 or more, got 0"),
         (["--threads", "-1"], "--threads must be 1 or more, got -1"),

@@ -218,5 +218,7 @@ def test_evaluate_refuses_arguments_that_do_not_go_together(arguments, message):
 
 @pytest.mark.parametrize("size", ["0", "-5", "big", "1x2x3", "x"])
 def test_evaluate_refuses_other_image_sizes(size):
-    with pytest.raises(ValueError, match=f"--image_size must be a number or HEIGHTxWIDTH, got {size!r}"):
+    with pytest.raises(
+        ValueError, match=f"--image_size must be a number or HEIGHTxWIDTH, up to 16384 pixels, got {size!r}"
+    ):
         evaluate.EvaluateArguments("model", image_size=size)

@@ -69,7 +69,7 @@ def test_exif_orientation_turns_pixels_and_size(orientation):
     ids=["empty", "text", "cut JPEG", "cut PNG"],
 )
 def test_unreadable_image_names_its_file(content):
-    with pytest.raises(UnreadableImageError, match=r"image a/b.jpg cannot be read .* `skip_unreadable_images`"):
+    with pytest.raises(UnreadableImageError, match=r"image a/b.jpg cannot be read .* `--skip_unreadable_images`"):
         read_image(content, "a/b.jpg")
 
 

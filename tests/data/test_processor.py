@@ -65,5 +65,8 @@ def test_a_processor_without_a_size_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"do_resize is false.* set --image_size"):
         DetectionTransform.for_processor(processor)
     assert DetectionTransform.for_processor(processor, size=(32, 48)).size == ImageSize(32, 48)
-    with pytest.raises(ValueError, match=r"max_height and max_width, all positive, got \{'longest_edge': 3\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"max_height and max_width, all positive whole numbers up to 16384, got \{'longest_edge': 3\}",
+    ):
         ImageSize.parse({"longest_edge": 3})

@@ -85,7 +85,7 @@ def test_parameters_learn_at_the_factor_of_the_first_expression_that_matches(tmp
         assert sum(len(group["params"]) for group in groups) == len(rates)
     with pytest.raises(ValueError, match="none has 'no such'"):
         make_trainer(tmp_path, learning_rate_factors={"no such": 0.1}).create_optimizer()
-    with pytest.raises(ValueError, match="learning_rate_factors must be a JSON object of names and numbers"):
+    with pytest.raises(ValueError, match="learning_rate_factors must be a JSON object of names and finite numbers"):
         DistillationConfig(str(tmp_path), learning_rate_factors="0.1")
 
 

@@ -57,7 +57,7 @@ def test_a_weight_of_zero_stays_zero(make_run):
 
 @pytest.mark.parametrize("weights", ["{a: 1}", '["kd_detr_box"]', {"kd_detr_box": None}, {"kd_detr_box": "much"}])
 def test_loss_weights_that_are_no_numbers_by_name_are_refused(tmp_path, weights):
-    with pytest.raises(ValueError, match="loss_weights must be a JSON object of names and numbers, got"):
+    with pytest.raises(ValueError, match="loss_weights must be a JSON object of names and finite numbers, got"):
         DistillationConfig(str(tmp_path), loss_weights=weights)
 
 
