@@ -33,6 +33,9 @@ quality: install  ## Check style, imports between rooms, and types
 	$(BIN)/python scripts/house.py
 	$(BIN)/mypy
 
+soak: install  ## Kill runs at forty random moments and resume them
+	HF_DETRKD_SOAK=20 $(BIN)/python -m pytest -n 1 -m slow --timeout 3600 -s tests/soak
+
 fuzz: install  ## Give everything that reads 14,000 broken inputs
 	HF_DETRKD_FUZZ=800 $(BIN)/python -m pytest tests/fuzz
 
@@ -43,4 +46,4 @@ style: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test test-fast slow fuzz quality docs style
+.PHONY: help install demo test test-fast slow soak fuzz quality docs style

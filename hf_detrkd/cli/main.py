@@ -74,6 +74,7 @@ def start(command: str, arguments: list[str]) -> int:
 def launch(module: str, launching: argparse.Namespace | None, own: list[str]) -> int:
     """Runs the module of a command as `accelerate launch` does."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if launching is not None and (vars(launching).get("num_processes") or 1) > 1 and vars(launching).pop("cpu", False):
         # With --cpu accelerate starts one process, except under MPI.
@@ -83,6 +84,11 @@ def launch(module: str, launching: argparse.Namespace | None, own: list[str]) ->
         launch_command(parsed)
     except subprocess.CalledProcessError as error:  # the command has printed its error itself
         return error.returncode
+    except ChildFailedError as error:  # one of several processes
+        rank, failure = error.get_first_failure()
+        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        print(f"[process {rank}] failed first: {said}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
     except KeyboardInterrupt:
         return 130
     return 0

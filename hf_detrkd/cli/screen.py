@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,10 @@ from ..training.stopping import RunStopped
 from .shipped import PACKAGE
 
 
-MISTAKES = (ValueError, OSError, ImportError)
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
 """Errors that a user can correct; every other one keeps its traceback."""
+LOST = re.compile(r"closed by peer|reset by peer|Connection refused|NCCL (error|timeout)|Broken pipe", re.IGNORECASE)
+"""What the other processes say when one has ended."""
 ELSEWHERE = {
     "--imgsz": "--image_size",
     "--img-size": "--image_size",
@@ -141,9 +144,15 @@ def run(main: Callable[[list[str]], int | None], argv: Iterable[str] | None = No
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except MISTAKES as error:
+        tell_launcher(error)
         if debug:
             raise
         print(sentence(error), file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if debug or not LOST.search(str(error)) or not _process():
+            raise
+        print(f"{_process()}ended, because another process of this run did.", file=sys.stderr)
         return 1
 
 
@@ -157,12 +166,24 @@ def without_debug(words: list[str]) -> tuple[list[str], bool]:
     return [word for place, word in enumerate(words) if place not in ours], bool(ours)
 
 
+def _process() -> str:
+    """The process in front of its messages; empty if there is only one."""
+    return f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+
+
+def tell_launcher(error: BaseException) -> None:
+    """Leaves the error for torchrun, which knows then which process failed first."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+
+
 def sentence(error: BaseException) -> str:
     """An error for the screen: what happened, and where if it was not found by a check of this package."""
-    process = f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     last = traceback.extract_tb(error.__traceback__)[-1]
     package = __name__.partition(".")[0]
     ours = Path(last.filename).is_relative_to(PACKAGE) or type(error).__module__.startswith(f"{package}.")
     where = "" if ours else f", in {Path(last.filename).name}, line {last.lineno}"
     kind = "" if ours else f"{type(error).__name__}: "
-    return f"{process}error: {kind}{error}\n(--debug shows the traceback{where})"
+    return f"{_process()}error: {kind}{error}\n(--debug shows the traceback{where})"

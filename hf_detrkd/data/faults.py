@@ -97,7 +97,9 @@ def check_images(data: DetectionDataset, name: str, mode: CheckImages) -> None:
     Raises:
         `DatasetError`: with all that is wrong.
     """
-    count = {"all": len(data), "sample": min(SAMPLE, len(data)), "none": 0}[mode]
+    if mode == "none":
+        return
+    count = {"all": len(data), "sample": min(SAMPLE, len(data))}[mode]
     chosen = SelectedRecords(data.records, np.linspace(0, len(data) - 1, count).round().astype(int))
     faults = [fault for fault in of_each(chosen, fault_of, f"Checking {name}") if fault]
     problems = Problems(f"The check of {count} of {len(data)} images ({name})")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +83,44 @@ def test_a_mistyped_argument_gets_the_nearest(words, said, capsys):
 def test_the_command_says_mistakes_so(capsys):
     assert hf_detrkd(["predict", "--model_name_or_path", "x", "--input", "/no/image.jpg"]) == 1
     assert capsys.readouterr().err.startswith("error: --input must be an image or a folder of images")
+
+
+def test_the_other_processes_say_that_they_ended_with_another(capsys, monkeypatch):
+    def lost(argv: list[str]) -> None:
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+
+    with pytest.raises(RuntimeError):
+        run(lost, [])  # of a single process it is a fault
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run(lost, []) == 1
+    assert capsys.readouterr().err == "[process 0] ended, because another process of this run did.\n"
+
+
+@pytest.mark.distributed
+def test_the_cause_comes_last_with_its_process(tmp_path: Path) -> None:
+    """An image that only the second process reads is torn."""
+    (tmp_path / "fails.py").write_text(
+        "import os\n"
+        "import torch.distributed as dist\n"
+        "from accelerate import PartialState\n"
+        "from hf_detrkd.cli.screen import run\n"
+        "def main(argv):\n"
+        "    state = PartialState(cpu=True)\n"
+        "    assert state.num_processes == 2\n"
+        "    if state.process_index == 1:\n"
+        "        raise ValueError('the cause')\n"
+        "    dist.barrier()\n"
+        "os._exit(run(main, []))\n"
+    )
+    code = "import sys; from hf_detrkd.cli.main import launch, split_arguments; "
+    code += "sys.exit(launch('fails', *split_arguments(['--num_processes', '2', '--cpu'])))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=environment()
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.strip().splitlines()[-1].endswith("[process 1] failed first: ValueError: the cause"), ran.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
