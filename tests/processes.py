@@ -63,9 +63,9 @@ def _work(function: Callable[..., Any], arguments: Sequence[Any], log: str, envi
     status = 0
     try:
         function(*arguments)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        status = 1
+        status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
     with contextlib.suppress(ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -194,7 +194,8 @@ def teacher_text(teacher: dict[str, Any]) -> str:
 def training_text(facts: dict[str, Any]) -> str:
     """Seed, batch and precision of the training."""
     processes = facts.get("processes")
-    parts = [f"seed {known(facts, 'seed')}", f"batches of {known(facts, 'batch_size')} images"]
+    parts = [] if facts.get("steps") is None else [f"{facts['steps']:,} steps"]
+    parts += [f"seed {known(facts, 'seed')}", f"batches of {known(facts, 'batch_size')} images"]
     parts += [] if processes in (None, 1) else [f"on {processes} processes"]
     parts += [] if facts.get("mixed_precision") in (None, "no") else [f"in {facts['mixed_precision']}"]
     return ", ".join(parts)

@@ -39,10 +39,10 @@ class Run:
             `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `methods` (a
             list of their names), `papers` (of the methods: `title`, `arxiv`, `citation`), `teacher`
             (`name`, `source`: `hub`, `folder` or `memory`, `revision`; or `None`), `base_model` (Hub id or `None`),
-            `command`, `arguments` (all, by name), `device` (its name), `processes`, `batch_size` (of all
-            of them), `mixed_precision`, `versions` (by package), `seed`, `family` (model type), `hub_dataset` (Hub id
-            or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card` (`license`, `language`,
-            `tags`, `title`).
+            `command`, `arguments` (by name), `device` (its name), `processes`, `batch_size` (of all
+            of them), `mixed_precision`, `versions` (by package), `seed`, `steps` (trained), `family` (model type),
+            `hub_dataset` (Hub id or `None`), `hub` (`repo_id`, `private`, `revision`, `strategy`; or `None`), `card`
+            (`license`, `language`, `tags`, `title`).
         models (`dict[str, dict]`): rows of the table in its order, of `teacher` (`teacher 1`, ... of several),
             `control`, and `distilled` (`student` for a run without a method). Each holds `map`, `map_50`, `map_75` in
             [0, 1], `parameters`, `seconds_per_step`, `gflops`, `classes` (AP by class name, `None` for a class without

@@ -27,7 +27,9 @@ ROW = {
 MODELS = {ANY: ROW}
 FACT_KINDS = {
     **dict.fromkeys(("dataset_name", "train_split", "eval_split", "method", "command", "device", "family"), TEXT),
-    **dict.fromkeys(("train_images", "eval_images", "unlabeled_images", "processes", "batch_size", "seed"), WHOLE),
+    **dict.fromkeys(
+        ("train_images", "eval_images", "unlabeled_images", "processes", "batch_size", "seed", "steps"), WHOLE
+    ),
     **dict.fromkeys(("mixed_precision", "hub_dataset", "base_model"), TEXT),
     "classes": [TEXT],
     "methods": [TEXT],

@@ -305,6 +305,29 @@ def in_full(value: object) -> object:
     return os.path.expanduser(value) if value.startswith("~/") else value
 
 
+PUBLISHED = {
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "weight_decay", "max_grad_norm", "adam_beta1"),
+    *("adam_beta2", "adam_epsilon", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("warmup_ratio", "bf16", "fp16", "tf32", "seed", "data_seed", "full_determinism"),
+    *("gradient_checkpointing", "auto_find_batch_size", "torch_compile", "eval_strategy", "eval_steps"),
+    *("eval_delay", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "logging_steps", "dataloader_num_workers"),
+    *("dataloader_drop_last", "ignore_data_skip", "use_cpu", "ddp_find_unused_parameters", "output_dir"),
+    *("run_name", "hub_strategy"),
+}
+"""Arguments of `TrainingArguments` that a card shows; others may hold paths, addresses or secrets."""
+
+
+def published(arguments: Arguments) -> dict[str, Any]:
+    """The resolved arguments that a card shows: this package's own, and those of a list."""
+    kinds = [ScriptArguments, AugmentationConfig, *map(type, arguments.methods)]
+    own = {
+        field.name for kind in kinds for field in dataclasses.fields(kind)
+    } | DistillationConfig.__annotations__.keys()
+    return {name: value for name, value in resolved(arguments).items() if name in own or name in PUBLISHED}
+
+
 def resolved(arguments: Arguments) -> dict[str, Any]:
     """Every argument with its resolved value, as a recipe without secrets."""
     found = {}

@@ -46,7 +46,7 @@ from ..training.finish import finish_run
 from ..training.run_facts import stored_rows, student_name
 from ..training.trainer import DistillationTrainer
 from .answer import answer_if_auto
-from .arguments import Arguments, parse, resolved
+from .arguments import Arguments, parse, published, resolved
 from .launching import check_processes
 from .run_setup import build_trainer, check_data, control_of, load_splits, models_of
 from .screen import run
@@ -137,7 +137,7 @@ def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: Distillatio
         "eval_split": splits.eval_name,
         "base_model": None if base is None or there(base) else base,
         "command": command_of(trainer, argv),
-        "arguments": resolved(arguments),
+        "arguments": published(arguments),
     }
 
 

@@ -330,6 +330,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         datasets = self.train_dataset, first_dataset(self.eval_dataset)
         precision, push = self.accelerator.mixed_precision, self.push_in_progress
         self.record.add_facts(facts_of(self.args, self.distiller, *datasets, precision, push))
+        self.record.add_facts({"steps": self.state.global_step})
         teacher, whole = self.distiller.teacher, datasets[1]
         if isinstance(teacher, StoredTeacher):
             for name, row in stored_rows(teacher, whole, self.student.config.id2label).items():

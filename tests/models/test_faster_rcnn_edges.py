@@ -71,3 +71,12 @@ def test_evaluation_with_labels_gives_loss_and_detections():
     assert len(model(**inputs, labels=border_labels()).to_tuple()) == 4
     logits, boxes = model(**inputs, return_dict=False)
     assert torch.equal(logits, alone.logits) and torch.equal(boxes, alone.pred_boxes)
+
+
+def test_a_box_without_extent_has_finite_losses_and_gradients():
+    model = build().train()
+    labels = border_labels()
+    labels[0]["boxes"][0, 2:] = 0
+    model(**inputs_of(photographs()), labels=labels).loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)

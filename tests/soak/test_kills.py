@@ -55,6 +55,31 @@ def test_a_run_that_is_killed_again_and_again_ends_like_the_straight_one(kind: s
     print(f"{kind}: {kills} kills, {starts} starts")
 
 
+@pytest.mark.slow
+def test_signals_at_random_moments_save_and_end(tmp_path: Path) -> None:
+    """SIGTERM, as schedulers send it: the run ends in time with its status, or had ended by itself."""
+    draw, arguments, stops = random.Random(0), arguments_of("trains"), 0
+    straight = run(tmp_path / "straight", **arguments)
+    while stops < max(KILLS // 2, 2):
+        folder, code = tmp_path / f"stopped{stops}", None
+        while code != 0:
+            process = start(work, (folder, resuming(folder, arguments)), tmp_path / "stopped.log")
+            while not (folder / ".lock").exists() and process.is_alive():  # its training has not begun
+                time.sleep(0.05)
+            process.join(draw.uniform(0.0, 2.0))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+            process.join(30)
+            code = process.exitcode
+            # Before the training and after it a signal ends the process at once.
+            assert code in (0, 143, -signal.SIGTERM), (code, (tmp_path / "stopped.log").read_text()[-3000:])
+            stops += code == 143
+            assert code != 143 or newest_whole(folder)[0] is not None
+            assert_sound(folder)
+        assert_close(straight, load_file(folder / "weights.safetensors"), 0.0)
+    print(f"signals: {stops} stops")
+
+
 def killed(folder: Path, arguments: dict[str, Any], seconds: float, number: int) -> bool:
     """Starts or resumes the run and kills it after so many seconds; true if it had ended."""
     log = folder.parent / f"{folder.name}-{number}.log"

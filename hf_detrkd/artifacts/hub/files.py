@@ -15,7 +15,7 @@ import yaml
 from transformers.trainer_utils import HubStrategy
 
 from ..redaction import portable
-from ..run_folder import FACTS, PRECISION, RECIPE, RESULTS, STATE, SUMMARY
+from ..run_folder import FACTS, PRECISION, RECIPE, RESULTS, STATE, SUMMARY, read_json, read_recipe
 from ..whole_checkpoints import MANIFEST, checkpoints_of, newest_whole
 
 
@@ -75,7 +75,8 @@ def staged(part: Part, folder: Path) -> Path:
         goal.parent.mkdir(parents=True, exist_ok=True)
         _bring(file, goal)
     if (stage / RECIPE).is_file():
-        recipe = yaml.safe_load((stage / RECIPE).read_text()) or {}
+        shown, recipe = read_json(part.source / FACTS).get("arguments"), read_recipe(stage / RECIPE)
+        recipe = {name: value for name, value in recipe.items() if not shown or name in shown}
         (stage / RECIPE).write_text(yaml.safe_dump(portable(recipe), sort_keys=False))
     return stage
 

@@ -314,11 +314,15 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def to_torchvision(labels: list[dict[str, Tensor]], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Converts labels to torchvision's format: boxes in pixels, class 0 reserved for background."""
-    return [
-        {"labels": label["class_labels"] + 1, "boxes": to_pixels(label["boxes"].float(), size)}
-        for label, size in zip(labels, sizes, strict=True)
-    ]
+    """Converts labels to torchvision's format: boxes in pixels, class 0 reserved for background. A box has at least
+    one pixel: of one without extent the regression targets would be infinite."""
+    targets = []
+    for label, (height, width) in zip(labels, sizes, strict=True):
+        center, extent = label["boxes"].float().split(2, -1)
+        least = extent.new_tensor([1 / width, 1 / height])
+        boxes = torch.cat([center, extent.maximum(least)], -1)
+        targets.append({"labels": label["class_labels"] + 1, "boxes": to_pixels(boxes, (height, width))})
+    return targets
 
 
 def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
