@@ -87,7 +87,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers of no known range")
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
+        deep = np.asarray(image)  # of 16 or 32 bits: a wider copy of a scan would take gigabytes
         bits = next((depth for depth in DEPTHS if deep.max(initial=0) < 2**depth), DEPTHS[-1])
         image = Image.fromarray(np.clip(deep >> (bits - 8), 0, 255).astype(np.uint8))
     if image.mode == "P":
