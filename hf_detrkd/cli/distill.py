@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, TrainerState, set_seed
 
 from ..artifacts.hub.background_push import PushedCommit
 from ..artifacts.record import figures_row, row_of
@@ -60,6 +60,7 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     if checkpoint in ("true", "True", True) and not checkpoints_of(config.output_dir):
         checkpoint = None  # the first start of a job that is queued again when it is stopped
     if ended is None:
+        set_seed(config.seed)  # a student is the same with and without a control before it
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model(_internal_call=True)  # pushed later, with the card
         trainer.save_state()

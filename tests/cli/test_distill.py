@@ -25,6 +25,7 @@ from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from hf_detrkd.training import finish as finishing
 from tests import ROOT, tiny
 from tests.processes import finish, start
+from tests.runs import assert_close
 
 
 RECIPES = [
@@ -73,6 +74,10 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     assert summary["teacher"]["parameters"] > summary["control"]["parameters"] == summary["distilled"]["parameters"]
     assert summary["control"]["seconds_per_step"] > 0
     assert "mAP50" in printed
+    alone = [*words, "--run_control", "false", "--output_dir", str(tmp_path / "alone")]
+    finish(start(distill_quickly, (alone,), log), log)
+    students = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "alone")]
+    assert_close(*students, 0.0)  # whether or not a control was trained before it
     assert "distilled" in printed
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
