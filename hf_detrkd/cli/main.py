@@ -85,7 +85,8 @@ def launch(module: str, launching: argparse.Namespace | None, own: list[str]) ->
     except subprocess.CalledProcessError as error:  # the command has printed its error itself
         return error.returncode
     except ChildFailedError as error:  # one of several processes
-        rank, failure = error.get_first_failure()
+        told = {rank: one for rank, one in error.failures.items() if isinstance(one.message, dict)}
+        rank, failure = next(iter(told.items()), error.get_first_failure())
         said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         print(f"[process {rank}] failed first: {said}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1

@@ -61,7 +61,7 @@ def test_a_training_reads_the_answers_and_needs_no_teacher(
     assert recipe["teacher_answers"] == str(folder)
 
     with pytest.raises(ValueError, match=r"questions\.kd_detr\.general\.points is 5 in the answers and 6 in this run"):
-        distill.main([*without, "--general_points", "6"])
+        distill.main([*without, "--general_points", "6", "--output_dir", str(tmp_path / "other")])
 
 
 def test_auto_makes_the_answers_first(tmp_path: Path, words: list[str]) -> None:

@@ -180,7 +180,7 @@ def test_two_specialists_teach_one_student(tmp_path: Path, words: list[str]) -> 
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     for part in ("kd_detr_class_specific", "kd_detr_class_general"):
         assert any(entry.get(part, 0) > 0 for entry in state["log_history"])
-    distill.main([*both, "--class_map", maps, "--teacher_merge", "best"])
+    distill.main([*both, "--class_map", maps, "--teacher_merge", "best", "--overwrite_output_dir"])
     named = [word for word in words if word != str(tmp_path / "teacher")]
     place = named.index("--teacher_model_name_or_path") + 1
     models = [*named[:place], f"{tmp_path}/teacher,{tmp_path}/teacher", *named[place:], "--class_map", maps]
@@ -189,4 +189,4 @@ def test_two_specialists_teach_one_student(tmp_path: Path, words: list[str]) -> 
     with pytest.raises(ValueError, match="teach by stored answers: set --teacher_answers auto"):
         distill.main([*models, "--output_dir", str(tmp_path / "live")])
     with pytest.raises(ValueError, match="class_map must name one file for each of 2 teacher_answers, got 1"):
-        distill.main([*both, "--class_map", str(tmp_path / "first.yaml")])
+        distill.main([*both, "--class_map", str(tmp_path / "first.yaml"), "--output_dir", str(tmp_path / "one")])
