@@ -165,13 +165,11 @@ def measured_text(models: dict[str, dict[str, Any]], device: str) -> str:
 
 def classes_table(models: dict[str, dict[str, Any]]) -> str:
     """One row for each class."""
-    names = list(dict.fromkeys(itertools.chain(*((row.get("classes") or {}) for row in models.values()))))
+    found = [row.get("classes") or {} for row in models.values()]
+    names = list(dict.fromkeys(itertools.chain(*found)))
     if not names:
         return UNMEASURED
-    rows = [
-        [plain(name), *(percent((row.get("classes") or {}).get(name)) for row in models.values())] for name in names
-    ]
-    return table(["class", *models], rows)
+    return table(["class", *models], [[plain(name), *(percent(one.get(name)) for one in found)] for name in names])
 
 
 def method_text(methods: Sequence[str], teacher: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..evaluation import class_figures
 from .redaction import portable
 from .run_folder import FACTS, PRECISION, SUMMARY, Run
-from .whole_files import write_whole
+from .whole_files import as_json, write_whole
 
 
 UNKNOWN: tuple[Any, ...] = (None, {})
@@ -99,7 +99,3 @@ def figures_row(
         "seconds_per_step": seconds_per_step,
         "classes": {name: value if value >= 0 else None for name, value in found.items()},
     }
-
-
-def as_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2) + "\n"

@@ -162,7 +162,7 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
 
 
 def check_unused(folder: str | Path, resumes: bool, overwrites: bool) -> None:
-    """Rejects an output folder with a run that this one would overwrite; with leave its files are deleted.
+    """Rejects an output folder with a run that this one would overwrite; with `overwrites` it is deleted.
 
     Args:
         folder (`str` or `Path`): the run's output folder.

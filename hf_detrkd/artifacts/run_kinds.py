@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..data.checks import is_finite
@@ -15,6 +16,14 @@ WHOLE = "a whole number"
 SIZE = "a height and a width"
 ANYTHING = "anything"
 
+
+@dataclass(frozen=True)
+class Needed:
+    """A kind of which `None` is not, and whose key has to be there."""
+
+    kind: Any
+
+
 ROW = {
     **dict.fromkeys(("map", "map_50", "map_75", "seconds_per_step", "gflops"), NUMBER),
     "parameters": WHOLE,
@@ -24,18 +33,18 @@ ROW = {
     "precision": TEXT,
     ANY: ANYTHING,
 }
-MODELS = {ANY: ROW}
+MODELS = {ANY: Needed(ROW)}
 FACT_KINDS = {
     **dict.fromkeys(("dataset_name", "train_split", "eval_split", "method", "command", "device", "family"), TEXT),
     **dict.fromkeys(
         ("train_images", "eval_images", "unlabeled_images", "processes", "batch_size", "seed", "steps"), WHOLE
     ),
     **dict.fromkeys(("mixed_precision", "hub_dataset", "base_model"), TEXT),
-    "classes": [TEXT],
-    "methods": [TEXT],
+    "classes": [Needed(TEXT)],
+    "methods": [Needed(TEXT)],
     "image_size": SIZE,
-    "papers": [{"title": TEXT, "arxiv": TEXT, "citation": TEXT, ANY: ANYTHING}],
-    "teacher": {"name": TEXT, "source": TEXT, "revision": TEXT, ANY: ANYTHING},
+    "papers": [Needed({"title": TEXT, "arxiv": TEXT, "citation": TEXT, ANY: ANYTHING})],
+    "teacher": {"name": Needed(TEXT), "source": TEXT, "revision": TEXT, ANY: ANYTHING},
     "versions": {ANY: TEXT},
     "arguments": {ANY: ANYTHING},
     "hub": {ANY: ANYTHING},
@@ -44,13 +53,12 @@ FACT_KINDS = {
 }
 
 
-NEEDED = {"run.json: teacher": ("name",)}
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which no file can hold
 
 
 def checked(value: Any, kind: Any, name: str) -> Any:
     """The value, if it is of a kind: one of the words above, a dict of kinds by key, or a list of one kind. `None` is
-    of every kind.
+    of every kind but a [`Needed`] one.
 
     Args:
         value: as read from JSON.
@@ -60,19 +68,19 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     Raises:
         ValueError: it is of another kind.
     """
-    if kind == ANYTHING or (value is None and kind is not ROW):
+    if isinstance(kind, Needed):
+        if value is None:
+            raise ValueError(f"{name} is missing or empty: the file was damaged or edited.")
+        kind = kind.kind
+    if kind == ANYTHING or value is None:
         return value
     if isinstance(kind, dict) and isinstance(value, dict):
-        missing = [key for key in NEEDED.get(name, ()) if value.get(key) is None]
-        if missing:
-            raise ValueError(f"{name} lacks {', '.join(missing)}: the file was damaged or edited.")
-        for key, one in value.items():
-            checked(one, kind.get(key, kind.get(ANY, ANYTHING)), f"{name}: {ascii(key)[1:-1]:.40}")
+        needed = {key for key, one in kind.items() if isinstance(one, Needed)} - {ANY}
+        for key in value.keys() | needed:
+            checked(value.get(key), kind.get(key, kind.get(ANY, ANYTHING)), f"{name}: {ascii(key)[1:-1]:.40}")
         return value
     if isinstance(kind, list) and isinstance(value, list):
         for one in value:
-            if one is None:
-                raise ValueError(f"{name} has an empty entry: the file was damaged or edited.")
             checked(one, kind[0], name)
         return value
     if isinstance(kind, str) and IS[kind](value):

@@ -114,19 +114,20 @@ def resolved_checkpoint(given: str | bool | None, run_folder: str | Path) -> str
     """
     if given in (None, False, "", "false", "False"):
         return None
-    newest, faults = newest_whole(run_folder)
-    left = "; ".join(f"{name} {fault}" for name, fault in faults.items())
-    if given in (True, "true", "True"):
-        if newest is None:
-            raise ValueError(f"{run_folder} has no whole checkpoint to resume from{f' ({left})' if left else ''}.")
-        if faults:
-            logger.warning(f"Resuming from {newest.name}, the last whole checkpoint; left aside: {left}.")
-        return str(newest)
-    fault = fault_of(Path(str(given)))
-    if fault is not None:
+    if given not in (True, "true", "True"):
+        fault = fault_of(Path(str(given)))
+        if fault is None:
+            return str(given)
+        newest, _ = newest_whole(run_folder)
         hint = "" if newest is None else f" The last whole one is {newest}."
         raise ValueError(f"The checkpoint {given} {fault}, so it cannot be resumed from.{hint}")
-    return str(given)
+    newest, faults = newest_whole(run_folder)
+    left = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+    if newest is None:
+        raise ValueError(f"{run_folder} has no whole checkpoint to resume from{f' ({left})' if left else ''}.")
+    if faults:
+        logger.warning(f"Resuming from {newest.name}, the last whole checkpoint; left aside: {left}.")
+    return str(newest)
 
 
 def rotate(run_folder: str | Path, limit: int | None, kept: Collection[Path]) -> None:

@@ -16,7 +16,11 @@ def write_whole(file: Path, content: str) -> None:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object, see [`write_whole`]."""
-    write_whole(file, json.dumps(content, indent=2) + "\n")
+    write_whole(file, as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def make_whole(file: Path, make: Callable[[Path], Any]) -> None:

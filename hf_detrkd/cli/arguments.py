@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import os
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,7 +14,8 @@ from ..data.faults import SAMPLE
 from ..data.text import read_yaml, there
 from ..methods import METHODS
 from ..training.config import DistillationConfig, method_names
-from .screen import make_parser
+from .nearest import nearest
+from .parser import make_parser
 from .shipped import recipes, shipped
 
 
@@ -243,8 +243,7 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
     names = method_names(method)
     for name in names:
         if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"choose of none, {', '.join(sorted(METHODS))}."
+            hint = nearest(name, METHODS, f"choose of none, {', '.join(sorted(METHODS))}.")
             raise ValueError(f"There is no method {name!r}: {hint}")
     methods = [METHODS[name].config_class for name in names]
     # An option of several methods is one option for all of them.
@@ -259,8 +258,7 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
     others = {f.name for m in METHODS.values() for f in dataclasses.fields(m.config_class)} - known
     recipe = {key: value for key, value in recipe.items() if key not in others}  # of methods that were not chosen
     for key in recipe.keys() - known:
-        near = difflib.get_close_matches(str(key), known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it is not an argument of --method {method}."
+        hint = nearest(key, known, f"it is not an argument of --method {method}.")
         raise ValueError(f"{early.config} sets {key!r}: {hint}")
     defaults = {name: value for name, value in vars(parser.parse_args([])).items() if name != "config"}
     if (early.preset or recipe.get("preset")) == "paper":
@@ -283,8 +281,7 @@ def read_recipe(path: str | None) -> dict[str, object]:
         known = recipes()
         if path in known:
             return read_recipe(str(known[path]))
-        near = difflib.get_close_matches(path, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "`hf-detrkd recipes` lists those that come with the package."
+        hint = nearest(path, known, "`hf-detrkd recipes` lists those that come with the package.")
         raise ValueError(f"--config must be a YAML file or the name of a recipe, but {path} does not exist: {hint}")
     recipe = read_yaml(Path(path))
     if not isinstance(recipe, dict):
@@ -322,10 +319,9 @@ PUBLISHED = {
 def published(arguments: Arguments) -> dict[str, Any]:
     """The resolved arguments that a card shows: this package's own, and those of a list."""
     kinds = [ScriptArguments, AugmentationConfig, *map(type, arguments.methods)]
-    own = {
-        field.name for kind in kinds for field in dataclasses.fields(kind)
-    } | DistillationConfig.__annotations__.keys()
-    return {name: value for name, value in resolved(arguments).items() if name in own or name in PUBLISHED}
+    own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    shown = own | DistillationConfig.__annotations__.keys() | PUBLISHED
+    return {name: value for name, value in resolved(arguments).items() if name in shown}
 
 
 def resolved(arguments: Arguments) -> dict[str, Any]:

@@ -19,9 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import (
-    EvalPrediction,
-)
+from transformers import EvalPrediction
 
 from ..adapters import max_detections_of
 from ..data import DetectionCollator, DetectionDataset, DetectionTransform, load_detection_split, parse_image_size
@@ -39,7 +37,8 @@ from ..evaluation.evaluator import unpadded
 from ..models.loading import load_detector, load_processor
 from .arguments import NO_DATA
 from .launching import check_processes
-from .screen import make_parser, run
+from .parser import make_parser
+from .screen import run
 
 
 MOST_CLASSES_SHOWN = 30

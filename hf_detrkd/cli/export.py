@@ -26,8 +26,8 @@ from ..evaluation.efficiency import device_name, figures_of, time_in_turns
 from ..export.checked import export_checked, fixed_size_processor, megabytes, pixels_of, torch_heads
 from ..export.parity import onnx_heads
 from ..models.loading import load_detector, load_processor
+from .parser import make_parser
 from .predict import find_images
-from .screen import make_parser
 
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")

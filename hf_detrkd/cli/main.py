@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from collections.abc import Sequence
 
 import hf_detrkd
 
+from .nearest import nearest
+from .screen import run
 from .shipped import shipped
 
 
@@ -66,8 +67,6 @@ def start(command: str, arguments: list[str]) -> int:
         return launch(module, launching, own)
     if command == "doctor" and own != arguments:
         print("The doctor runs in one process: the arguments of `accelerate launch` are ignored.", file=sys.stderr)
-    from .screen import run
-
     return run(importlib.import_module(module).main, own)
 
 
@@ -134,6 +133,5 @@ def overview() -> str:
 
 def unknown(command: str) -> str:
     """The error message for an unknown command, with the nearest one."""
-    near = difflib.get_close_matches(command, COMMANDS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
+    hint = nearest(command, COMMANDS, f"choose one of {', '.join(COMMANDS)}.")
     return f"hf-detrkd has no command {command!r}: {hint}"

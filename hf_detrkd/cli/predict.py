@@ -27,7 +27,7 @@ from ..data import UnreadableImageError
 from ..data.images import read_image
 from ..evaluation import detections_from_predictions, predictions_from_heads
 from ..models.loading import load_detector, load_processor
-from .screen import make_parser
+from .parser import make_parser
 
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ..answers.manifest import FILE as MANIFEST
 from ..artifacts.hub.push_run import push_answers, push_run
-from ..artifacts.record import as_json
 from ..artifacts.redaction import under_home
 from ..artifacts.run_folder import FACTS, read_json, with_methods
+from ..artifacts.whole_files import write_json
 from ..methods import METHODS
-from .screen import make_parser
+from .parser import make_parser
 
 
 @dataclass
@@ -46,7 +46,7 @@ def add_papers(folder: Path) -> None:
     if (folder / FACTS).is_file() and "papers" not in facts:
         papers = [METHODS[name].paper for name in facts["methods"] if name in METHODS]
         facts["papers"] = [dataclasses.asdict(paper) for paper in papers if paper is not None]
-        (folder / FACTS).write_text(as_json(facts))
+        write_json(folder / FACTS, facts)
 
 
 def main(argv: list[str]) -> None:

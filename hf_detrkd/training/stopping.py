@@ -14,30 +14,13 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..artifacts.redaction import under_home
+from .run_stopped import RunStopped
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_AT = "hf_detrkd/stop_at"  # in the processes' common store: the step after which all stop
 TRAININGS = itertools.count()  # of this process: each has a key of its own in the store
 AHEAD = 2  # steps: a process is at most one step ahead of another
-
-
-class RunStopped(SystemExit):
-    """A run that a signal stopped after it had saved a checkpoint.
-
-    A `SystemExit`, so that a program that does not handle it ends: with 143 after SIGTERM, 130 after Ctrl-C.
-
-    Attributes:
-        message (`str`): what was saved, and how to go on.
-    """
-
-    def __init__(self, number: int, checkpoint: str, steps: int):
-        super().__init__(128 + number)
-        step = checkpoint.rpartition("-")[2]
-        self.message = (
-            f"Stopped by {signal.Signals(number).name} after step {step} of {steps}, which is saved in {checkpoint}. "
-            "The same command with --resume_from_checkpoint true goes on from there."
-        )
 
 
 class StopOnSignal(TrainerCallback):

@@ -407,8 +407,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         if self.args.should_save:
             forget_machine(staged / STATE)
             publish(staged, final)
-            best = self.state.best_model_checkpoint
-            rotate(folder, self.args.save_total_limit, [final, *([] if best is None else [Path(best)])])
+            rotate(folder, self.args.save_total_limit, [final, Path(self.state.best_model_checkpoint or final)])
             if self.args.push_to_hub:
                 self.push_checkpoint(final)
         self.accelerator.wait_for_everyone()

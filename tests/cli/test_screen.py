@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hf_detrkd.cli.main import main as hf_detrkd
-from hf_detrkd.cli.screen import Parser, run, without_debug
+from hf_detrkd.cli.parser import Parser
+from hf_detrkd.cli.screen import run, without_debug
 from hf_detrkd.data import DatasetError
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_detrkd import DistillationTrainer
 from hf_detrkd.artifacts.whole_checkpoints import MANIFEST, checkpoints_of, fault_of, newest_whole, rotate
-from hf_detrkd.training.stopping import RunStopped
+from hf_detrkd.training.run_stopped import RunStopped
 from tests.runs import assert_close, make_trainer, run, weights_of
 from tests.together import run_together
 

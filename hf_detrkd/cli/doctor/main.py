@@ -35,8 +35,8 @@ from ...distillation.stored_teacher import StoredTeacher
 from ...evaluation.efficiency import device_name
 from ...training.config import DistillationConfig
 from ..arguments import Arguments, parse
+from ..parser import Parser
 from ..run_setup import models_of
-from ..screen import Parser
 from . import memory_of
 from .check_data import load_data
 from .check_pair import build_pair
