@@ -414,6 +414,7 @@ class DistillationConfig(TrainingArguments):
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
+NUMBERS_TOO = ("calibrate_weights", "teacher_image_size")  # texts of a command line that may be given as numbers
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
 
 
@@ -431,7 +432,9 @@ def check_kinds(config: Any) -> None:
         fits = {
             "float": is_finite(value),
             "int": type(value) is int,
-            "str": isinstance(value, str | int) or (name == "method" and _are_texts(value)),
+            "str": isinstance(value, str)
+            or (name == "method" and _are_texts(value))
+            or (name in NUMBERS_TOO and type(value) is int),
             "bool": isinstance(value, bool),
         }[word]
         if not fits and more in ("", "None"):
