@@ -93,6 +93,7 @@ def _work(function: Callable[..., Any], arguments: Sequence[Any], log: Path) -> 
         os.dup2(file.fileno(), 2)
     try:
         function(*arguments)
+        assert PartialState().num_processes == PROCESSES, "the two processes ran each for itself"
     except BaseException:
         error = traceback.format_exc()
     sys.stdout.flush()

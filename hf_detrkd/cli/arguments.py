@@ -80,7 +80,8 @@ class ScriptArguments:
         metadata={"help": "Delete the run that --output_dir holds, and begin anew. Default: false."},
     )
     skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
+        default=False,
+        metadata={"help": "Drop and count images that are unreadable or missing instead of stopping. Default: false."},
     )
     check_images: str = field(
         default="sample",

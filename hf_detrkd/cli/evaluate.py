@@ -81,7 +81,8 @@ class EvaluateArguments:
         default=None, metadata={"help": "Maximum number of images to evaluate on. Default: all."}
     )
     skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Drop and count unreadable images instead of stopping. Default: false."}
+        default=False,
+        metadata={"help": "Drop and count images that are unreadable or missing instead of stopping. Default: false."},
     )
     max_detections: int | None = field(
         default=None,

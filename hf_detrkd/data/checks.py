@@ -34,11 +34,16 @@ class Problems:
 
     Args:
         source (`str`): name of the split in messages, such as the path of its JSON.
+
+    Attributes:
+        count (`int`): of all problems.
+        missing (`int`): of those that are missing image files, which may be left out.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.count = 0
+        self.missing = 0
         self.named: list[str] = []
 
     def add(self, offenders: Iterable[int], describe: Callable[[int], str]) -> None:
@@ -48,12 +53,20 @@ class Problems:
             if len(self.named) < _NAMED:
                 self.named.append(describe(offender))
 
-    def raise_if_any(self) -> None:
+    def add_missing(self, files: Sequence[int], describe: Callable[[int], str]) -> None:
+        """Adds a missing image file for each of these numbers."""
+        self.missing += len(files)
+        self.add(files, describe)
+
+    def raise_if_any(self, but_missing: bool = False) -> None:
         """
+        Args:
+            but_missing (`bool`, *optional*, defaults to `False`): missing image files alone are no error.
+
         Raises:
             `DatasetError`: with the number of problems and the first ten.
         """
-        if self.count == 0:
+        if self.count == (self.missing if but_missing else 0):
             return
         first = "; ".join(self.named)
         more = f" (the first {_NAMED} of them)" if self.count > _NAMED else ""
@@ -92,7 +105,7 @@ def check_annotations(
         problems ([`Problems`]): earlier problems, to which those of the annotations are added.
 
     Raises:
-        `DatasetError`: if there is any problem.
+        `DatasetError`: if there is any problem but missing image files.
     """
     name = raw.describe
     values = raw.boxes
@@ -109,7 +122,7 @@ def check_annotations(
     problems.add(areas, lambda i: f"{name(i)} has the area {_short(raw.areas[i])}, which is not a finite number")
     crowds = [i for i, crowd in enumerate(raw.crowds) if crowd not in (None, 0, 1)]
     problems.add(crowds, lambda i: f"{name(i)} has iscrowd {_short(raw.crowds[i])}, which is neither 0 nor 1")
-    problems.raise_if_any()
+    problems.raise_if_any(but_missing=True)
 
     image_index = np.array(raw.image_index, dtype=np.int64)
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)

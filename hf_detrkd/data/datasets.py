@@ -90,7 +90,7 @@ def load_detection_splits(
         seed (`int`, *optional*, defaults to 0): of the generated set and of random splits only: runs with different
             training seeds use the same images. The augmentation has its own in [`DetectionDataset.with_transform`].
         skip_unreadable_images (`bool`, *optional*, defaults to `False`): decode every image once now, and drop and
-            count those that fail. Every process does this by itself, with the same result.
+            count those that fail or are missing. Every process does this by itself, with the same result.
         shapes_size (`tuple[int, int]`, *optional*, defaults to (128, 128)): (height, width) of the generated images.
         unlabeled_name (*optional*): further training images, whose labels are not read: like `dataset_name`, or a
             folder of images. Of a data set with splits it is `unlabeled` or else `train`.
@@ -165,6 +165,8 @@ def _load(source: Source, split: str, max_samples: int | None, skip_unreadable_i
         raise DatasetError(f"The split {split!r} of {source.name} has no images.")
     if skip_unreadable_images:
         dataset = dataset.select(find_readable_images(dataset.records, f"{source.name}, split {split}"))
+    elif dataset.problems is not None:
+        dataset.problems.raise_if_any()
     return dataset
 
 
@@ -203,11 +205,10 @@ def _unlabeled(name: DatasetName, seed: int, shapes_size: tuple[int, int], skip_
         source = source_of(folder, seed, labeled=False)
     else:
         source = _open(name, seed, shapes_size, labeled=False)
-    if source is None:
-        records: Listed = image_files(cast(Path, folder))
-    else:
+    if source is not None:
         split = next((one for one in ("unlabeled", *TRAIN_SPLITS) if one in source.splits), source.splits[0])
-        records = source.load(split, None).records
+        return _load(source, split, None, skip_unreadable_images).records
+    records: Listed = image_files(cast(Path, folder))
     if skip_unreadable_images:
         records = SelectedRecords(records, find_readable_images(records, f"the unlabelled images of {name}"))
     return records

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .augmentation import item_seed
+from .checks import Problems
 from .records import ImageRecord, Records, RepairedBoxes, SelectedRecords, labeled_of
 from .transforms import DetectionTransform
 
@@ -40,9 +41,10 @@ class DetectionDataset(Dataset):
         classes (`Sequence[str]`): class names, in the order of the indices that the records use.
         category_ids (`Sequence[int]`, *optional*): the source's own id of each class; 0, 1, ... if it has none.
         repaired ([`RepairedBoxes`], *optional*): counts of boxes that were dropped or clipped.
+        problems ([`Problems`], *optional*): its missing image files.
 
     Attributes:
-        records, classes, category_ids, repaired: as above, classes and ids as lists.
+        records, classes, category_ids, repaired, problems: as above, classes and ids as lists.
         transform ([`DetectionTransform`], *optional*): set by [`~DetectionDataset.with_transform`].
         seed (`int`): seed of the augmentation.
         views (`int`, *optional*), answers (*optional*): see [`~DetectionDataset.with_transform`] and
@@ -64,9 +66,11 @@ class DetectionDataset(Dataset):
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
         repaired: RepairedBoxes | None = None,
+        problems: Problems | None = None,
     ) -> None:
         self.records = records
         self.repaired = repaired
+        self.problems = problems
         self.classes = list(classes)
         self.category_ids = list(range(len(self.classes)) if category_ids is None else category_ids)
         self.transform: DetectionTransform | None = None

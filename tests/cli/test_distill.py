@@ -24,6 +24,8 @@ from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from hf_detrkd.training import finish as finishing
 from tests import ROOT, tiny
+from tests.data.layouts.conftest import Files
+from tests.data.layouts.writers import write_coco
 from tests.processes import finish, start
 from tests.runs import assert_close
 
@@ -283,6 +285,23 @@ def test_the_paper_s_preset_is_one_word_and_given_options_count(tmp_path: Path, 
         assert str(getattr(again.methods[0], name)).lower() == given
     with pytest.raises(ValueError, match="--preset must be ours or paper, got 'papers'"):
         distill_arguments.parse([*words, "--preset", "papers"])
+
+
+def test_a_run_goes_on_without_an_image_that_vanished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    write_coco(Files(tmp_path / "files", {"train": 4, "val": 2}).splits(), tmp_path / "data")
+    words = f"--config_name {tmp_path}/student.json --image_size 64 --dataset_name {tmp_path}/data --use_cpu"
+    words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2"
+    words += " --disable_tqdm true --measure_efficiency false --report_to none"
+    distill.main(words.split())
+    gone = next((tmp_path / "data" / "train").glob("*2.png"))
+    gone.unlink()
+    again = [*words.split(), "--resume_from_checkpoint", "true", "--max_steps", "4"]
+    with pytest.raises(ValueError, match=f"1 problem .*{gone.name} does not exist"):
+        distill.main(again)
+    distill.main([*again, "--skip_unreadable_images"])
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 4
+    assert f"1 images cannot be read and were dropped, among them {gone.parent}/{gone.name}" in caplog.text
 
 
 def test_a_folder_knows_its_run(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow
 import yaml
 from PIL import Image
 
@@ -20,7 +22,7 @@ from hf_detrkd.artifacts.run_folder import Run, check_same_run
 from hf_detrkd.artifacts.whole_checkpoints import resolved_checkpoint, seal
 from hf_detrkd.cli.arguments import parse
 from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_split
-from hf_detrkd.data.images import read_image
+from hf_detrkd.data.images import read_image, read_size
 from hf_detrkd.data.records import ImageRecord
 from hf_detrkd.distillation.class_map import read_class_map
 from hf_detrkd.distillation.schedule import DistillationSchedule
@@ -31,10 +33,31 @@ from hf_detrkd.training.config import DistillationConfig
 Read = Callable[[Path], Any]
 
 
-def png(size: tuple[int, int] = (20, 16)) -> bytes:
+def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """A file of an image of 20 x 16 pixels."""
     stream = io.BytesIO()
-    Image.fromarray(np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)).save(stream, "PNG")
+    pixels = np.arange(20 * 16 * 3, dtype=np.uint8).reshape(16, 20, 3)
+    Image.fromarray(pixels).convert("L" if mode.startswith("I") else mode).convert(mode).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def png() -> bytes:
+    return picture("PNG")
+
+
+PICTURES = {
+    "1.png": png(),
+    "2.png": picture("PNG", "I;16"),
+    "3.png": picture("PNG", "P", transparency=0),
+    "1.jpg": picture("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    "2.jpg": picture("JPEG", "CMYK"),
+    "1.bmp": picture("BMP"),
+    "1.gif": picture("GIF", "P"),
+    "1.webp": picture("WEBP"),
+    "1.tiff": picture("TIFF", compression="tiff_lzw"),
+    "2.tiff": picture("TIFF", "F"),
+}
+"""Image files of many kinds: two are turned or inverted by their header, others have 16 bits, a palette or floats."""
 
 
 COCO = {
@@ -71,6 +94,16 @@ PROCESSOR = {
     "rescale_factor": 1 / 255,
     "do_resize": True,
 }
+ROWS = [
+    {
+        "image_id": i,
+        "image": {"bytes": png(), "path": "a.png"},
+        "width": 20,
+        "height": 16,
+        "objects": {"id": [i], "area": [72.0], "bbox": [[1.0, 2.0, 8.0, 9.0]], "category": [0]},
+    }
+    for i in (1, 2)
+]
 ROW = {"map": 0.3, "map_50": 0.5, "map_75": 0.2, "parameters": 10, "seconds_per_step": 0.1, "classes": {"cat": 0.3}}
 SUMMARY = {"teacher": ROW, "control": ROW, "distilled": ROW | {"gflops": 1.0, "image_size": [16, 16]}}
 FACTS = {
@@ -128,8 +161,27 @@ def manifest(folder: Path) -> None:
     Manifest.read(folder)
 
 
-def image(folder: Path) -> None:
-    read_image(str(folder / "1.png"), "1.png")
+def image(name: str) -> Read:
+    def read(folder: Path) -> None:
+        read_image(str(folder / name), name)
+        read_size(str(folder / name))
+
+    return read
+
+
+def kitti(folder: Path) -> None:
+    (folder / "image_2").mkdir(exist_ok=True)
+    (folder / "image_2" / "000001.png").write_bytes(png())
+    load_detection_split(folder, "val")
+
+
+def rows(value: Any) -> None:
+    """Rows that Arrow can hold, read as a data set."""
+    try:
+        given = datasets.Dataset.from_list(value).cast_column("image", datasets.Image())
+    except (pyarrow.ArrowException, TypeError, AttributeError, ValueError, OverflowError, UnicodeError, LookupError):
+        return  # refused before it is a data set
+    load_detection_split({"val": given}, "val")
 
 
 def processor_of(value: Any) -> None:
@@ -187,7 +239,13 @@ FILES: dict[str, tuple[str, bytes, Read]] = {
         b"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object></annotation>",
         voc,
     ),
-    "image": ("1.png", png(), image),
+    **{f"image {name}": (name, content, image(name)) for name, content in PICTURES.items()},
+    "kitti labels": (
+        "label_2/000001.txt",
+        b"Car 0.0 0 1.5 1 2 9 12 1.5 1.6 3.7 1 2 3 0.5\nDontCare -1 -1 -10 3 3 8 8 -1 -1 -1 -1000 -1000 -1000 -10\n",
+        kitti,
+    ),
+    "kitti list": ("ImageSets/val.txt", b"000001\n", kitti),
     "summary": ("summary.json", dump(SUMMARY), run_folder),
     "facts": ("run.json", dump(FACTS), run_folder),
     "results": ("all_results.json", b'{"eval_map": 0.5}', run_folder),
@@ -201,6 +259,7 @@ VALUES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "schedule": (SCHEDULE, lambda v: DistillationSchedule(**_known(v, SCHEDULE))(1, 10)),
     "augmentation": (AUGMENTATION, lambda v: AugmentationConfig(**_known(v, AUGMENTATION))),
     "config": (CONFIG, arguments),
+    "rows": (ROWS, rows),
 }
 """By name: values in place of files."""
 
@@ -224,6 +283,9 @@ def prepare(name: str, folder: Path) -> bytes:
     if name == "yolo config":
         (folder / "labels" / "val").mkdir(parents=True)
         (folder / "labels" / "val" / "1.txt").write_bytes(FILES["yolo labels"][1])
+    if name == "kitti list":
+        (folder / "label_2").mkdir()
+        (folder / "label_2" / "000001.txt").write_bytes(FILES["kitti labels"][1])
     if name == "voc":
         (folder / "ImageSets" / "Main").mkdir(parents=True)
         (folder / "ImageSets" / "Main" / "val.txt").write_text("1\n")

@@ -178,7 +178,7 @@ def _files(names: list[str], folder: Path, problems: Problems) -> list[str]:
     outside = [i for i, file in enumerate(files) if not file]
     problems.add(outside, lambda i: f"the file_name {names[i]!r} leaves the folder {folder}")
     missing = [i for i, file in enumerate(files) if file and not os.path.isfile(file)]
-    problems.add(missing, lambda i: f"the image file {files[i]} does not exist")
+    problems.add_missing(missing, lambda i: f"the image file {files[i]} does not exist")
     return files
 
 

@@ -69,7 +69,7 @@ def load_kitti(folder: Path, split: str, max_samples: int | None = None, seed: i
     names = _complete(names[:max_samples], images, labels, problems)
     image_ids = [ids[name] for name in names]
     problems.add(repeated(image_ids), lambda i: f"the image {names[i]} repeats the image id {image_ids[i]}")
-    files = [str(images[name]) for name in names]
+    files = [str(images.get(name, root / "image_2" / f"{name}.png")) for name in names]
     raw = _annotations([labels[name] for name in names], problems)
     return dataset_of_files(files, image_ids, sizes_of(files), raw, KITTI_CLASSES, problems)
 
@@ -96,12 +96,12 @@ def _image_ids(names: list[str]) -> dict[str, int]:
 def _complete(
     names: list[str], images: Mapping[str, Path], labels: Mapping[str, Path], problems: Problems
 ) -> list[str]:
-    """The names that have both files; a missing file is a problem."""
+    """The names that have a label file; a missing file is a problem."""
     no_image = [i for i, name in enumerate(names) if name not in images]
-    problems.add(no_image, lambda i: f"the image file image_2/{names[i]}.png (or .jpg) does not exist")
+    problems.add_missing(no_image, lambda i: f"the image file image_2/{names[i]}.png (or .jpg) does not exist")
     no_label = [i for i, name in enumerate(names) if name not in labels]
     problems.add(no_label, lambda i: f"the label file label_2/{names[i]}.txt does not exist")
-    return [name for name in names if name in images and name in labels]
+    return [name for name in names if name in labels]
 
 
 def _annotations(files: list[Path], problems: Problems) -> RawAnnotations:

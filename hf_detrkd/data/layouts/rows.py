@@ -8,7 +8,7 @@ dicts. Categories are a `ClassLabel`, or names, or numbers, which are then the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .source import Source
 
 _SCHEMA = "`image` and `objects` with `bbox` and `category`"
 _CATEGORIES = ("category", "categories", "label", "labels", "category_id")
+_PER_OBJECT = ("bbox", "area", "iscrowd")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _loaded(rows: datasets.Dataset, source: str, classes: _Classes | None) -> De
     table = check_annotations(raw, sizes, {i: i for i in range(len(names))}, problems)
     read = partial(_read, rows.select_columns("image"), source)
     records = TableRecords(np.array(image_ids, dtype=np.int64), partial(_name, source), sizes, read, table)
-    return DetectionDataset(records, names, repaired=table.repaired)
+    return DetectionDataset(records, names, repaired=table.repaired, problems=problems)
 
 
 def _classes(rows: datasets.Dataset, source: str) -> _Classes:
@@ -154,6 +155,7 @@ def _classes(rows: datasets.Dataset, source: str) -> _Classes:
             f"The column `image` of {source} must be an `Image` feature, but is {features['image']}: use "
             "`cast_column('image', datasets.Image())`."
         )
+    _check_lists(features["objects"], (field, *_PER_OBJECT), source)
     category = _element(objects[field])
     if isinstance(category, datasets.ClassLabel):
         return _Classes(field, list(category.names), {number: number for number in range(len(category.names))})
@@ -163,6 +165,14 @@ def _classes(rows: datasets.Dataset, source: str) -> _Classes:
         )
     used = sorted({value for row in _objects(rows) for value in row.get(field) or [] if value is not None})
     return _Classes(field, [str(value) for value in used], {value: place for place, value in enumerate(used)})
+
+
+def _check_lists(objects: Any, fields: Iterable[str], source: str) -> None:
+    """A struct of lists has an entry for each object in every list; a list of structs has them by its form."""
+    for field in fields if isinstance(objects, dict) else ():
+        feature = objects.get(field)
+        if feature is not None and _element(feature) is feature and getattr(feature, "dtype", None) != "null":
+            raise DatasetError(f"The field `{field}` in `objects` of {source} must be a list, but is {feature}.")
 
 
 def _objects(rows: datasets.Dataset) -> Iterator[dict[str, list[Any]]]:
@@ -195,7 +205,7 @@ def _sizes(rows: datasets.Dataset, problems: Problems) -> np.ndarray:
                 if not known:
                     sizes.append(read_size((path or "") if no_bytes else chunk.field("bytes")[i].as_py()))
             start += len(paths)
-    problems.add(missing, lambda i: f"the image file {missing[i]} of row {i} does not exist")
+    problems.add_missing(list(missing), lambda i: f"the image file {missing[i]} of row {i} does not exist")
     if known:
         shapes = rows.select_columns(["width", "height"])[:]
         sizes = [(w or 0, h or 0) for w, h in zip(shapes["width"], shapes["height"], strict=True)]

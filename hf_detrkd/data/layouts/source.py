@@ -59,14 +59,14 @@ def dataset_of_files(
         category_ids (`Sequence[int]`, *optional*): by default 0, 1, ...
 
     Raises:
-        `DatasetError`: for all problems at once.
+        `DatasetError`: for all problems at once, unless image files are missing and nothing else.
     """
     ids = list(range(len(classes)) if category_ids is None else category_ids)
     table = check_annotations(raw, sizes, {one: place for place, one in enumerate(ids)}, problems)
     paths = list(files)
     ids_of_images = np.array(image_ids, dtype=np.int64)
     records = TableRecords(ids_of_images, paths.__getitem__, sizes, partial(_read, paths), table)
-    return DetectionDataset(records, classes, ids, table.repaired)
+    return DetectionDataset(records, classes, ids, table.repaired, problems)
 
 
 def sizes_of(files: Iterable[str]) -> np.ndarray:

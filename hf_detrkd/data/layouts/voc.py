@@ -100,14 +100,14 @@ def _dataset(
     no_xml = [i for i, name in enumerate(names) if name not in xml]
     problems.add(no_xml, lambda i: f"the annotation file {names[i]}.xml does not exist")
     no_image = [i for i, name in enumerate(names) if name not in images]
-    problems.add(
+    problems.add_missing(
         no_image, lambda i: f"there is no image {names[i]}, with any of the suffixes {', '.join(sorted(IMAGES))}"
     )
-    kept = [name for name in names if name in xml and name in images]
+    kept = [name for name in names if name in xml]
     read = [everything[xml[name]] for name in kept]
     faults = [fault for one in read for fault in one.faults]
     problems.add(range(len(faults)), faults.__getitem__)
-    files = [str(images[name]) for name in kept]
+    files = [str(images.get(name, f"{name}.jpg")) for name in kept]
     sizes = np.array([one.size for one in read], dtype=np.int64).reshape(-1, 2)
     sizes = np.where((sizes > 0).all(1, keepdims=True), sizes, sizes_of(files))
     places: list[str] = []

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 
 from hf_detrkd.artifacts.hub.background_push import HubPush
 from hf_detrkd.artifacts.hub.push_run import push_run
 from hf_detrkd.artifacts.whole_checkpoints import fault_of
+from hf_detrkd.cli import distill
+from tests import tiny
 from tests.artifacts.hub.folders import STUDENT
 from tests.hub_server import HubServer
 from tests.runs import make_trainer
@@ -154,6 +157,23 @@ def test_a_push_holds_exactly_this_whatever_lies_beside_it(hub: HubServer, tmp_p
     pictures = {name for name in names if name.endswith(".png")}
     assert names - pictures - {"all_results.json", "precision.json", "teacher_results.json"} == wanted
     assert "notes.png" not in pictures and not any("/" in name for name in pictures)
+
+
+def test_a_later_start_of_a_finished_run_leaves_the_weights_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
+    words = f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4"
+    words += f" --output_dir {tmp_path}/out --max_steps 2 --save_steps 1 --per_device_train_batch_size 2 --use_cpu"
+    words += " --disable_tqdm true --measure_efficiency false --ema_decay 0.5 --learning_rate 0.01"
+    words += f" --dataset_name shapes --report_to none --push_to_hub true --hub_model_id {STUDENT}"
+    distill.main(words.split())
+    before = hub.repos[STUDENT].files()
+    distill.main([*words.split(), "--resume_from_checkpoint", "true"])
+    after = hub.repos[STUDENT].files()
+    assert sorted(before) == sorted(after)
+    saved = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert before["model.safetensors"] == after["model.safetensors"] == saved
+    figures = [yaml.safe_load(files["README.md"].decode().split("---")[1])["model-index"] for files in (before, after)]
+    assert figures[0] == figures[1]
 
 
 def test_a_checkpoint_from_the_hub_is_whole(hub: HubServer, tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_every_layout_gives_the_same_records(layout: str, splits: dict[str, Any]
 
 
 @pytest.mark.parametrize("layout", WRITERS)
+def test_an_image_that_vanished_can_be_left_out(layout: str, splits: dict[str, Any], tmp_path: Path) -> None:
+    WRITERS[layout](splits, tmp_path / "data")
+    whole = load_detection_splits(tmp_path / "data").train
+    pictures = seen(whole)
+    next((tmp_path / "data").rglob("*train*.png")).unlink()
+    if "yolo" not in layout.lower():  # there, the images of the folder are the data set
+        with pytest.raises(DatasetError, match=r"has 1 problem to correct .*(does not exist|there is no image)"):
+            load_detection_splits(tmp_path / "data")
+    kept = load_detection_splits(tmp_path / "data", skip_unreadable_images=True).train
+    assert len(kept) == len(pictures) - 1 and all(picture in pictures for picture in seen(kept))
+
+
+@pytest.mark.parametrize("layout", WRITERS)
 def test_real_images_in_every_layout(layout: str, real_data: Callable[[str], Path], tmp_path: Path) -> None:
     original = load_detection_splits(real_data("bccd"), max_train_samples=6, max_eval_samples=3)
     WRITERS[layout]({"train": original.train, "val": original.eval}, tmp_path / "data")

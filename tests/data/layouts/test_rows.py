@@ -231,3 +231,11 @@ def test_what_is_no_data_set(tmp_path):
         load_detection_splits({"train": make().to_iterable_dataset()})
     with pytest.raises(DatasetError, match="The split 'train' of the given data set has no images"):
         load_detection_split(make([]), "train")
+
+
+@pytest.mark.parametrize(("field", "value"), [("bbox", 3), ("category", 1), ("area", 72.0), ("iscrowd", 0)])
+def test_one_value_in_place_of_a_list(field, value):
+    objects = {"bbox": [[1, 2, 8, 9]], "category": [0], "area": [72.0], "iscrowd": [0]} | {field: value}
+    rows = datasets.Dataset.from_list([{"image": {"bytes": png(), "path": None}, "objects": objects}])
+    with pytest.raises(DatasetError, match=rf"The field `{field}` in `objects` of .* must be a list, but is Value"):
+        load_detection_split(rows.cast_column("image", datasets.Image()), "train")
