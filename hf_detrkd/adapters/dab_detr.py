@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -13,6 +14,9 @@ from .base import DetectorAdapter
 from .conditional_detr import ConditionalDetrAdapter
 from .hooks import DecoderCall
 from .queries import inverse_sigmoid, nearest_own
+
+
+SMALLEST = 2**-12  # side of a query's box: the decoder divides by it, in float16 too
 
 
 class DabDetrAdapter(DetectorAdapter):
@@ -53,7 +57,8 @@ class DabDetrAdapter(DetectorAdapter):
     def place(self, queries: ObjectQueries, call: DecoderCall) -> dict[str, Any]:
         boxes = self.needed(queries, "boxes")
         content = self.needed(nearest_own(queries, self.own_queries(call), ("content",)), "content")
-        anchors = inverse_sigmoid(boxes, eps=1e-7).to(content.dtype)
+        centers, sizes = boxes.split(2, -1)
+        anchors = inverse_sigmoid(torch.cat((centers, sizes.clamp(min=SMALLEST)), -1), eps=1e-7).to(content.dtype)
         return {"inputs_embeds": content, "query_position_embeddings": anchors}
 
     def read(self, output: Any, arguments: dict[str, Any]) -> tuple[Predictions, ...]:

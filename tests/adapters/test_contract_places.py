@@ -55,6 +55,17 @@ def place_seen(adapter: DetectorAdapter, ask: Callable[[], Any]) -> Tensor:
     return calls[0]["reference_points"][:, :, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", PLACED)
+def test_boxes_and_images_of_next_to_nothing_are_finite_in_16_bits(build, name, dtype):
+    adapter = adapter_for(build(name))
+    pixels = {"pixel_values": torch.zeros_like(inputs_for(adapter)["pixel_values"])}
+    boxes = torch.tensor([[0.5, 0.5, 1e-6, 1e-6], [1.0, 0.0, 0.0, 0.0], [1e-6, 1.0, 1.0, 1e-6]]).expand(2, -1, -1)
+    with torch.autocast("cpu", dtype):
+        for layer in run(adapter, pixels).decode(ObjectQueries(boxes=boxes)):
+            assert layer.logits.isfinite().all() and layer.boxes.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["conditional_detr", "deformable_detr/plain", "deformable_detr/refine"])
 def test_a_box_asks_a_family_of_points_at_its_centre(build, name):
     adapter = adapter_for(build(name))
