@@ -161,27 +161,31 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
             )
 
 
-def check_unused(folder: str | Path, resumes: bool, overwrites: bool) -> None:
-    """Rejects an output folder with a run that this one would overwrite; with `overwrites` it is deleted.
+def check_free(folder: str | Path, recipe: Mapping[str, Any], resumes: bool) -> None:
+    """Rejects an output folder that holds another run, or this one unless it goes on from there.
 
     Args:
-        folder (`str` or `Path`): the run's output folder.
-        resumes (`bool`): the run in it goes on.
-        overwrites (`bool`): it may be deleted.
+        folder (`str` or `Path`), recipe (`dict`): see [`check_same_run`].
+        resumes (`bool`): the run in the folder goes on.
 
     Raises:
-        ValueError: it holds the results or checkpoints of a run.
+        ValueError: it holds another run, or the results or checkpoints of this one.
     """
-    place = Path(folder)
-    checkpoints, ended = checkpoints_of(place), (place / RESULTS).is_file()
-    if resumes or not (ended or checkpoints):
+    check_same_run(folder, recipe)
+    if resumes:
         return
-    if not overwrites:
+    checkpoints, ended = checkpoints_of(Path(folder)), Path(folder, RESULTS).is_file()
+    if ended or checkpoints:
         found = "a finished run" if ended else f"an unfinished run ({checkpoints[0].name})"
         raise ValueError(
             f"{folder} holds {found}: --resume_from_checkpoint true goes on from it, and --overwrite_output_dir "
             "deletes it and begins anew."
         )
+
+
+def delete_run(folder: str | Path) -> None:
+    """Deletes the run in an output folder: its checkpoints, and the files by which a run is known."""
+    place = Path(folder)
     for part in (place, place / CONTROL):
         for path in checkpoints_of(part):
             shutil.rmtree(path)

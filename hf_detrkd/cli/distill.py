@@ -28,9 +28,9 @@ from ..artifacts.run_folder import (
     RECIPE,
     RESULTS,
     STATE,
+    check_free,
     check_output_folder,
-    check_same_run,
-    check_unused,
+    delete_run,
     read_json,
     write_recipe,
 )
@@ -167,11 +167,17 @@ def main(argv: list[str]) -> None:
     folder, first = arguments.config.output_dir, arguments.config.process_index == 0
     with run_lock(folder, first):
         if first:
-            if not arguments.script.overwrite_output_dir:
-                check_same_run(folder, arguments.recipe)
-            resumes = bool(arguments.config.resume_from_checkpoint)
-            check_unused(folder, resumes, arguments.script.overwrite_output_dir)
+            make_place(arguments)
         distill(arguments, argv)
+
+
+def make_place(arguments: Arguments) -> None:
+    """Checks the run that the output folder holds, or deletes it with `--overwrite_output_dir`."""
+    folder, resumes = arguments.config.output_dir, bool(arguments.config.resume_from_checkpoint)
+    if not arguments.script.overwrite_output_dir:
+        check_free(folder, arguments.recipe, resumes)
+    elif not resumes:
+        delete_run(folder)
 
 
 def distill(arguments: Arguments, argv: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_detrkd.artifacts.run_folder import RECIPE, RESULTS, check_unused, read_json
+from hf_detrkd.artifacts.run_folder import RECIPE, RESULTS, check_free, delete_run, read_json
 from hf_detrkd.artifacts.run_lock import run_lock
 from hf_detrkd.artifacts.whole_files import make_whole, write_json, write_whole
 
@@ -47,16 +47,16 @@ def test_a_process_may_hold_its_folder_twice(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
-    check_unused(tmp_path, resumes=False, overwrites=False)
+    check_free(tmp_path, {}, resumes=False)
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ValueError, match=r"holds an unfinished run \(checkpoint-3\): --resume_from_checkpoint true"):
-        check_unused(tmp_path, resumes=False, overwrites=False)
+        check_free(tmp_path, {}, resumes=False)
     write_json(tmp_path / RESULTS, {"eval_map": 0.5})
     with pytest.raises(ValueError, match=r"holds a finished run: .* --overwrite_output_dir"):
-        check_unused(tmp_path, resumes=False, overwrites=False)
-    check_unused(tmp_path, resumes=True, overwrites=False)
+        check_free(tmp_path, {}, resumes=False)
+    check_free(tmp_path, {}, resumes=True)
     write_whole(tmp_path / RECIPE, "max_steps: 3\n")
-    check_unused(tmp_path, resumes=False, overwrites=True)
+    delete_run(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hf_detrkd.cli.benchmark import series as ablate
 
@@ -34,12 +35,16 @@ def test_runs_that_are_done_are_not_run_again_and_the_table_holds_mean_and_sprea
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(ablate.subprocess, "run", pretend)
-    series = {"recipe": "r.yaml", "arguments": {"max_steps": 5}, "variants": {"a": {"method": "none"}, "b": None}}
+    (tmp_path / "r.yaml").write_text("method: kd_detr\ngeneral_points: 30\n")
+    variants = {"a": {"method": "none", "general_points": None}, "b": None}
+    series = {"recipe": str(tmp_path / "r.yaml"), "arguments": {"max_steps": 5}, "variants": variants}
     results = ablate.run_series(series, [0, 1], 1, tmp_path)
     assert [command[command.index("--output_dir") + 1] for command in commands] == [
         str(tmp_path / name / seed) for seed in "01" for name in "ab"
     ]
-    assert commands[0][-4:] == ["--max_steps", "5", "--method", "none"]
+    recipes = [yaml.safe_load(Path(command[command.index("--config") + 1]).read_text()) for command in commands[:2]]
+    common = {"max_steps": 5, "measure_efficiency": False}
+    assert recipes == [{"method": "none", **common}, {"method": "kd_detr", "general_points": 30, **common}]
     assert "| a | 15.0 ± 7.1 | 50.0 ± 0.0 | 0.25 ± 0.00 |" in ablate.table(results)
     ablate.run_series(series, [0, 1, 2], 1, tmp_path)
     assert len(commands) == 6

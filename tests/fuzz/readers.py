@@ -18,7 +18,7 @@ from PIL import Image
 from hf_detrkd.answers.manifest import Manifest
 from hf_detrkd.artifacts.html_report import write_report
 from hf_detrkd.artifacts.model_card import write_card
-from hf_detrkd.artifacts.run_folder import Run, check_same_run
+from hf_detrkd.artifacts.run_folder import Run, check_free
 from hf_detrkd.artifacts.whole_checkpoints import resolved_checkpoint, seal
 from hf_detrkd.cli.arguments import parse
 from hf_detrkd.data import AugmentationConfig, DetectionTransform, load_detection_split
@@ -227,7 +227,7 @@ FILES: dict[str, tuple[str, bytes, Read]] = {
     "recipe of a folder": (
         "recipe.yaml",
         yaml.safe_dump(RECIPE).encode(),
-        lambda f: check_same_run(f, {"method": "a"}),
+        lambda f: check_free(f, {"method": "a"}, False),
     ),
     "coco": ("annotations/instances_val.json", dump(COCO), coco),
     "coco results": ("r.json", dump(RESULTS), results),

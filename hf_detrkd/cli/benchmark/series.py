@@ -3,8 +3,8 @@
     python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
 
 The variants file holds `recipe:` (a recipe of scripts/distill.py), `arguments:` (common to all runs) and `variants:`
-(a name and its arguments each); arguments that are not this script's own are passed to all runs. Runs with results are
-not repeated, so that an interrupted series can be continued.
+(a name and its arguments each); `null` takes an argument of the recipe away. Arguments that are not this script's own
+are passed to all runs. Runs with results are not repeated, so that an interrupted series can be continued.
 """
 
 import argparse
@@ -20,21 +20,27 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from ..arguments import read_recipe
+
 
 MODULE = "hf_detrkd.cli.distill"
 
 
-def command_of(recipe: str, arguments: dict[str, object], folder: Path, seed: int) -> list[str]:
+def write_variant(recipe: str, arguments: dict[str, object], folder: Path) -> Path:
+    """The recipe of one run in its folder: that of the series with other arguments, without those that are nothing."""
+    file = folder / "variant.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = read_recipe(recipe) | arguments
+    file.write_text(yaml.safe_dump({name: value for name, value in merged.items() if value is not None}))
+    return file
+
+
+def command_of(recipe: Path, folder: Path, seed: int) -> list[str]:
     """The command line of one run."""
-    command = [sys.executable, "-m", MODULE, "--config", recipe, "--output_dir", str(folder), "--seed", str(seed)]
-    for name, value in arguments.items():
-        command += [f"--{name}", *map(as_text, value if isinstance(value, list) else [value])]
-    return command
-
-
-def as_text(value: object) -> str:
-    """A value in command-line form."""
-    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+    return [
+        *(sys.executable, "-m", MODULE, "--config", str(recipe)),
+        *("--output_dir", str(folder), "--seed", str(seed)),
+    ]
 
 
 def as_arguments(words: list[str]) -> dict[str, object]:
@@ -86,8 +92,8 @@ def run_series(
         for place, seed in enumerate(seeds):  # seed by seed, so that early results cover all variants
             for name, arguments in series["variants"].items():
                 folder = folders[name][place]
-                command = command_of(series["recipe"], common | (arguments or {}), folder, seed)
-                runs.append(pool.submit(run, command, folder))
+                recipe = write_variant(series["recipe"], common | (arguments or {}), folder)
+                runs.append(pool.submit(run, command_of(recipe, folder, seed), folder))
         for future in tqdm(runs, desc="runs"):
             future.result()
     return {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}

@@ -30,7 +30,7 @@ import transformers
 import hf_detrkd
 
 from ...artifacts.hub.background_push import HubPush
-from ...artifacts.run_folder import check_output_folder, check_same_run
+from ...artifacts.run_folder import check_free, check_output_folder
 from ...distillation.stored_teacher import StoredTeacher
 from ...evaluation.efficiency import device_name
 from ...training.config import DistillationConfig
@@ -140,7 +140,8 @@ def check_output(report: Report, arguments: Arguments) -> None:
     folder = arguments.config.output_dir
     try:
         check_output_folder(folder, models_of(arguments))
-        check_same_run(folder, arguments.recipe)
+        if not arguments.script.overwrite_output_dir:
+            check_free(folder, arguments.recipe, bool(arguments.config.resume_from_checkpoint))
     except ValueError as error:
         report.problem("output folder", str(error))
     else:

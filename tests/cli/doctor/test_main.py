@@ -46,6 +46,17 @@ def test_an_output_folder_that_holds_the_teacher_is_a_problem(tmp_path: Path, sh
     assert "problem  output folder: output_dir must not be the folder of the teacher" in capsys.readouterr().out
 
 
+def test_an_output_folder_that_the_run_would_refuse_is_a_problem(tmp_path: Path, shapes: str, capsys: Any) -> None:
+    stops = ["--teacher_model_name_or_path", str(tmp_path / "none")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "all_results.json").write_text("{}")
+    doctor.main(line(tmp_path, shapes, *stops))
+    assert "problem  output folder: " in (said := capsys.readouterr().out) and "holds a finished run" in said
+    for word in ("--overwrite_output_dir", "--resume_from_checkpoint=true"):
+        doctor.main(line(tmp_path, shapes, *stops, word))
+        assert "ok       output folder: " in capsys.readouterr().out
+
+
 def test_the_hub_is_asked_only_by_a_run_that_pushes(
     tmp_path: Path, shapes: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
