@@ -44,7 +44,8 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        two = ROOT / "scripts" / "accelerate_configs" / "cpu.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(two)]
         command += ["--main_process_port", "0", str(ROOT / "scripts" / "distill.py")]
         arguments = ["--use_cpu"]
         arguments += [
