@@ -23,6 +23,7 @@ from transformers import EvalPrediction
 
 from ..adapters import max_detections_of
 from ..data import DetectionCollator, DetectionDataset, DetectionTransform, load_detection_split, parse_image_size
+from ..data.pixels import normalized
 from ..evaluation import (
     FIGURES,
     PADDING,
@@ -163,7 +164,7 @@ def load_data(arguments: EvaluateArguments) -> DetectionDataset:
         config_name=arguments.dataset_config_name,
     )
     size = parse_image_size(arguments.image_size)
-    return dataset.with_transform(DetectionTransform.for_processor(processor, size=size))
+    return dataset.with_transform(DetectionTransform.for_processor(processor, size=size, normalize=False))
 
 
 def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> dict[str, float]:
@@ -185,6 +186,7 @@ def evaluate_model(arguments: EvaluateArguments, accelerator: Accelerator) -> di
     evaluator, figures = CocoEvaluator(dict(enumerate(dataset.classes))), {}
     kept: list[dict[str, Any]] = []
     for batch in tqdm(loader, "Evaluating", unit="batch", disable=not accelerator.is_main_process):
+        batch = normalized(batch)
         labels = batch.pop("labels")
         with torch.inference_mode():
             outputs = model(**batch)

@@ -66,7 +66,8 @@ def with_transforms(
     live = config.needs_teacher and config.teacher_answers is None
     seen = parse_image_size(config.teacher_image_size) if live else None
     transforms = (
-        DetectionTransform.for_processor(processor, kind, teacher_size=seen) for kind in (augmentation, None)
+        DetectionTransform.for_processor(processor, kind, teacher_size=seen, normalize=False)
+        for kind in (augmentation, None)
     )
     views = config.augmentation_views
     seed = config.seed if views is None else config.augmentation_seed

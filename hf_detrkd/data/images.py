@@ -48,8 +48,8 @@ def read_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy of what is upright
+            return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(
             f"The image {name} is too large ({error}): set --max_image_pixels, or make it smaller."
@@ -92,4 +92,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(np.clip(deep >> (bits - 8), 0, 255).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")

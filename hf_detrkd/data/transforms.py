@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,8 +18,12 @@ from torchvision.transforms.v2 import functional as F
 from .augmentation import AugmentationConfig, DetrCrop, RandomBoxCrop, RandomZoom, applied, seeded
 from .frame import Frame
 from .image_size import ImageSize
+from .pixels import to_float
 from .processor import NO_NORMALIZATION, normalization_of, size_of
 from .records import ImageRecord
+
+
+VERSION = 2  # of the random draws: a seed gives other images since the last change
 
 
 class DetectionTransform:
@@ -38,6 +43,8 @@ class DetectionTransform:
             evaluation transform: nothing is random, and labels also contain the crowd boxes.
         teacher_size (*optional*): like `size`. If it differs from `size`, items also contain the same augmented
             image at this size, as `teacher_pixel_values` (and `teacher_pixel_mask`), normalised for the student.
+        normalize (`bool`, *optional*, defaults to `True`): make floats of the pixels. Otherwise they stay bytes, and
+            items have `normalization` besides: [`DistillationTrainer`] makes floats of them on the device.
 
     Raises:
         `ValueError`: if `size` has neither of the two forms, only one of mean and standard deviation is given, or the
@@ -51,6 +58,7 @@ class DetectionTransform:
         image_std: Sequence[float] | None = None,
         augmentation: AugmentationConfig | None = None,
         teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
+        normalize: bool = True,
     ) -> None:
         self.size = size if isinstance(size, ImageSize) else ImageSize.parse(size)
         self.teacher_size = None if teacher_size is None else ImageSize.parse(teacher_size)
@@ -58,14 +66,17 @@ class DetectionTransform:
             self.teacher_size = None
         if (image_mean is None) != (image_std is None):
             raise ValueError("Give both `image_mean` and `image_std`, or neither for no normalisation.")
-        self.image_mean = None if image_mean is None else torch.tensor(image_mean).view(3, 1, 1)
-        self.image_std = None if image_std is None else torch.tensor(image_std).view(3, 1, 1)
+        self.image_mean, self.image_std = _rounded(image_mean), _rounded(image_std)
+        mean_std = ([0.0] * 3, [1.0] * 3) if image_mean is None or image_std is None else (image_mean, image_std)
+        self.mean_std = torch.tensor(mean_std).view(2, 3, 1, 1)
+        self.normalize = normalize
         self.augmentation = augmentation
         config = augmentation or AugmentationConfig.none()
         self._geometric = [
             (config.scale_jitter, RandomZoom(config.min_scale, config.max_scale)),
             (config.iou_crop, RandomBoxCrop(trials=10)),
             *([(config.detr_crop, DetrCrop())] if config.detr_crop else []),  # no draw for what is off
+            (config.horizontal_flip, v2.RandomHorizontalFlip(p=1.0)),
         ]
         self.short_sides = config.short_sides or []
         if self.short_sides and (self.size.shortest_edge is None or self.teacher_size is not None):
@@ -73,10 +84,7 @@ class DetectionTransform:
                 "`short_sides` needs a size with a `shortest_edge`, the same for student and teacher, got "
                 f"{self.size} and {self.teacher_size}: set --keep_aspect_ratio true, and no --teacher_image_size."
             )
-        self._on_resized = [
-            (config.horizontal_flip, v2.RandomHorizontalFlip(p=1.0)),
-            (config.photometric, v2.RandomPhotometricDistort()),
-        ]
+        self._photometric, self._distort = config.photometric, v2.RandomPhotometricDistort()
 
     @classmethod
     def for_processor(
@@ -85,6 +93,7 @@ class DetectionTransform:
         augmentation: AugmentationConfig | None = None,
         size: tuple[int, int] | None = None,
         teacher_size: tuple[int, int] | Mapping[str, int] | None = None,
+        normalize: bool = True,
     ) -> DetectionTransform:
         """The transform equivalent to an image processor of transformers.
 
@@ -92,22 +101,20 @@ class DetectionTransform:
             processor: image processor with `size`, `do_normalize`, `image_mean` and `image_std`.
             augmentation ([`AugmentationConfig`], *optional*): `None` for evaluation.
             size (`tuple[int, int]`, *optional*): (height, width); default: the processor's.
-            teacher_size (*optional*): see the class.
+            teacher_size, normalize (*optional*): see the class.
         """
         mean, std = normalization_of(processor)
         plain = (mean, std) == NO_NORMALIZATION
         mean_std: tuple[Any, Any] = (None, None) if plain else (mean, std)
-        return cls(size or size_of(processor), *mean_std, augmentation, teacher_size)
+        return cls(size or size_of(processor), *mean_std, augmentation, teacher_size, normalize)
 
     def described(self) -> dict[str, Any]:
         """What the tensors of an image depend on, as plain values; without the teacher's own size."""
         return {
             "size": {name: side for name, side in asdict(self.size).items() if side},
-            "image_mean": None
-            if self.image_mean is None
-            else [round(v, 6) for v in self.image_mean.flatten().tolist()],
-            "image_std": None if self.image_std is None else [round(v, 6) for v in self.image_std.flatten().tolist()],
-            "augmentation": None if self.augmentation is None else asdict(self.augmentation),
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "augmentation": None if self.augmentation is None else {"version": VERSION} | asdict(self.augmentation),
         }
 
     @property
@@ -140,11 +147,13 @@ class DetectionTransform:
             pixels, boxes, frame = applied(self._geometric, pixels, boxes, Frame.of(*canvas))
             kept = self._in_view(all_boxes[~crowd], boxes)
             left = tv_tensors.wrap(boxes[kept], like=boxes)
-            item = {} if self.teacher_size is None else self._for_teacher(pixels, left, frame, self.teacher_size)
-            pixels, boxes, frame = applied(self._on_resized, *self._resize(pixels, left, frame, self._drawn_size()))
+            wanted = self._drawn_size()
+            pixels = self._in_other_colours(pixels, wanted)
+            item = {} if self.teacher_size is None else self._for_teacher(pixels, boxes.canvas_size, self.teacher_size)
+            size = wanted.of(*boxes.canvas_size)
+            pixels, boxes, frame = (_resized(one, size) for one in (pixels, left, frame))
         area = torch.from_numpy(record.area).float()
         classes = torch.from_numpy(record.categories)
-        size = boxes.canvas_size
         labels: dict[str, Any] = {
             "image_id": torch.tensor([record.image_id]),
             "class_labels": classes[~crowd][kept],
@@ -159,21 +168,29 @@ class DetectionTransform:
             labels |= {"crowd_boxes": crowd_boxes, "crowd_labels": classes[crowd], "crowd_area": area[crowd]}
         if not record.labeled:
             labels["labeled"] = False
-        item |= {"pixel_values": self._to_float(pixels), "labels": labels, "placed": frame.placed()}
+        item |= {"pixel_values": self._values(pixels), "labels": labels, "placed": frame.placed()}
+        if not self.normalize:
+            item["normalization"] = self.mean_std
         if self.pads:
             item["pixel_mask"] = torch.ones(size, dtype=torch.int64)
         return item
 
-    def _for_teacher(
-        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, frame: Frame, size: ImageSize
-    ) -> dict[str, Any]:
-        """The same image at the teacher's size: the random draws are repeated for the student."""
-        state = torch.get_rng_state()
-        varied, *_ = applied(self._on_resized, *self._resize(pixels, boxes, frame, size))
-        torch.set_rng_state(state)
-        item: dict[str, Any] = {"teacher_pixel_values": self._to_float(varied)}
-        if size.keeps_ratio:
-            item["teacher_pixel_mask"] = torch.ones(varied.shape[-2:], dtype=torch.int64)
+    def _in_other_colours(self, pixels: Tensor, wanted: ImageSize) -> Tensor:
+        """Distorts the colours, by chance: once for both views, and of no more pixels than the larger one has."""
+        if float(torch.rand(())) >= self._photometric:
+            return pixels
+        sizes = [size.of(*pixels.shape[-2:]) for size in (wanted, self.teacher_size) if size is not None]
+        largest = max(sizes, key=math.prod)
+        if math.prod(pixels.shape[-2:]) > math.prod(largest):
+            pixels = _resized(pixels, largest)
+        return F.pil_to_tensor(self._distort(F.to_pil_image(pixels)))  # Pillow takes half the time of tensors
+
+    def _for_teacher(self, pixels: Tensor, canvas: tuple[int, int], wanted: ImageSize) -> dict[str, Any]:
+        """The same image at the teacher's size."""
+        size = wanted.of(*canvas)
+        item: dict[str, Any] = {"teacher_pixel_values": self._values(_resized(pixels, size))}
+        if wanted.keeps_ratio:
+            item["teacher_pixel_mask"] = torch.ones(size, dtype=torch.int64)
         return item
 
     def _drawn_size(self) -> ImageSize:
@@ -188,19 +205,19 @@ class DetectionTransform:
         area = after[:, 2] * after[:, 3]
         return (area > 0) & (area >= least * before[:, 2] * before[:, 3])
 
-    def _resize(
-        self, pixels: Tensor, boxes: tv_tensors.BoundingBoxes, frame: Frame, wanted: ImageSize
-    ) -> tuple[Tensor, tv_tensors.BoundingBoxes, Frame]:
-        size = wanted.of(*boxes.canvas_size)
-        if size == tuple(boxes.canvas_size):
-            return pixels, boxes, frame
-        return F.resize(pixels, list(size), antialias=True), F.resize(boxes, list(size)), F.resize(frame, list(size))
+    def _values(self, pixels: Tensor) -> Tensor:
+        plain = pixels.as_subclass(Tensor)
+        return to_float(plain, self.mean_std) if self.normalize else plain
 
-    def _to_float(self, pixels: Tensor) -> Tensor:
-        values = pixels.as_subclass(Tensor).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        if self.image_mean is not None and self.image_std is not None:
-            values.sub_(self.image_mean).div_(self.image_std)
-        return values
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else [round(float(value), 6) for value in values]
+
+
+def _resized(value: Any, size: tuple[int, int]) -> Any:
+    """An image, boxes or a frame at another (height, width)."""
+    now = value.canvas_size if hasattr(value, "canvas_size") else value.shape[-2:]
+    return value if tuple(now) == size else F.resize(value, list(size), antialias=True)
 
 
 def _normalised(boxes: Tensor, canvas: tuple[int, int]) -> Tensor:

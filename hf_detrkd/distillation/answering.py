@@ -17,6 +17,7 @@ from ..answers.columns import is_per_box
 from ..answers.manifest import dataset_facts, images_facts, spec_fields
 from ..answers.pseudo_labels import confident
 from ..data import DetectionDataset
+from ..data.pixels import normalized
 from ..methods import DistillationMethod
 from ..methods.decoding import decode_together
 from ..structures.outputs import DetectorOutput, ObjectQueries, Predictions
@@ -203,7 +204,7 @@ def answer_shards(
         loader = DataLoader(Views(dataset), batch_sampler=batches, collate_fn=collate, num_workers=workers)
         rows: list[dict[str, Any]] = []
         for places, batch in zip(batches, loader, strict=True):
-            moved = {name: on_device(value, device) for name, value in batch.items()}
+            moved = normalized({name: on_device(value, device) for name, value in batch.items()})
             with torch.inference_mode():
                 found = answering.rows(moved, STORED[manifest.stored])
             prints = (dataset.records[place % len(dataset)].fingerprint for place in places)

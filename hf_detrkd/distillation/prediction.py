@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..adapters import adapter_for, max_detections_of
 from ..data import DetectionCollator, DetectionDataset
+from ..data.pixels import normalized
 from ..evaluation import detections_from_predictions, references_from_labels
 from ..evaluation.efficiency import evaluating
 from ..losses.functional import UNKNOWN
@@ -102,7 +103,8 @@ def predictor(
     def predict(places: Sequence[int]) -> list[Detections]:
         found: list[Detections] = []
         for start in range(0, len(places), batch_size):
-            batch = DetectionCollator()([dataset[place] for place in places[start : start + batch_size]])
+            items = [dataset[place] for place in places[start : start + batch_size]]
+            batch = normalized(DetectionCollator()(items))
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
             for image in detections_from_predictions(_answers_of(model, batch), sizes, limit):
                 found.append({name: value[image["scores"] > CONFIDENT].cpu() for name, value in image.items()})

@@ -80,6 +80,9 @@ class DistillationConfig(TrainingArguments):
             "help": "Precision of the teacher: float32, bfloat16 or float16. Default: bfloat16 on CUDA, else float32."
         },
     )
+    teacher_compile: bool | None = field(
+        default=None, metadata={"help": "Compile the teacher, too. Default: as --torch_compile for the student."}
+    )
     teacher_answers: str | None = field(
         default=None,
         metadata={

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DynamoBackend, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -25,6 +25,7 @@ from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import reopen_trackers
 from ..artifacts.whole_checkpoints import publish, resolved_checkpoint, rotate, staging_of
 from ..data import DetectionCollator
+from ..data.pixels import normalized
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
@@ -34,6 +35,7 @@ from ..structures.targets import BatchTotals
 from .build import learning_rates, make_distiller, make_teacher
 from .callbacks import AttemptCallback, AverageCallback, BestCheckpointCallback, DatasetEpochCallback
 from .checkpoints import load_state, load_student_weights, save_state
+from .compiling import compiled_for
 from .config import DistillationConfig
 from .ema import StudentAverage
 from .finite_guard import FiniteGuard
@@ -181,7 +183,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self._log_time = started = time.perf_counter()
         self._evaluation_seconds = 0.0
         try:
-            with run_lock(self.args.output_dir, self.is_world_process_zero()):
+            with run_lock(self.args.output_dir, self.is_world_process_zero()), compiled_for(self.args, self.distiller):
                 output = super().train(checkpoint, *args, **kwargs)
         finally:
             self._stop.restore()
@@ -192,6 +194,11 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         seconds = time.perf_counter() - started - self._evaluation_seconds
         steps = max(1, self.state.global_step - (self._first_step or 0))
         return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`; but what `torch_compile` compiles are pieces: see [`compiled_for`]."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
 
     def call_model_init(self, trial: Any = None) -> Distiller:
         """A new student for a trial of `hyperparameter_search`, in a distiller of its own."""
@@ -346,6 +353,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})
         curves = self.compute_metrics.precision if isinstance(self.compute_metrics, CocoEvaluator) else None
         self.record.add_model(student_name(self.args), row, curves)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device, pixels become floats."""
+        return normalized(super()._prepare_inputs(inputs))
 
     def prediction_step(
         self,

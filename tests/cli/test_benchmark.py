@@ -15,6 +15,8 @@ from hf_detrkd.cli.benchmark import main as benchmark
 from hf_detrkd.cli.benchmark import methods as benchmark_methods
 from hf_detrkd.cli.benchmark import series as series_module
 from hf_detrkd.cli.benchmark.criterion_case import drops_denoising
+from tests.data.layouts.conftest import Files
+from tests.data.layouts.writers import write_coco
 from tests.processes import finish, start
 
 
@@ -104,3 +106,16 @@ def test_gains_are_given_with_standard_errors() -> None:
     # Standard deviations 10 and 17.3, errors 5.8 and 10; of the difference 11.5.
     assert lines[2] == "| one | 5 | 20.0 ± 5.8 | 20.0 ± 5.8 |  |  |"
     assert lines[3] == "| two | 6 | 50.0 ± 10.0 | 50.0 ± 10.0 | +30.0 ± 11.5 | 2.6 |"
+
+
+def test_the_pipeline_is_measured_beside_torchvision_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_coco(Files(tmp_path / "files", {"train": 3, "val": 3}).splits(), tmp_path / "data")
+    file = tmp_path / "figures.json"
+    words = f"pipeline --dataset_name {tmp_path}/data --image_size 32 --teacher_image_size 48 --batch_size 2"
+    benchmark.main([*words.split(), "--repeats", "1", "--output_file", str(file)])
+    found = json.loads(file.read_text())
+    assert found["images"] == 3 and found["image_size"] == [32, 32]
+    for kind in ("training", "evaluation"):
+        assert {"hf_detrkd", "torchvision's reference"} <= found["images_per_second"][kind].keys()
+    assert all(rate > 0 for each in found["images_per_second"].values() for rate in each.values())
+    assert "| training | hf_detrkd | " in capsys.readouterr().out

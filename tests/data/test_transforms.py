@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.ops import box_convert
+from torchvision.transforms import v2
 
 from hf_detrkd.data import AugmentationConfig, DetectionCollator, DetectionTransform
 from hf_detrkd.data.augmentation import DetrCrop, item_seed, seeded
+from hf_detrkd.data.pixels import normalized
 
 
 ALL = AugmentationConfig(scale_jitter=1.0, iou_crop=0.5, photometric=1.0)
@@ -284,12 +287,13 @@ def test_a_short_side_is_drawn_for_each_image_and_the_long_side_stays_the_limit(
 # --- what the teacher sees -------------------------------------------------------------------------------------------
 
 
-def test_the_teacher_sees_the_same_augmented_image_in_its_own_size(noise):
+@pytest.mark.parametrize(("sizes", "photometric"), [(((32, 40), (64, 48)), 0.0), (((320, 400), (640, 480)), 1.0)])
+def test_the_teacher_sees_the_same_augmented_image_in_its_own_size(noise, sizes, photometric):
     """Seen by a student of the teacher's size, the seed gives that image: crop, flip and colours are the same."""
-    augmentation = AugmentationConfig(scale_jitter=1.0, iou_crop=1.0, horizontal_flip=0.5, photometric=1.0)
+    augmentation = AugmentationConfig(scale_jitter=1.0, iou_crop=1.0, horizontal_flip=0.5, photometric=photometric)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.3)
-    both = DetectionTransform((32, 40), mean, std, augmentation, teacher_size=(64, 48))
-    student, teacher = (DetectionTransform(size, mean, std, augmentation) for size in ((32, 40), (64, 48)))
+    both = DetectionTransform(sizes[0], mean, std, augmentation, teacher_size=sizes[1])
+    student, teacher = (DetectionTransform(size, mean, std, augmentation) for size in sizes)
     image = noise.load()
     for seed in range(8):
         item = both(image, noise, seed)
@@ -297,6 +301,31 @@ def test_the_teacher_sees_the_same_augmented_image_in_its_own_size(noise):
         alone = student(image, noise, seed)
         assert torch.equal(item["pixel_values"], alone["pixel_values"])
         assert torch.equal(item["labels"]["boxes"], alone["labels"]["boxes"])
+
+
+def test_colours_are_distorted_once_and_on_no_more_pixels_than_the_larger_view_has(noise, monkeypatch):
+    transform = DetectionTransform((16, 24), augmentation=AugmentationConfig(photometric=1.0), teacher_size=(32, 40))
+    sizes = []
+    distort = v2.RandomPhotometricDistort()
+    monkeypatch.setattr(transform, "_distort", lambda image: sizes.append(image.size) or distort(image))
+    for seed in range(4):
+        transform(noise.load(), noise, seed)
+    assert sizes == [(40, 32)] * 4
+
+
+@pytest.mark.parametrize("normalization", [((0.4, 0.5, 0.6), (0.2, 0.2, 0.3)), (None, None)])
+@pytest.mark.parametrize("size", [(32, 40), {"shortest_edge": 32}, {"max_height": 20, "max_width": 50}])
+def test_bytes_that_are_normalised_later_are_the_same(noise, size, normalization):
+    tall = dataclasses.replace(noise, load=lambda: noise.load().resize((30, 90)))
+    batches = []
+    for normalize in (True, False):
+        transform = DetectionTransform(size, *normalization, None, {"shortest_edge": 20}, normalize)
+        batch = DetectionCollator()([transform(record.load(), record, 0) for record in (noise, tall)])
+        assert batch["pixel_values"].dtype == (torch.float32 if normalize else torch.uint8)
+        batches.append(normalized(batch))
+    assert batches[0].keys() == batches[1].keys()
+    for name in ("pixel_values", "teacher_pixel_values"):
+        assert torch.equal(*(batch[name] for batch in batches))
 
 
 def test_one_size_is_one_tensor(noise):

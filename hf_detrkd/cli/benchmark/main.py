@@ -5,6 +5,7 @@
     python scripts/benchmark.py methods --output_dir outputs/methods --seeds 0 1 2 --jobs 2
     python scripts/benchmark.py methods --output_dir outputs/methods --only_cost
     python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
+    python scripts/benchmark.py pipeline --dataset_name path/to/folder
 
 `criterion`: forward and backward time of the detection loss, ours and transformers' own, on the same random
 predictions of every family (six decoder layers, encoder proposals, denoising rows and query groups as in training),
@@ -14,6 +15,9 @@ and both loss values. Times are medians; both sides are measured in turns, so th
 cost of a step and its parts, and the mAP over several seeds, at equal steps and at equal seconds.
 
 `latency`: parameters, operations, latency and throughput of detectors on this device, measured in turns.
+
+`pipeline`: images a second of a core from the file to the batch, with and without augmentation, beside torchvision's
+detection reference and transformers' example (albumentations and an image processor), in turns.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from ..shipped import shipped
 from .criterion import FAMILIES, criterion
 from .latency import add_latency
 from .methods import methods
+from .pipeline import add_pipeline
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +87,7 @@ def main(argv: list[str]) -> None:
     add_criterion(commands.add_parser("criterion", help="Compare the detection loss with transformers' own."))
     add_methods(commands.add_parser("methods", help="Compare every method with its controls."))
     add_latency(commands.add_parser("latency", help="Compare detectors: parameters, GFLOPs, latency."))
+    add_pipeline(commands.add_parser("pipeline", help="Compare the reading of images with two other pipelines."))
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results = given.run(given)

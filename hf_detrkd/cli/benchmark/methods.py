@@ -22,7 +22,7 @@ from ...training.trainer import DistillationTrainer
 from ..answer import answer_if_auto
 from ..arguments import parse, read_recipe
 from ..run_setup import build_trainer, load_splits
-from .series import as_text, run_series
+from .series import run_series
 
 
 PARTS = ("reading", "teacher", "decoder passes", "losses")
@@ -160,7 +160,7 @@ def gain_table(results: dict[str, list[dict[str, float]]], steps: dict[str, int]
 
 def words_of(arguments: dict[str, Any]) -> list[str]:
     """Arguments as on the command line."""
-    return [text for name, value in arguments.items() for text in (f"--{name}", as_text(value))]
+    return [f"--{name}={json.dumps(v) if isinstance(v, dict | bool) else v}" for name, v in arguments.items()]
 
 
 def costs_of(
