@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -20,8 +24,15 @@ METHOD_WEIGHTS = "method.safetensors"
 METHOD_CONFIG = "method.json"
 
 
-def save_state(distiller: Distiller, average: StudentAverage | None, checkpoint: Path) -> None:
-    """Writes the methods' projections and options, the loss weights and the student's EMA into a checkpoint."""
+def save_state(
+    distiller: Distiller, average: StudentAverage | None, checkpoint: Path, weights: Mapping[str, Tensor]
+) -> None:
+    """Writes the methods' projections and options, the loss weights and the student's EMA into a checkpoint.
+
+    Args:
+        distiller ([`Distiller`]), average ([`StudentAverage`], *optional*), checkpoint (`Path`)
+        weights (`dict[str, torch.Tensor]`): whole, by their names in the distiller, also where it is sharded.
+    """
     folder = checkpoint / STATE_FOLDER
     methods: Any = distiller.methods
     if methods or average is not None:
@@ -30,7 +41,7 @@ def save_state(distiller: Distiller, average: StudentAverage | None, checkpoint:
         average.save(folder)
     if not methods:
         return
-    save_file({k: v.contiguous() for k, v in methods.state_dict().items()}, folder / METHOD_WEIGHTS)
+    save_file(part_of(weights, "methods."), folder / METHOD_WEIGHTS)
     options = {
         "methods": {name: vars(method.config) for name, method in methods.items()},
         "loss_weights": distiller.loss_weights,
@@ -59,7 +70,7 @@ def load_state(distiller: Distiller, average: StudentAverage | None, checkpoint:
                 f"{','.join(saved['methods']) or 'none'} (its state is in {STATE_FOLDER}/): resume with that method, "
                 "or start a new run from it with --model_name_or_path."
             )
-        distiller.methods.load_state_dict(load_file(file.with_name(METHOD_WEIGHTS)))
+        load_whole(distiller.methods, load_file(file.with_name(METHOD_WEIGHTS)))
         if calibrated:
             distiller.loss_weights = saved["loss_weights"]
     if average is not None:
@@ -75,4 +86,17 @@ def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         raise ValueError(f"{folder} holds no {SAFE_WEIGHTS_NAME}: resume from a checkpoint folder of this trainer.")
     state = type(student).from_pretrained(folder, dtype=torch.float32).state_dict()
-    student.load_state_dict(state)
+    load_whole(student, state)
+
+
+def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v.contiguous() for k, v in weights.items() if k.startswith(prefix)}
+
+
+def load_whole(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads all weights of a module, which may be sharded (FSDP2): each process takes its part of them."""
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        module.load_state_dict(weights)
+        return
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))

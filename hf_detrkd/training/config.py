@@ -361,8 +361,6 @@ class DistillationConfig(TrainingArguments):
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}.")
-        if self.ema_decay is not None and (self.deepspeed or self.fsdp):
-            raise ValueError("ema_decay needs unsharded weights: it cannot be used with DeepSpeed or FSDP.")
         if self.max_detections is not None and self.max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, got {self.max_detections}.")
         if self.class_loss_weight is not None and self.class_loss_weight <= 0:

@@ -34,7 +34,7 @@ from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
 from .build import learning_rates, make_distiller, make_teacher
 from .callbacks import AttemptCallback, AverageCallback, BestCheckpointCallback, DatasetEpochCallback
-from .checkpoints import load_state, load_student_weights, save_state
+from .checkpoints import load_state, load_student_weights, part_of, save_state
 from .compiling import compiled_for
 from .config import DistillationConfig
 from .ema import StudentAverage
@@ -196,9 +196,19 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         return output._replace(metrics=output.metrics | {"train_seconds_per_step": seconds / steps})
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As in `Trainer`; but what `torch_compile` compiles are pieces: see [`compiled_for`]."""
+        """As in `Trainer`; but what `torch_compile` compiles are pieces: see [`compiled_for`].
+
+        Raises:
+            ValueError: `ema_decay` with DeepSpeed or FSDP.
+        """
         super().create_accelerator_and_postprocess()
+        if self.args.ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("ema_decay needs unsharded weights: it cannot be used with DeepSpeed or FSDP.")
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        if self.is_fsdp_enabled:  # a student is one file, whatever held its shards
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.state_dict_config = plugin.optim_state_dict_config = None  # or those of the former type stay
+            plugin.set_state_dict_type("FULL_STATE_DICT")
 
     def call_model_init(self, trial: Any = None) -> Distiller:
         """A new student for a trial of `hyperparameter_search`, in a distiller of its own."""
@@ -388,15 +398,14 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             return  # it holds this student
         folder.mkdir(parents=True, exist_ok=True)
         distiller = self.distiller
-        state_dict = state_dict or distiller.state_dict()
-        student = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
+        weights = state_dict or distiller.state_dict()
         with self._averaged():
-            distiller.student.save_pretrained(folder, state_dict=student)
+            distiller.student.save_pretrained(folder, state_dict=part_of(weights, "student."))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(shareable(self.args), folder / TRAINING_ARGS_NAME)
         if folder.resolve() != Path(self.args.output_dir).resolve():
-            save_state(distiller, self._average, folder)
+            save_state(distiller, self._average, folder, weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As in `Trainer`, but whole or not at all; raises before writing anything if a loss or a weight is not

@@ -1,4 +1,4 @@
-"""`--torch_compile`: pieces without a graph break, no compiling after the third step, and the results of a plain run."""
+"""`--torch_compile`: pieces without a graph break, no compiling after the third step, the results of a plain run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,116 @@
+"""FSDP2 on two processes: parameters are sharded, and a run saves, goes on and ends as with DDP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForObjectDetection
+
+from tests.runs import assert_close, make_trainer
+from tests.together import run_together
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",  # accelerate's default
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+OPTIONS: dict[str, Any] = {
+    "family": "deformable_detr/two_stage",
+    "method": "kd_detr,clockdistill",
+    "widths": (32, 64),
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 0.01,
+    "adam_epsilon": 1.0,  # steps in proportion to gradients
+    "probe": False,
+}
+
+
+@contextmanager
+def sharding() -> Iterator[None]:
+    """accelerate leaves FSDP out on CPUs, without a word: here it takes them for GPUs."""
+    begin = PartialState.__init__
+
+    def as_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    with mock.patch.dict(os.environ, FSDP2), mock.patch.object(PartialState, "__init__", as_gpus):
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+
+
+def sharded_run(folder: str, options: dict[str, Any]) -> None:
+    with sharding():
+        trainer = make_trainer(folder, **options)
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        assert all(isinstance(value, DTensor) for value in trainer.student.parameters())
+        figures = trainer.evaluate()
+        trainer.save_model()
+        print(f"loss {figures['eval_loss']:.6f} after {trainer.state.global_step}, best {trainer.state.best_metric}")
+
+
+def refused_run(folder: str) -> None:
+    with sharding(), pytest.raises(ValueError, match="ema_decay needs unsharded weights"):
+        make_trainer(folder, ema_decay=0.9)
+
+
+def plain_run(folder: str, options: dict[str, Any]) -> None:
+    trainer = make_trainer(folder, **options)
+    trainer.train()
+    trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+
+
+def student_in(folder: Path) -> dict[str, torch.Tensor]:
+    """As its users load it; a file of sharded weights holds shared ones under other names."""
+    return AutoModelForObjectDetection.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.distributed
+def test_a_sharded_run_ends_as_one_that_is_not_also_after_a_resume(tmp_path: Path) -> None:
+    first, second = run_together(sharded_run, str(tmp_path / "sharded"), OPTIONS)
+    assert "after 4" in first and first.splitlines()[-1] == second.splitlines()[-1]
+    run_together(plain_run, str(tmp_path / "plain"), OPTIONS)
+    assert_close(*(student_in(tmp_path / name) for name in ("sharded", "plain")), 1e-6)
+    file = Path("checkpoint-4", "distillation", "method.safetensors")
+    assert_close(*(load_file(tmp_path / name / file) for name in ("sharded", "plain")), 1e-6)
+
+    resumed = OPTIONS | {"resume_from_checkpoint": str(tmp_path / "sharded" / "checkpoint-2")}
+    run_together(sharded_run, str(tmp_path / "resumed"), resumed)
+    assert_close(*(student_in(tmp_path / name) for name in ("resumed", "plain")), 1e-6)
+
+
+@pytest.mark.distributed
+def test_a_sharded_run_ends_with_its_best_student(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    best |= {"metric_for_best_model": "eval_loss", "learning_rate": 3.0, "max_grad_norm": 0.01}  # it only gets worse
+    run_together(sharded_run, str(tmp_path), OPTIONS | best)
+    ends = [student_in(tmp_path / name) for name in ("", "checkpoint-2", "checkpoint-4")]
+    assert_close(ends[0], ends[1], 0.0)
+    assert any(not torch.equal(value, ends[2][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.distributed
+def test_an_average_of_sharded_weights_is_refused(tmp_path: Path) -> None:
+    run_together(refused_run, str(tmp_path))
