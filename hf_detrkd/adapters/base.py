@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..losses.criterion import Answers, Denoising, DetectionCriterion, ModelCriterion
 from ..structures.outputs import DetectorOutput, DetectorSpec, FeatureMap, ObjectQueries, Predictions
 from ..structures.targets import BatchTotals, Targets
-from .hooks import DecoderCall, apart, captured, straight_gradients
+from .hooks import DecoderCall, apart, captured, projected_once, straight_gradients
 
 
 class DetectorAdapter:
@@ -215,7 +215,7 @@ class DetectorAdapter:
 
     def _decode(self, call: DecoderCall, queries: ObjectQueries) -> tuple[Predictions, ...]:
         arguments = call.arguments | self.place(queries, call)
-        with self.foreign_mode(), self._apart(queries.groups):
+        with self.foreign_mode(), self._apart(queries.groups), projected_once(call.projections):
             return self.read(self.decoder(**arguments), arguments)
 
     def _apart(self, groups: Tensor | None) -> AbstractContextManager[Any]:

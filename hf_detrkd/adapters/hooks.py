@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class DecoderCall:
         model_output: output of the base model.
         pixel_mask: mask of the images, if given.
         losses: the model's own loss, if requested.
+        projections: input and output of the decoder's projections of its memory, see [`projected_once`].
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class DecoderCall:
     model_output: Any = None
     pixel_mask: Tensor | None = None
     losses: dict[str, Tensor] | None = None
+    projections: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -57,7 +60,11 @@ def captured(
     def keep_neck(module: nn.Module, args: tuple, output: Any) -> None:
         call.necks.extend(maps_of(output))
 
+    def keep_projection(module: nn.Module, args: tuple, output: Tensor) -> None:
+        call.projections[module] = args[0], output
+
     handles = [decoder.register_forward_pre_hook(keep_arguments, with_kwargs=True)]
+    handles.extend(one.register_forward_hook(keep_projection) for one in projections_of(decoder))
     handles.append(decoder.register_forward_hook(keep_output))
     handles.append(model.register_forward_hook(keep_model_output))
     handles.extend(neck.register_forward_hook(keep_neck) for neck in necks)
@@ -66,6 +73,31 @@ def captured(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def projections_of(decoder: nn.Module) -> list[nn.Module]:
+    """What projects the memory in deformable attention. Not in layers that are compiled, or computed again in the
+    backward pass, which may run without hooks."""
+    layers = list(getattr(decoder, "layers", []))
+    if any("forward" in vars(layer) or getattr(layer, "gradient_checkpointing", False) for layer in layers):
+        return []
+    return [module for name, module in decoder.named_modules() if name.rpartition(".")[2] == "value_proj"]
+
+
+@contextmanager
+def projected_once(projections: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside the context, projections of the same memory are not computed again: half of a pass with few queries."""
+
+    def known(own: Callable[[Tensor], Tensor], given: Tensor, output: Tensor, states: Tensor) -> Tensor:
+        return output if states is given else own(states)
+
+    for module, (given, output) in projections.items():
+        module.forward = partial(known, module.forward, given, output)
+    try:
+        yield
+    finally:
+        for module in projections:
+            vars(module).pop("forward", None)
 
 
 @contextmanager

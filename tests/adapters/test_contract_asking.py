@@ -40,6 +40,25 @@ def test_own_queries_asked_again_give_the_same_answer_and_gradient(askable_adapt
             assert (second[name] - gradient).abs().max() < 1e-3 * norm, name  # float32 through a whole backbone
 
 
+def test_the_memory_is_projected_once(askable_adapter, monkeypatch):
+    """And each pass finds the projections of its own model call."""
+    adapter, seen = askable_adapter, []
+    projections = [m for n, m in adapter.decoder.named_modules() if n.rpartition(".")[2] == "value_proj"]
+    plain = torch.nn.Linear.forward
+
+    def count(self, states):
+        seen.extend([self] * (self in projections))
+        return plain(self, states)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", count)
+    first, second = (run(adapter, inputs_for(adapter, size)) for size in (128, 96))
+    assert len(seen) == 2 * len(projections)
+    answers = [output.decode(foreign(adapter.spec)) for output in (first, second)]
+    assert len(seen) == 2 * len(projections)
+    assert differ(*answers)
+    assert not any("forward" in vars(module) for module in projections)
+
+
 @both_modes
 def test_own_places_without_content_find_the_own_content_again(askable_adapter, training):
     adapter = askable_adapter

@@ -89,7 +89,7 @@ def test_activation_checkpointing_changes_no_gradient_of_either_pass(build, name
     for key, gradient in plain.items():
         assert (gradient is None) == (checkpointed[key] is None), key
         if gradient is not None:
-            torch.testing.assert_close(checkpointed[key], gradient, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(checkpointed[key], gradient, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
