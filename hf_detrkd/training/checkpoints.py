@@ -94,7 +94,7 @@ def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v.contiguous() for k, v in weights.items() if k.startswith(prefix)}
 
 
-def load_whole(module: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_whole(module: nn.Module, weights: dict[str, Any]) -> None:
     """Loads all weights of a module, which may be sharded (FSDP2): each process takes its part of them."""
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         module.load_state_dict(weights)
