@@ -46,11 +46,11 @@ def compiled(models: Iterable[nn.Module], **options: Any) -> Iterator[None]:
         models (`Iterable[torch.nn.Module]`): students and teachers.
         options: of `torch.compile`, such as `backend` and `mode`.
     """
-    pieces = [piece for model in models for piece in pieces_of(model)]
+    pieces = {piece: dynamic for model in models for piece, dynamic in pieces_of(model).items()}
     with torch._dynamo.config.patch(capture_scalar_outputs=True):  # the checks of sizes in deformable attention
         try:
-            for piece in pieces:
-                piece.forward = CompiledForward(piece, **options)
+            for piece, dynamic in pieces.items():
+                piece.forward = CompiledForward(piece, dynamic=dynamic, **options)
             yield
         finally:
             for piece in pieces:
@@ -68,18 +68,20 @@ def compiled_for(args: DistillationConfig, distiller: Distiller) -> Iterator[Non
         yield
 
 
-def pieces_of(model: nn.Module) -> list[nn.Module]:
-    """The outermost backbone and encoder of a detector, and the layers of its decoder."""
-    found: list[nn.Module] = []
+def pieces_of(model: nn.Module) -> dict[nn.Module, bool | None]:
+    """The outermost backbone and encoder of a detector, and the layers of its decoder; for each, whether it is
+    compiled for any size. Numbers of queries differ from call to call, by the boxes of the images and the questions of
+    methods; `None` is torch's choice by the sizes that come."""
+    found: dict[nn.Module, bool | None] = {}
     names: list[str] = []
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if any(name.startswith(f"{outer}.") for outer in names):
             continue
         if last in PIECES:
-            found.append(module)
+            found[module] = None
         elif last == "decoder" and isinstance(getattr(module, "layers", None), nn.ModuleList):
-            found += list(module.layers)
+            found |= dict.fromkeys(module.layers, True)
         else:
             continue
         names.append(name)

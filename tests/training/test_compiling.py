@@ -55,7 +55,7 @@ def test_a_compiled_run_gives_what_a_plain_run_gives(tmp_path: Path) -> None:
 
 def test_the_teacher_alone_is_compiled_where_it_is_wanted(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, method="kd_detr", max_steps=1, probe=False, teacher_compile=True)
-    pieces = pieces_of(trainer.distiller.teacher.model)
+    pieces = list(pieces_of(trainer.distiller.teacher.model))
     seen: list[bool] = []
     trainer.student.register_forward_pre_hook(lambda *_: None)
     pieces[0].register_forward_pre_hook(lambda module, _: seen.append("forward" in vars(module)))
