@@ -29,7 +29,7 @@ def normalized(batch: dict[str, Any]) -> dict[str, Any]:
     if "normalization" not in batch:
         return batch
     batch = dict(batch)
-    mean_std = batch.pop("normalization")
+    mean_std = batch.pop("normalization").float()  # DeepSpeed rounds what comes to the device
     for view in ("", "teacher_"):
         if f"{view}pixel_values" in batch:
             values = to_float(batch[f"{view}pixel_values"], mean_std)

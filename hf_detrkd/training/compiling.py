@@ -47,7 +47,11 @@ def compiled(models: Iterable[nn.Module], **options: Any) -> Iterator[None]:
         options: of `torch.compile`, such as `backend` and `mode`.
     """
     pieces = {piece: dynamic for model in models for piece, dynamic in pieces_of(model).items()}
-    with torch._dynamo.config.patch(capture_scalar_outputs=True):  # the checks of sizes in deformable attention
+    settings = {
+        "capture_scalar_outputs": True,  # the checks of sizes in deformable attention
+        "skip_nnmodule_hook_guards": False,  # the masks between groups of queries are hooks of the attention
+    }
+    with torch._dynamo.config.patch(settings):
         try:
             for piece, dynamic in pieces.items():
                 piece.forward = CompiledForward(piece, dynamic=dynamic, **options)

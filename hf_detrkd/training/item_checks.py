@@ -49,7 +49,8 @@ def fault_of(item: Any, num_classes: int, evaluates: bool) -> str | None:
         found = sorted(item) if isinstance(item, Mapping) else type(item).__name__
         return f"must be a dict with pixel_values and labels, got {found}"
     pixels, labels = item["pixel_values"], item["labels"]
-    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
+    floats = isinstance(pixels, Tensor) and (pixels.is_floating_point() or "normalization" in item)
+    if not floats or pixels.ndim != 3:
         return f"must have normalised pixel_values, floats of shape (3, height, width), got {described(pixels)}"
     if not isinstance(labels, Mapping) or not {"class_labels", "boxes"} <= labels.keys():
         found = sorted(labels) if isinstance(labels, Mapping) else type(labels).__name__

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from hf_detrkd.adapters import adapter_for
+from hf_detrkd.methods.decoding import decode_together
 from hf_detrkd.training.compiling import compiled, pieces_of
 from tests import tiny
+from tests.adapters.contract import assert_same, foreign, inputs_for, run
 from tests.runs import assert_close, make_trainer, weights_of
 
 
@@ -51,6 +54,17 @@ def test_a_compiled_run_gives_what_a_plain_run_gives(tmp_path: Path) -> None:
     assert graphs() > 5
     assert_close(weights_of(plain), weights_of(fast), 1e-6)
     assert not any("forward" in vars(module) for module in fast.student.modules())
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "deformable_detr/two_stage"])
+def test_compiled_layers_keep_groups_of_queries_apart(family: str) -> None:
+    adapter = adapter_for(tiny.build(family))
+    sets = [foreign(adapter.spec, count, seed=count) for count in (4, 7)]
+    with compiled([adapter.model], backend="eager"):
+        output = run(adapter, inputs_for(adapter))
+        together = decode_together(output.decode, sets)
+        for queries, answers in zip(sets, together, strict=True):
+            assert_same(answers, decode_together(output.decode, [queries])[0])
 
 
 def test_the_teacher_alone_is_compiled_where_it_is_wanted(tmp_path: Path) -> None:

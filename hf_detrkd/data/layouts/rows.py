@@ -171,7 +171,7 @@ def _check_lists(objects: Any, fields: Iterable[str], source: str) -> None:
     """A struct of lists has an entry for each object in every list; a list of structs has them by its form."""
     for field in fields if isinstance(objects, dict) else ():
         feature = objects.get(field)
-        if feature is not None and _element(feature) is feature and getattr(feature, "dtype", None) != "null":
+        if isinstance(feature, datasets.Value) and feature.dtype != "null":
             raise DatasetError(f"The field `{field}` in `objects` of {source} must be a list, but is {feature}.")
 
 

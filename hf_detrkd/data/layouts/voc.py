@@ -107,7 +107,7 @@ def _dataset(
     read = [everything[xml[name]] for name in kept]
     faults = [fault for one in read for fault in one.faults]
     problems.add(range(len(faults)), faults.__getitem__)
-    files = [str(images.get(name, f"{name}.jpg")) for name in kept]
+    files = [str(images.get(name, xml[name].with_suffix(".jpg"))) for name in kept]
     sizes = np.array([one.size for one in read], dtype=np.int64).reshape(-1, 2)
     sizes = np.where((sizes > 0).all(1, keepdims=True), sizes, sizes_of(files))
     places: list[str] = []

@@ -140,7 +140,7 @@ def _dataset(files: list[Path], names: list[str] | None, source: str) -> Detecti
     labels = [_label_file(file) for file in files]
     if not any(label.is_file() for label in labels):
         raise DatasetError(f"{source} has {len(files)} images, but no label file, such as {labels[0]}.")
-    problems.add(
+    problems.add_missing(
         [i for i, f in enumerate(files) if not f.is_file()], lambda i: f"the image file {files[i]} is missing"
     )
     sizes = sizes_of(map(str, files))

@@ -239,3 +239,11 @@ def test_one_value_in_place_of_a_list(field, value):
     rows = datasets.Dataset.from_list([{"image": {"bytes": png(), "path": None}, "objects": objects}])
     with pytest.raises(DatasetError, match=rf"The field `{field}` in `objects` of .* must be a list, but is Value"):
         load_detection_split(rows.cast_column("image", datasets.Image()), "train")
+
+
+def test_boxes_may_be_arrays():
+    fields = {"bbox": datasets.Array2D(shape=(None, 4), dtype="float32"), "category": List(Value("int64"))}
+    objects = [{"bbox": [[1, 2, 8, 9], [0, 0, 4, 4]], "category": [0, 1]}]
+    features = Features({"image": datasets.Image(), "objects": fields})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}], "objects": objects}, features)
+    assert load_detection_split(rows, "train").records[0].boxes.tolist() == [[1, 2, 8, 9], [0, 0, 4, 4]]
