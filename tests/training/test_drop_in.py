@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_detrkd import DistillationConfig, DistillationTrainer
+from hf_detrkd.data import AugmentationConfig, DetectionTransform
 from hf_detrkd.training.callbacks import set_epoch
 from tests import tiny
 from tests.runs import SequentialTrainer, make_trainer
@@ -84,6 +85,18 @@ def test_items_of_one_s_own_data_set_are_checked_by_name(tmp_path: Path, fault: 
     change, words = FAULTS[fault]
     with pytest.raises(ValueError, match=f"Item 0 of train_dataset {words}|Item 0 of train_dataset .*{words}"):
         with_data(make_trainer(tmp_path), change).train()
+
+
+def test_a_part_of_a_data_set_of_bytes_trains_as_one_of_floats(tmp_path: Path) -> None:
+    losses = []
+    for normalize in (True, False):
+        base = make_trainer(tmp_path / str(normalize), max_steps=1)
+        shown = DetectionTransform((64, 64), augmentation=AugmentationConfig.none(), normalize=normalize)
+        part = Subset(base.train_dataset.with_transform(shown), range(4))
+        base.train_dataset = part
+        base.train()
+        losses.append(base.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_the_metric_says_what_it_needs(tmp_path: Path) -> None:
