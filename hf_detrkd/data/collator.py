@@ -55,15 +55,14 @@ def _answers(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _images(items: Sequence[dict[str, Any]], view: str) -> dict[str, Any]:
     images, mask = [item[f"{view}pixel_values"] for item in items], f"{view}pixel_mask"
-    if not all(mask in item for item in items):
-        sizes = sorted({tuple(image.shape[-2:]) for image in images})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"Images without a `pixel_mask` must have the same size, but this batch has {sizes}: resize to a "
-                "fixed height and width, or by the shortest edge, which adds the mask."
-            )
-        return {f"{view}pixel_values": _stack_padded(images)}
-    return {f"{view}pixel_values": _stack_padded(images), mask: _stack_padded([item[mask] for item in items])}
+    masks = {mask: _stack_padded([item[mask] for item in items])} if all(mask in item for item in items) else {}
+    sizes = sorted({tuple(image.shape[-2:]) for image in images})
+    if not masks and len(sizes) > 1:
+        raise ValueError(
+            f"Images without a `pixel_mask` must have the same size, but this batch has {sizes}: resize to a "
+            "fixed height and width, or by the shortest edge, which adds the mask."
+        )
+    return {f"{view}pixel_values": _stack_padded(images)} | masks
 
 
 def _stack_padded(tensors: list[Tensor]) -> Tensor:

@@ -40,8 +40,7 @@ def test_the_pieces_of_every_family_compile_once(family: str) -> None:
             model(pixel_values=torch.randn(2, 3, 64, 64), labels=labels).loss.backward()
             seen.append(graphs())
     assert 0 < seen[2] == seen[-1]
-    allowed = family.startswith(CHECKED) and "inite" in "".join(counters["graph_break"]) + "inite"
-    assert len(counters["graph_break"]) <= allowed, list(counters["graph_break"])
+    assert len(counters["graph_break"]) <= family.startswith(CHECKED), list(counters["graph_break"])
 
 
 def test_a_compiled_run_gives_what_a_plain_run_gives(tmp_path: Path) -> None:
@@ -71,7 +70,6 @@ def test_the_teacher_alone_is_compiled_where_it_is_wanted(tmp_path: Path) -> Non
     trainer = make_trainer(tmp_path, method="kd_detr", max_steps=1, probe=False, teacher_compile=True)
     pieces = list(pieces_of(trainer.distiller.teacher.model))
     seen: list[bool] = []
-    trainer.student.register_forward_pre_hook(lambda *_: None)
     pieces[0].register_forward_pre_hook(lambda module, _: seen.append("forward" in vars(module)))
     trainer.train()
     assert seen and all(seen)
