@@ -156,10 +156,10 @@ def facts_of(teacher: Teacher) -> dict[str, Any]:
         "name": origin.name if origin.source == "hub" else Path(origin.name).name,
         "source": origin.source,
         "revision": origin.revision,
+        "dtype": str(teacher.dtype).removeprefix("torch."),  # before the weights, which depend on it
         "weights": digest.hexdigest(),
         "parameters": teacher.model.num_parameters(),
         "classes": list(teacher.class_map.teacher),
-        "dtype": str(teacher.dtype).removeprefix("torch."),
     }
 
 

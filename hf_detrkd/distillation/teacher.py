@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -68,12 +68,13 @@ class Teacher:
     do not include its weights.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): frozen in place, its weights in float32.
+        model ([`~transformers.PreTrainedModel`]): frozen in place, its weights in float32, those of linear and
+            convolution layers in `dtype`.
         class_names (`Sequence[str]`): the student's classes; predictions are reordered to them and mark the classes
             that the teacher knows: see [`ClassMap`].
-        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (16-bit
-            weights would round reference points to a fifth of a cell, and would clash with float32 queries in layers
-            that need one dtype.)
+        dtype (`torch.dtype`): 16-bit types run under autocast, so that boxes and softmax stay in float32. (A model
+            with all its weights in 16 bits would round reference points to a fifth of a cell, and would clash with
+            float32 queries in layers that need one dtype.)
         normalization ([`Normalization`]): normalisation that the teacher was trained with.
         student_normalization ([`Normalization`]): normalisation of the batches.
         class_map (`dict[str, str | None]`, *optional*): student class to teacher class, where the names differ.
@@ -94,7 +95,7 @@ class Teacher:
         origin: Origin | None = None,
     ):
         self.origin = origin or Origin.of(model.config.name_or_path, model.config.model_type)
-        self.model = model.float().eval().requires_grad_(False)
+        self.model = cast_matrices(model.float().eval().requires_grad_(False), dtype)
         self.adapter = adapter_for(model)
         self.dtype = dtype
         self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
@@ -165,6 +166,18 @@ class Teacher:
     def of(self, batch: Mapping[str, Any]) -> DetectorOutput:
         """Runs the teacher on a collated batch, see [`teacher_view`]."""
         return self(*teacher_view(batch))
+
+
+def cast_matrices(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Stores the weights of linear and convolution layers in the type that autocast computes in.
+
+    The results are the same, but autocast would cast these weights again in every pass: it only remembers those that
+    need a gradient. Subclasses may compute with their weights outside of autocast's operations, so they are left.
+    """
+    for module in model.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):
+            module.to(dtype)
+    return model
 
 
 def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -215,6 +215,28 @@ def test_a_teacher_in_16_bits_is_finite_and_near_the_one_in_32(build, askable, d
     assert any(not torch.equal(a.logits.float(), b.logits) for a, b in zip(own, exact.layers, strict=True))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_teacher_in_16_bits_keeps_its_matrices_in_them_and_answers_as_under_autocast(build, askable, dtype):
+    teacher, pixels, queries = (
+        Teacher(build(askable), tiny.LABELS, dtype),
+        tiny.batch(64)["pixel_values"],
+        foreign(askable),
+    )
+    found = teacher(pixels)
+    answers = [*tensors(found.layers), *tensors(found.decode(queries))]
+    kinds = {
+        p.dtype
+        for m in teacher.model.modules()
+        if type(m) in (nn.Linear, nn.Conv2d)
+        for p in m.parameters(recurse=False)
+    }
+    assert kinds == {dtype} and torch.float32 in {p.dtype for p in teacher.model.parameters()}
+    teacher.model.float().load_state_dict(build(askable).state_dict())
+    found = teacher(pixels)
+    for mine, wanted in zip(answers, [*tensors(found.layers), *tensors(found.decode(queries))], strict=True):
+        assert torch.equal(mine, wanted)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_student_in_either_precision_learns_from_a_teacher_in_16_bits(build, askable, autocast):
     student = adapter_for(build(askable).requires_grad_(True))

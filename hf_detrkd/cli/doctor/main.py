@@ -40,6 +40,7 @@ from ..run_setup import models_of
 from . import memory_of
 from .check_data import load_data
 from .check_pair import build_pair
+from .check_precision import check_precision
 from .check_step import check_disk, check_step, check_terms
 from .check_teacher import check_teacher
 from .findings import Report
@@ -112,6 +113,7 @@ def examine(report: Report, arguments: Arguments, options: DoctorArguments) -> N
             except ValueError as error:  # the teacher rejects the run's images
                 report.problem("teacher", str(error))
                 return
+            check_precision(report, trainer.distiller.teacher.dtype, trainer.args.device)
         fits = check_step(report, trainer, options.memory_limit_gb)
         if fits and trainer.args.methods and trainer.args.distillation_weight and trainer.args.probe:
             check_terms(report, trainer)
