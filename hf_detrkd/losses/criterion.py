@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..structures.outputs import Activation, Predictions
+from ..structures.outputs import Activation, Predictions, stacked
 from ..structures.supervision import Supervision
 from ..structures.targets import BatchTotals, Targets
 from .fine_grained import EdgeDistributions, decoupled_focal, fine_grained_localization
 from .functional import gather_matched, hard_class_loss, matched_box_losses
-from .matching import HungarianMatcher, match_columns, stack_layers, to_device, to_host, vote
+from .matching import HungarianMatcher, match_columns, to_device, to_host, vote
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class PredictionSet:
 
     @classmethod
     def of(cls, name: str, layers: Sequence[Predictions], targets: Targets) -> PredictionSet:
-        return cls(name, *stack_layers(layers), layers[0].activation, targets)
+        answers = stacked(layers)
+        return cls(name, answers.logits, answers.boxes, answers.activation, targets)
 
 
 @dataclass(frozen=True)
@@ -293,4 +294,5 @@ def denoising_set(denoising: Denoising, targets: Targets, totals: BatchTotals) -
     copies = targets.repeated(num_groups)
     index = torch.where(copies.valid, rows, -1).expand(len(denoising.layers), -1, -1)
     counts = replace(totals, boxes=totals.boxes_or_one * num_groups, matched=totals.boxes * num_groups)
-    return Matched(*stack_layers(denoising.layers), copies, index, counts, denoising.edges)
+    answers = stacked(denoising.layers)
+    return Matched(answers.logits, answers.boxes, copies, index, counts, denoising.edges)

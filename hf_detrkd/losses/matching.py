@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..structures.outputs import Predictions
+from ..structures.outputs import Predictions, stacked
 from ..structures.targets import Targets
 from .functional import among_known, box_distance, box_overlap, class_targets
 
@@ -138,12 +138,13 @@ class HungarianMatcher:
 
     def cost_of_layers(self, layers: Sequence[Predictions], targets: Targets) -> Tensor:
         """The [`cost`] for predictions of several layers."""
-        return self.cost(*stack_layers(layers), targets, layers[0].activation)
+        answers = stacked(layers)
+        return self.cost(answers.logits, answers.boxes, targets, answers.activation)
 
     @torch.no_grad()
     def cost_between(self, student: Predictions, teacher: Predictions) -> Tensor:
         """Cost of pairing each student query with each teacher query; the class cost is the cross entropy of the
-        teacher's probabilities. Returns `(batch_size, student_queries, teacher_queries)`."""
+        teacher's probabilities. Returns `(..., batch_size, student_queries, teacher_queries)`."""
         probabilities = class_targets(teacher, student.activation)
         logits = among_known(student, teacher).logits.float()
         if student.activation == "sigmoid":
@@ -170,11 +171,6 @@ class HungarianMatcher:
         """
         (cost,) = to_host([self.cost_of_layers(layers, targets)])
         return torch.from_numpy(match_columns(cost, targets.counts)).to(layers[0].logits.device, non_blocking=True)
-
-
-def stack_layers(layers: Sequence[Predictions]) -> tuple[Tensor, Tensor]:
-    """Stacks logits and boxes of layers, both of shape `(num_layers, batch_size, num_queries, ...)`."""
-    return torch.stack([layer.logits for layer in layers]), torch.stack([layer.boxes for layer in layers])
 
 
 def positives(index: np.ndarray, num_queries: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
 from .features import cells_of, nearest_level, on_the_grid_of, projections
 from .gates import better_answers, better_objects
-from .layer_mapping import layer_pairs, parts_per_layer
+from .layer_mapping import layer_pairs, parts_per_layer, stacked_pairs
 from .queries import shared_place, with_content
 from .query_losses import PointsConfig, as_compared, point_losses, shares
 
@@ -235,14 +235,14 @@ class CLoCKDistill(DistillationMethod):
         pairs = layer_pairs(len(student), len(teacher))
         valid = targets.valid
         weight = shares(teacher[-1].scores().amax(-1) * valid)
-        terms = []
-        for s, t, _ in pairs:
-            values = weight * point_losses(student[s], teacher[t], self.config, self.student.one_to_one)
-            values = values * (self.config.layer_weights[s] if self.config.layer_weights else 1.0)
-            if self.config.gate == "better":
-                values = values * better_answers(as_compared(student[s], teacher[t]), teacher[t], targets)
-            terms.append(torch.where(valid, values, 0.0).sum((1, 2)) / totals.or_one(totals.occupied))
-        return parts_per_layer(self.name, torch.stack(terms, 1), pairs)
+        own, wanted = stacked_pairs(student, teacher, pairs)
+        values = weight * point_losses(own, wanted, self.config, self.student.one_to_one)
+        if self.config.gate == "better":
+            values = values * better_answers(as_compared(own, wanted), wanted, targets)
+        terms = torch.where(valid, values, 0.0).sum((-2, -1)) / totals.or_one(totals.occupied)  # (3, num_pairs)
+        if self.config.layer_weights:
+            pairs = [(s, t, share * self.config.layer_weights[s]) for s, t, share in pairs]
+        return parts_per_layer(self.name, terms, pairs)
 
 
 def target_queries(targets: Targets) -> ObjectQueries:

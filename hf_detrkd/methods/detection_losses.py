@@ -9,7 +9,7 @@ from torch import Tensor
 from ..losses.functional import detection_losses
 from ..losses.matching import HungarianMatcher
 from ..structures.loss_key import LossKey
-from ..structures.outputs import DetectorSpec
+from ..structures.outputs import DetectorSpec, Predictions
 from ..structures.supervision import Supervision
 from ..structures.targets import BatchTotals, Targets
 from .layer_mapping import PARTS, per_layer
@@ -26,8 +26,7 @@ def supervision_of(student: DetectorSpec) -> Supervision:
 
 def supervised_losses(
     key: Callable[[str], LossKey],
-    logits: Tensor,
-    boxes: Tensor,
+    answers: Predictions,
     index: Tensor,
     targets: Targets,
     totals: BatchTotals,
@@ -39,7 +38,7 @@ def supervised_losses(
 
     Args:
         key (`Callable[[str], LossKey]`): returns the key of a part.
-        logits, boxes (`torch.Tensor` of shape `(num_pairs, batch_size, num_queries, ...)`)
+        answers ([`Predictions`]): [`stacked`] ones, `(num_pairs, batch_size, num_queries, ...)`.
         index (`torch.LongTensor` of shape `(num_pairs, batch_size, max_boxes)`): query matched to each box, or -1.
         targets ([`Targets`])
         totals ([`BatchTotals`])
@@ -47,9 +46,11 @@ def supervised_losses(
         pairs: see [`per_layer`].
     """
     kind, class_divisor = supervision.classification, totals.boxes_or_one
-    sums = detection_losses(logits, boxes, index, targets.labels, targets.boxes, kind, **supervision.class_options)
+    sums = detection_losses(
+        answers.logits, answers.boxes, index, targets.labels, targets.boxes, kind, **supervision.class_options
+    )
     if kind == "cross_entropy":
-        class_divisor = totals.class_weight(logits.shape[2], supervision.no_object_weight)
+        class_divisor = totals.class_weight(answers.boxes.shape[2], supervision.no_object_weight)
     losses: dict[LossKey, Tensor] = {}
     for part, value, by in zip(PARTS, sums, (class_divisor, totals.boxes_or_one, totals.boxes_or_one), strict=True):
         losses |= per_layer(key(part), value / by, pairs)

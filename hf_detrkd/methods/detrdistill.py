@@ -15,19 +15,18 @@ from ..losses.matching import (
     match_columns,
     pair_positives_first,
     positives,
-    stack_layers,
     to_device,
 )
 from ..structures.loss_key import LossKey
-from ..structures.outputs import DetectorOutput, DetectorSpec, Predictions
+from ..structures.outputs import DetectorOutput, DetectorSpec, Predictions, stacked
 from ..structures.targets import BatchTotals, Targets
 from ..structures.teacher_parts import TeacherParts
 from .base import ComparingConfig, DistillationMethod, Paper, refuse_many_to_one
 from .decoding import DecodedQueries, QueryRequests
 from .detection_losses import MATCHER, supervised_losses, supervision_of
-from .features import cells_of, feature_mask, nearest_level, on_the_grid_of, projections, query_direction, real_cells
+from .features import cells_of, feature_masks, nearest_level, on_the_grid_of, projections, query_directions, real_cells
 from .gates import better_answers, better_objects
-from .layer_mapping import PARTS, layer_pairs, per_layer
+from .layer_mapping import PARTS, layer_pairs, per_layer, stacked_pairs
 from .queries import shared_fields, teacher_queries
 
 
@@ -192,17 +191,16 @@ class DETRDistill(DistillationMethod):
         costs = [MATCHER.cost_of_layers(layers, targets)]
         if self.config.logits_weight:
             hidden = ~self._shown(teacher)[:, :, None]  # take what the others leave
-            answers = ((student.layers[s], teacher.layers[t]) for s, t, _ in self.pairs)
-            costs.append(torch.stack([PAIRING.cost_between(*pair) for pair in answers]).masked_fill(hidden, 0.0))
+            own, wanted = stacked_pairs(student.layers, teacher.layers, self.pairs)
+            costs.append(PAIRING.cost_between(own, wanted).masked_fill(hidden, 0.0))
             if self.config.variant == "paper":  # negatives are matched by boxes alone: their class is no-object
-                boxes = ((student.layers[s].boxes, teacher.layers[t].boxes) for s, t, _ in self.pairs)
-                costs.append(torch.stack([PAIRING.box_cost(*pair) for pair in boxes]).masked_fill(hidden, 0.0))
+                costs.append(PAIRING.box_cost(own.boxes, wanted.boxes).masked_fill(hidden, 0.0))
         return costs
 
     def _shown(self, teacher: DetectorOutput) -> Tensor:
         """The teacher's predictions that are there, bool `(num_pairs, batch_size, teacher_queries)`: all of a model;
         of detections, and of answers that move with the image, those with a score."""
-        return torch.stack([teacher.layers[t].scores().amax(-1) > 0 for _, t, _ in self.pairs])
+        return stacked([teacher.layers[t] for _, t, _ in self.pairs]).scores().amax(-1) > 0
 
     def losses(
         self,
@@ -258,13 +256,8 @@ class DETRDistill(DistillationMethod):
         targets: Targets,
         totals: BatchTotals,
     ) -> dict[LossKey, Tensor]:
-        terms = torch.stack(
-            [
-                self._pair_terms(student.layers[s], teacher.layers[t], index, targets)
-                for (s, t, _), index in zip(self.pairs, pairing, strict=True)
-            ],
-            dim=1,
-        )  # (3, num_pairs, batch_size, teacher_queries)
+        own, wanted = stacked_pairs(student.layers, teacher.layers, self.pairs)
+        terms = self._pair_terms(own, wanted, pairing, targets)
         paired = (pairing >= 0) & self._shown(teacher)
         pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
@@ -283,7 +276,8 @@ class DETRDistill(DistillationMethod):
         return losses
 
     def _pair_terms(self, student: Predictions, teacher: Predictions, index: Tensor, targets: Targets) -> Tensor:
-        """Class, L1 and GIoU loss of every teacher query and its student query, `(3, batch_size, teacher_queries)`."""
+        """Class, L1 and GIoU loss of every teacher query and its student query, `(3, num_pairs, batch_size,
+        teacher_queries)`."""
         logits = gather_matched(among_known(student, teacher).logits, index)
         paired = Predictions(logits, gather_matched(student.boxes, index), None, student.activation)
         classes = soft_class_loss(logits, class_targets(teacher, student.activation), student.activation)
@@ -297,14 +291,13 @@ class DETRDistill(DistillationMethod):
         summed."""
         teacher_maps = teacher.features[self.config.feature_level]
         gamma = None if self.config.variant == "released" else self.config.gamma
-        directions = [query_direction(layer, targets, gamma) for layer in teacher.layers]
+        directions = query_directions(teacher.layers, targets, gamma)
         losses: dict[LossKey, Tensor] = {}
         for level, own in enumerate(student.features[self.config.feature_level]):
             wanted = nearest_level(own, teacher_maps)
             goal = wanted.values.float()
             projected = on_the_grid_of(wanted, own, self.projections[level])
-            # (batch_size, height, width)
-            squares = torch.stack([feature_mask(d, wanted) for d in directions]).square().sum(0)
+            squares = feature_masks(directions, wanted).square().sum(0)  # (batch_size, height, width)
             if self.config.gate == "better":
                 chosen = better_objects(student.layers[-1], teacher.layers[-1], targets)
                 squares = squares * (cells_of(targets, wanted)[0] & chosen[..., None, None]).any(1)
@@ -315,9 +308,9 @@ class DETRDistill(DistillationMethod):
     def _assignment(
         self, asked: tuple[Predictions, ...], index: Tensor, targets: Targets, totals: BatchTotals
     ) -> dict[LossKey, Tensor]:
-        logits, boxes = stack_layers([asked[s] for s, _, _ in self.pairs])
+        answers = stacked([asked[s] for s, _, _ in self.pairs])
 
         def key(part: str) -> LossKey:
             return LossKey(self.name, f"assignment_{part}")
 
-        return supervised_losses(key, logits, boxes, index, targets, totals, self.supervision, self.pairs)
+        return supervised_losses(key, answers, index, targets, totals, self.supervision, self.pairs)

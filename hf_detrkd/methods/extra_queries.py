@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..losses.matching import match_columns, stack_layers, to_device
+from ..losses.matching import match_columns, to_device
 from ..structures.loss_key import LossKey
-from ..structures.outputs import DetectorOutput, DetectorSpec
+from ..structures.outputs import DetectorOutput, DetectorSpec, stacked
 from ..structures.targets import BatchTotals, Targets
 from .base import DistillationMethod, refuse_many_to_one
 from .decoding import DecodedQueries, QueryRequests
@@ -93,8 +93,8 @@ class ExtraQueries(DistillationMethod):
         host_costs: list[np.ndarray],
     ) -> dict[LossKey, Tensor]:
         layers = decoded.student["extra"]
-        logits, boxes = stack_layers(layers)
-        (index,) = to_device([match_columns(host_costs[0], targets.counts)], boxes.device)
+        answers = stacked(layers)
+        (index,) = to_device([match_columns(host_costs[0], targets.counts)], answers.boxes.device)
         pairs = [(layer, layer, 1.0) for layer in range(len(layers))]
         key = partial(LossKey, self.name)
-        return supervised_losses(key, logits, boxes, index, targets, totals, self.supervision, pairs)
+        return supervised_losses(key, answers, index, targets, totals, self.supervision, pairs)

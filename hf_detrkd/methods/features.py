@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.functional import box_overlap, gather_matched
-from ..structures.outputs import FeatureMap, Predictions
+from ..structures.outputs import FeatureMap, Predictions, stacked
 from ..structures.targets import Targets
 
 
@@ -108,46 +108,49 @@ def cells_of(targets: Targets, goal: FeatureMap) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def query_direction(layer: Predictions, targets: Targets, gamma: float | None) -> Tensor:
-    """Weighted sum of the unit decoder states of the best (query, class) pairs.
+def query_directions(layers: Sequence[Predictions], targets: Targets, gamma: float | None) -> Tensor:
+    """Weighted sum of the unit decoder states of the best (query, class) pairs of each layer.
 
     The cosine is linear in the unit query, so `sum_i w_i cos(q_i, f)` equals the dot product of this one vector with
     the unit feature.
 
     Args:
-        layer ([`Predictions`]): the teacher's predictions, with `hidden_states`.
+        layers (`Sequence[Predictions]`): the teacher's predictions, with `hidden_states`.
         targets ([`Targets`]): for an image without objects the weights are the scores.
         gamma (`float`, *optional*): weights are score^gamma * IoU^(1 - gamma), or score * IoU if `None`.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, width)`.
+        `torch.Tensor` of shape `(num_layers, batch_size, width)`.
     """
-    assert layer.hidden_states is not None
-    scores = layer.scores()
-    best, cells = scores.flatten(1).topk(min(TOP_PAIRS, scores[0].numel()))
-    rows = cells // scores.shape[-1]  # query of each pair, (batch_size, TOP_PAIRS)
-    overlap = box_overlap(layer.boxes[:, :, None], targets.boxes[:, None])[0]  # (batch_size, num_queries, max_boxes)
+    answers = stacked(layers)
+    states = torch.stack([layer.hidden_states for layer in layers if layer.hidden_states is not None])
+    scores = answers.scores()
+    best, cells = scores.flatten(2).topk(min(TOP_PAIRS, scores[0, 0].numel()))
+    rows = cells // scores.shape[-1]  # query of each pair, (num_layers, batch_size, TOP_PAIRS)
+    # (num_layers, batch_size, num_queries, max_boxes)
+    overlap = box_overlap(answers.boxes[..., :, None, :], targets.boxes[:, None])[0]
     overlap = overlap.masked_fill(~targets.valid[:, None], 0.0)
-    nearest = F.pad(overlap, (0, 1)).amax(-1).gather(1, rows)
+    nearest = F.pad(overlap, (0, 1)).amax(-1).gather(-1, rows)
     weight = best * nearest if gamma is None else best.pow(gamma) * nearest.pow(1 - gamma)
     weight = torch.where(targets.valid.any(1, keepdim=True), weight, best)
-    states = F.normalize(layer.hidden_states.float(), dim=-1)
-    return (weight[..., None] * gather_matched(states, rows)).sum(1)
+    states = F.normalize(states.float(), dim=-1)
+    return (weight[..., None] * gather_matched(states, rows)).sum(2)
 
 
 @torch.no_grad()
-def feature_mask(direction: Tensor, features: FeatureMap) -> Tensor:
-    """Similarity mask of a map to the teacher's best queries.
+def feature_masks(directions: Tensor, features: FeatureMap) -> Tensor:
+    """Similarity masks of a map to the best queries of each layer of the teacher.
 
     Args:
-        direction (`torch.Tensor` of shape `(batch_size, width)`): see [`query_direction`].
+        directions (`torch.Tensor` of shape `(num_layers, batch_size, width)`): see [`query_directions`].
         features ([`FeatureMap`]): a map of the teacher.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, height, width)` in (0, 1], with maximum 1 in every image; 0 on padding.
+        `torch.Tensor` of shape `(num_layers, batch_size, height, width)` in (0, 1], with maximum 1 in every image; 0
+        on padding.
     """
     unit = F.normalize(features.values.float(), dim=1)
-    mask = torch.einsum("bc,bchw->bhw", direction, unit).clamp(min=0.01)
+    mask = torch.einsum("lbc,bchw->lbhw", directions, unit).clamp(min=0.01)
     if features.padding is not None:
         mask = mask.masked_fill(features.padding, 0.0)
-    return mask / mask.amax((1, 2), keepdim=True)
+    return mask / mask.amax((-2, -1), keepdim=True)

@@ -23,21 +23,24 @@ def better_answers(student: Predictions, teacher: Predictions, targets: Targets)
     """Mask of queries whose teacher prediction is better than the student prediction.
 
     Args:
-        student, teacher ([`Predictions`]): predictions that are compared query by query.
+        student, teacher ([`Predictions`]): predictions that are compared query by query; of one layer, or [`stacked`].
         targets ([`Targets`])
 
     Returns:
-        `torch.Tensor` of shape `(3, batch_size, num_queries)`: 1 or 0 for class, L1 and GIoU. A class is better if the
-        score of the object's class is higher, a box if its IoU with the object is higher.
+        `torch.Tensor` of shape `(3, ..., batch_size, num_queries)`: 1 or 0 for class, L1 and GIoU. A class is better
+        if the score of the object's class is higher, a box if its IoU with the object is higher.
     """
     if targets.labels.shape[1] == 0:
-        return torch.zeros(3, *teacher.boxes.shape[:2], device=teacher.boxes.device)
+        return torch.zeros(3, *student.boxes.shape[:-1], device=teacher.boxes.device)
     student = among_known(student, teacher)
     own, theirs = (_overlap(side, targets) for side in (student, teacher))
-    best, objects = theirs.max(-1)  # (batch_size, num_queries)
-    own = own.gather(-1, objects[..., None])[..., 0]
-    labels = targets.labels.gather(1, objects)[..., None]
-    scores = [side.scores().gather(-1, labels)[..., 0] for side in (student, teacher)]
+    best, objects = theirs.max(-1)  # (..., batch_size, num_queries)
+    own = own.gather(-1, objects.expand(own.shape[:-1])[..., None])[..., 0]
+    labels = targets.labels.expand(*objects.shape[:-1], -1).gather(-1, objects)
+    scores = [
+        side.scores().gather(-1, labels.expand(side.boxes.shape[:-1])[..., None])[..., 0]
+        for side in (student, teacher)
+    ]
     found = best >= MIN_IOU
     class_better, box_better = found & (scores[1] > scores[0]), found & (best > own)
     return torch.stack([class_better, box_better, box_better]).float()
@@ -59,6 +62,6 @@ def better_objects(student: Predictions, teacher: Predictions, targets: Targets)
 
 
 def _overlap(answers: Predictions, targets: Targets) -> Tensor:
-    """IoU of every query with every object, `(batch_size, num_queries, max_boxes)`; -1 for padding."""
-    overlap = box_overlap(answers.boxes[:, :, None], targets.boxes[:, None])[0]
+    """IoU of every query with every object, `(..., batch_size, num_queries, max_boxes)`; -1 for padding."""
+    overlap = box_overlap(answers.boxes[..., :, None, :], targets.boxes[:, None])[0]
     return overlap.masked_fill(~targets.valid[:, None], -1.0)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..structures.loss_key import LossKey
-from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions
+from ..structures.outputs import DetectorOutput, DetectorSpec, ObjectQueries, Predictions, stacked
 from ..structures.targets import BatchTotals, Targets
 from ..structures.teacher_parts import TeacherParts
 from .base import DistillationMethod, Paper
 from .decoding import DecodedQueries, QueryRequests
 from .gates import better_answers
-from .layer_mapping import layer_pairs, parts_per_layer
+from .layer_mapping import layer_pairs, parts_per_layer, stacked_pairs
 from .queries import RandomPlacesConfig, random_queries, shared_fields, shared_place, teacher_queries, with_content
 from .query_losses import PointsConfig, as_compared, point_losses, shares
 from .region_points import assigned, best_boxes, nearby_proposals
@@ -232,28 +232,27 @@ class KDDETR(DistillationMethod):
         totals: BatchTotals,
         counted: Tensor | None,
     ) -> dict[LossKey, Tensor]:
-        """Losses of one group of points, layer by layer; `weight` and `counted`, the points that count, have shape
+        """Losses of one group of points by layer; `weight` and `counted`, the points that count, have shape
         `(batch_size, num_points)`."""
         best = teacher[-1].scores().amax(-1)
         weight = best if self.config.foreground_weight else torch.ones_like(best)
         weight = weight if counted is None else weight * counted
-        pairs = self._pairs(len(student), len(teacher))
-        terms = torch.stack([self._terms(student[s], teacher[t], weight, targets, totals) for s, t, _ in pairs], 1)
-        return parts_per_layer(self.name, terms, pairs, group)
-
-    def _pairs(self, num_student: int, num_teacher: int) -> list[tuple[int, int, float]]:
         if self.config.teacher_layers == "each":
-            return layer_pairs(num_student, num_teacher)
-        return [(layer, num_teacher - 1, 1.0) for layer in range(num_student)]
+            pairs = layer_pairs(len(student), len(teacher))
+            own, wanted = stacked_pairs(student, teacher, pairs)
+        else:
+            pairs = [(layer, len(teacher) - 1, 1.0) for layer in range(len(student))]
+            own, wanted = stacked(student), teacher[-1]
+        return parts_per_layer(self.name, self._terms(own, wanted, weight, targets, totals), pairs, group)
 
     def _terms(
         self, student: Predictions, teacher: Predictions, weight: Tensor, targets: Targets, totals: BatchTotals
     ) -> Tensor:
-        """Class, L1 and GIoU loss of one layer, shape `(3,)`."""
+        """Class, L1 and GIoU loss of each layer, `(3, num_layers)`."""
         terms = point_losses(student, teacher, self.config, self.student.one_to_one)
         if self.config.gate == "better":
             terms = terms * better_answers(as_compared(student, teacher), teacher, targets)
         if self.config.scale == "released":
-            sums, total = (weight * terms).sum((1, 2)), weight.sum().clamp(min=1e-6)
+            sums, total = (weight * terms).sum((-2, -1)), weight.sum().clamp(min=1e-6)
             return torch.stack([sums[0] / student.num_classes, sums[1] / (4 * total), sums[2] / total])
-        return (shares(weight) * terms).sum((1, 2)) / totals.images
+        return (shares(weight) * terms).sum((-2, -1)) / totals.images

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..structures.loss_key import LossKey
+from ..structures.outputs import Predictions, stacked
 
 
 PARTS = ("class", "box", "giou")
@@ -20,6 +23,13 @@ def layer_pairs(num_student: int, num_teacher: int) -> list[tuple[int, int, floa
     """
     students = [-(-(t + 1) * num_student // num_teacher) - 1 for t in range(num_teacher)]
     return [(s, t, 1 / students.count(s)) for t, s in enumerate(students)]
+
+
+def stacked_pairs(
+    student: Sequence[Predictions], teacher: Sequence[Predictions], pairs: list[tuple[int, int, float]]
+) -> tuple[Predictions, Predictions]:
+    """The layers of both models pair by pair, [`stacked`]."""
+    return stacked([student[s] for s, _, _ in pairs]), stacked([teacher[t] for _, t, _ in pairs])
 
 
 def per_layer(key: LossKey, values: Tensor, pairs: list[tuple[int, int, float]]) -> dict[LossKey, Tensor]:

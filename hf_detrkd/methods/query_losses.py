@@ -39,10 +39,11 @@ class PointsConfig(ComparingConfig, PlacesConfig):
 
 
 def point_losses(student: Predictions, teacher: Predictions, config: PointsConfig, one_to_one: bool = True) -> Tensor:
-    """Class, L1 and `1 - GIoU` loss of every query, `(3, batch_size, num_queries)`.
+    """Class, L1 and `1 - GIoU` loss of every query, `(3, ..., batch_size, num_queries)`.
 
     Args:
-        student, teacher ([`Predictions`]): see [`as_compared`].
+        student, teacher ([`Predictions`]): of one layer, or [`stacked`]; one teacher layer can be compared with
+            several student layers.
         config ([`PointsConfig`])
         one_to_one (`bool`): [`DetectorSpec.one_to_one`] of the student. If false, `softmax_kl` excludes no-object,
             which then tells how much of an object a box covers and not whether another query predicts the object.

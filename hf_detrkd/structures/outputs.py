@@ -7,10 +7,11 @@ Boxes are always `(center_x, center_y, width, height)` in [0, 1] of the image (n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .supervision import Supervision
@@ -80,7 +81,7 @@ class ObjectQueries:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one decoder layer.
+    """Predictions of one decoder layer, or of several with a first dimension for the layers, see [`stacked`].
 
     Attributes:
         logits (`torch.Tensor` of shape `(batch_size, num_queries, num_classes)`): with `activation="softmax"` there is
@@ -114,7 +115,8 @@ class Predictions:
         """The boxes for given classes `(batch_size, num_queries)`; `boxes` if the head is class-agnostic."""
         if self.class_boxes is None:
             return self.boxes
-        return self.class_boxes.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        index = labels[..., None, None].expand(*self.boxes.shape[:-1], 1, 4)
+        return self.class_boxes.gather(-2, index).squeeze(-2)
 
     def detach(self) -> Predictions:
         return self._each(Tensor.detach)
@@ -141,6 +143,20 @@ class Predictions:
         tensors = {name: vars(self)[name] for name in ("logits", "boxes", "hidden_states", "class_boxes")}
         changed: dict[str, Any] = {name: change(values) for name, values in tensors.items() if values is not None}
         return replace(self, **changed)
+
+
+def stacked(layers: Sequence[Predictions]) -> Predictions:
+    """Predictions of several layers in one, `(num_layers, batch_size, num_queries, ...)`, so that a loss is computed
+    for all of them at once; without decoder states. All layers have the activation and known classes of the first."""
+    logits, boxes = (torch.stack([vars(layer)[name] for layer in layers]) for name in ("logits", "boxes"))
+    class_boxes = [layer.class_boxes for layer in layers if layer.class_boxes is not None]
+    return replace(
+        layers[0],
+        logits=logits,
+        boxes=boxes,
+        hidden_states=None,
+        class_boxes=torch.stack(class_boxes) if class_boxes else None,
+    )
 
 
 def scores_of(logits: Tensor, activation: Activation) -> Tensor:

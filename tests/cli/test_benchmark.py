@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from hf_detrkd.adapters import ADAPTERS
@@ -15,6 +16,7 @@ from hf_detrkd.cli.benchmark import main as benchmark
 from hf_detrkd.cli.benchmark import methods as benchmark_methods
 from hf_detrkd.cli.benchmark import series as series_module
 from hf_detrkd.cli.benchmark.criterion_case import drops_denoising
+from hf_detrkd.cli.benchmark.operations import HostCopies, Operations
 from tests.data.layouts.conftest import Files
 from tests.data.layouts.writers import write_coco
 from tests.processes import finish, start
@@ -119,3 +121,25 @@ def test_the_pipeline_is_measured_beside_torchvision_s(tmp_path: Path, capsys: p
         assert {"hf_detrkd", "torchvision's reference"} <= found["images_per_second"][kind].keys()
     assert all(rate > 0 for each in found["images_per_second"].values() for rate in each.values())
     assert "| training | hf_detrkd | " in capsys.readouterr().out
+
+
+def test_methods_let_the_host_wait_no_more_often_than_plain_training(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    chosen = ["--only", "control", "detrdistill", "--output_dir", str(tmp_path), "--output_file", str(file)]
+    benchmark.main(["operations", *chosen])
+    control, method = json.loads(file.read_text()).values()
+    assert control["waits"] == method["waits"] >= 1
+    assert control["teacher"] == control["losses"] == control["decoder passes"] == 0
+    parts = [method[part] for part in ("teacher", "losses", "decoder passes")]
+    assert min(parts) > 0 and method["operations"] > control["operations"] + sum(parts)
+
+
+def test_the_operations_of_a_step_leave_out_views_reading_and_the_optimizer() -> None:
+    found, values = Operations(), torch.ones(4, 4)
+    with found, HostCopies(found), found.part("step"):
+        (values.view(16) + 1).sum().item()
+        with found.part("losses"):
+            values.to(torch.float64)[values > 0].cpu()
+        with found.part("optimizer"):
+            values.mul_(2).cpu()
+    assert found.counts == {"operations": 6, "step": 3, "losses": 3, "casts": 1, "waits": 3}

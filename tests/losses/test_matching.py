@@ -18,7 +18,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from hf_detrkd.adapters import ADAPTERS
 from hf_detrkd.losses.functional import class_targets
-from hf_detrkd.losses.matching import HungarianMatcher, match_columns, stack_layers, to_host, to_host_by_group, vote
+from hf_detrkd.losses.matching import HungarianMatcher, match_columns, to_host, to_host_by_group, vote
 from hf_detrkd.structures.outputs import Predictions
 from hf_detrkd.structures.targets import Targets
 from tests import each, tiny
@@ -196,7 +196,7 @@ def test_every_family_matches_with_the_weights_of_its_config(family):
 def test_the_cost_is_that_of_a_loop_over_queries_and_boxes(activation):
     layers, targets = random_layers(activation, layers=2), random_targets(3, 1)
     matcher = HungarianMatcher(1.5, 3.0, 0.5, alpha=0.4, gamma=3.0)
-    cost = matcher.cost(*stack_layers(layers), targets, activation)
+    cost = matcher.cost_of_layers(layers, targets)
     assert cost.shape == (2, 2, 7, 3)
     for layer, image, query in np.ndindex(2, 2, 7):
         logits, box = layers[layer].logits[image, query], layers[layer].boxes[image, query]
@@ -230,7 +230,7 @@ def test_matching_sends_no_gradient_and_runs_on_half_precision():
     logits = layer.logits.bfloat16().requires_grad_()
     half, full = (Predictions(values, layer.boxes) for values in (logits, logits.detach().float()))
     matcher = HungarianMatcher()
-    assert not matcher.cost(*stack_layers([half]), targets, "sigmoid").requires_grad
+    assert not matcher.cost_of_layers([half], targets).requires_grad
     assert not matcher.cost_between(half, layer).requires_grad
     assert torch.equal(matcher([half], targets), matcher([full], targets))
 

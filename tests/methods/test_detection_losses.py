@@ -9,9 +9,9 @@ import torch
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.losses.criterion import Answers
-from hf_detrkd.losses.matching import stack_layers
 from hf_detrkd.methods.detection_losses import supervised_losses, supervision_of
 from hf_detrkd.structures.loss_key import LossKey
+from hf_detrkd.structures.outputs import stacked
 from hf_detrkd.structures.targets import BatchTotals, Targets
 from tests import tiny
 
@@ -24,7 +24,7 @@ def test_a_group_that_is_the_own_one_gets_the_same_loss(build, family, counts):
     expected = adapter.criterion(Answers(layers), targets, totals)
     index = adapter.criterion.matcher(layers, targets)
     pairs = [(layer, layer, 1.0) for layer in range(len(layers))]
-    losses = supervised_losses(partial(LossKey, "extra"), *stack_layers(layers), index, targets, totals, own, pairs)
+    losses = supervised_losses(partial(LossKey, "extra"), stacked(layers), index, targets, totals, own, pairs)
     weights = {"class": own.class_weight, "box": own.box_weight, "giou": own.giou_weight}
     if family == "deimv2":  # its boxes are supervised by the matchings of all layers
         weights = {"class": own.class_weight}

@@ -4,6 +4,7 @@
     python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
     python scripts/benchmark.py methods --output_dir outputs/methods --seeds 0 1 2 --jobs 2
     python scripts/benchmark.py methods --output_dir outputs/methods --only_cost
+    python scripts/benchmark.py operations --output_dir outputs/operations
     python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
     python scripts/benchmark.py pipeline --dataset_name path/to/folder
 
@@ -13,6 +14,10 @@ and both loss values. Times are medians; both sides are measured in turns, so th
 
 `methods`: the control, extra queries without a teacher, and every method on one data set, teacher and student: the
 cost of a step and its parts, and the mAP over several seeds, at equal steps and at equal seconds.
+
+`operations`: the operations of a training step of every method, of its parts, and how often the device has to answer
+before the host goes on. They do not depend on the machine; on a GPU a step of a small model takes as long as it has
+operations.
 
 `latency`: parameters, operations, latency and throughput of detectors on this device, measured in turns.
 
@@ -30,6 +35,7 @@ from ..shipped import shipped
 from .criterion import FAMILIES, criterion
 from .latency import add_latency
 from .methods import methods
+from .operations import operations
 from .pipeline import add_pipeline
 
 
@@ -58,7 +64,7 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=criterion)
 
 
-def add_methods(parser: argparse.ArgumentParser) -> None:
+def add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         default=str(shipped("scripts/recipes/methods.yaml")),
@@ -67,17 +73,26 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="*", help="Names of the variants to run; the first is the control. Default: all."
     )
+    parser.add_argument("--output_dir", required=True, help="Output folder; runs with results in it are not repeated.")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the cost measurement. Default: 2.")
+    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
+
+
+def add_operations(parser: argparse.ArgumentParser) -> None:
+    add_variants(parser)
+    parser.set_defaults(run=operations)
+
+
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    add_variants(parser)
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of the runs of each variant. Default: 0 1 2."
     )
     parser.add_argument("--jobs", type=int, default=1, help="Number of parallel runs. Default: 1.")
-    parser.add_argument("--output_dir", required=True, help="Output folder; runs with results in it are not repeated.")
     parser.add_argument(
         "--cost_steps", type=int, default=15, help="Timed steps; their median is the cost. Default: 15."
     )
     parser.add_argument("--only_cost", action="store_true", help="Only measure the cost of a step.")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the cost measurement. Default: 2.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=methods)
 
 
@@ -87,6 +102,7 @@ def main(argv: list[str]) -> None:
     add_criterion(commands.add_parser("criterion", help="Compare the detection loss with transformers' own."))
     add_methods(commands.add_parser("methods", help="Compare every method with its controls."))
     add_latency(commands.add_parser("latency", help="Compare detectors: parameters, GFLOPs, latency."))
+    add_operations(commands.add_parser("operations", help="Count the operations of every method's step."))
     add_pipeline(commands.add_parser("pipeline", help="Compare the reading of images with two other pipelines."))
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

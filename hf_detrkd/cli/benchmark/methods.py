@@ -3,111 +3,19 @@
 import argparse
 import json
 import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
-from unittest import mock
+from typing import Any
 
-import torch
 import yaml
 from tqdm import tqdm
 
-from ...distillation import distiller as distiller_module
-from ...distillation.stored_teacher import StoredTeacher
-from ...distillation.teacher import Teacher
-from ...training.trainer import DistillationTrainer
-from ..answer import answer_if_auto
 from ..arguments import parse, read_recipe
-from ..run_setup import build_trainer, load_splits
+from ..run_setup import load_splits
 from .series import run_series
+from .step_cost import PARTS, cost_of
 
 
-PARTS = ("reading", "teacher", "decoder passes", "losses")
-
-
-# --- cost ------------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Seconds by the name of a part; on a GPU every part waits for the device to include all its own work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        started = now()
-        try:
-            yield
-        finally:
-            self.seconds[name] += now() - started
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return call
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def cost_of(arguments: list[str], steps: int) -> dict[str, float]:
-    """Median seconds of a training step (reading, forward, backward, optimizer) and of its parts, and seconds of the
-    stored answers of an image in all its views."""
-    given = parse(arguments)
-    splits = load_splits(given)
-    answering = answer_if_auto(given, splits)
-    trainer = build_trainer(given, splits)
-    trainer.create_optimizer()
-    seen = [one_step(trainer) for _ in range(steps + 2)][2:]  # the first two are the warm-up
-    found = {name: statistics.median(step[name] for step in seen) for name in ("step", *PARTS)}
-    views = 1 if given.config.answers_form == "moved" else given.config.augmentation_views or 0
-    return found | {"answers": answering * views}
-
-
-def one_step(trainer: DistillationTrainer) -> dict[str, float]:
-    """Seconds of one step and its parts. The images are read in this process, as without `dataloader_num_workers`."""
-    distiller, clock = trainer.distiller.train(), Clock()
-    patches = [
-        mock.patch.object(kind, "of", clock.timed("teacher", cast(Any, kind).of)) for kind in (Teacher, StoredTeacher)
-    ]
-    patches += [
-        mock.patch.object(
-            distiller_module,
-            "decode_requests",
-            clock.timed("decoder passes", distiller_module.decode_requests),
-        ),
-    ]
-    patches += [
-        mock.patch.object(method, name, clock.timed("losses", getattr(method, name)))
-        for method in distiller.methods.values()
-        for name in ("costs", "losses")
-    ]
-    for patch in patches:
-        patch.start()
-    try:
-        with clock.part("step"):
-            with clock.part("reading"):
-                data: Any = trainer.train_dataset
-                items = [data[place] for place in range(trainer.args.per_device_train_batch_size)]
-                batch = trainer._prepare_inputs(trainer.data_collator(items))
-            trainer.optimizer.zero_grad()
-            with trainer.accelerator.autocast():
-                loss = distiller(batch)["loss"]
-            loss.backward()
-            trainer.optimizer.step()
-    finally:
-        for patch in patches:
-            patch.stop()
-    return {name: clock.seconds[name] for name in ("step", *PARTS)}
+FEW = {"max_train_samples": 64, "max_eval_samples": 8}  # images that are enough for the cost of a step
 
 
 def cost_table(costs: dict[str, dict[str, float]]) -> str:
@@ -163,6 +71,19 @@ def words_of(arguments: dict[str, Any]) -> list[str]:
     return [f"--{name}={json.dumps(v) if isinstance(v, dict | bool) else v}" for name, v in arguments.items()]
 
 
+def chosen_variants(
+    given: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
+    """The series of a file, the arguments of the variants that were asked for, and those that all share."""
+    series = yaml.safe_load(Path(given.variants).read_text())
+    chosen = {n: v or {} for n, v in series["variants"].items() if not given.only or n in given.only}
+    return (
+        series,
+        chosen,
+        {"config": series["recipe"], "output_dir": given.output_dir} | (series.get("arguments") or {}),
+    )
+
+
 def costs_of(
     chosen: dict[str, dict[str, Any]], common: dict[str, Any], given: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
@@ -170,7 +91,7 @@ def costs_of(
     file = Path(given.output_dir, "costs.json")
     costs = json.loads(file.read_text()) if file.is_file() else {}
     for name in tqdm([name for name in chosen if name not in costs], desc="costs", leave=False):
-        few = {"max_train_samples": 64, "max_eval_samples": 8, "output_dir": f"{given.output_dir}/costs/{name}"}
+        few = {"output_dir": f"{given.output_dir}/costs/{name}"} | FEW
         costs[name] = cost_of(words_of(common | few | chosen[name]), given.cost_steps)
         if costs[name]["answers"]:
             images = len(load_splits(parse(words_of(common | chosen[name]))).all_train)
@@ -182,14 +103,12 @@ def costs_of(
 
 def methods(given: argparse.Namespace) -> dict[str, Any]:
     """Prints the tables and returns their figures."""
-    series = yaml.safe_load(Path(given.variants).read_text())
-    chosen = {n: v or {} for n, v in series["variants"].items() if not given.only or n in given.only}
-    common = {"config": series["recipe"], "output_dir": given.output_dir} | (series.get("arguments") or {})
+    series, chosen, common = chosen_variants(given)
     costs = costs_of(chosen, common, given)
     print(cost_table(costs))
     if given.only_cost:
         return {"costs": costs}
-    recipe = read_recipe(series["recipe"])
+    recipe: dict[str, Any] = read_recipe(series["recipe"])
     steps = {name: int((recipe | common | arguments)["max_steps"]) for name, arguments in chosen.items()}
     budget = max(costs[name]["answers"] + steps[name] * costs[name]["step"] for name in chosen)
     paid = {name: steps_for(budget, costs[name]) for name in chosen}
