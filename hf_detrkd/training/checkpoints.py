@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..distillation.distiller import Distiller
-from .ema import StudentAverage
+from .ema import StudentAverage, load_whole
 
 
 STATE_FOLDER = "distillation"
@@ -31,14 +29,15 @@ def save_state(
 
     Args:
         distiller ([`Distiller`]), average ([`StudentAverage`], *optional*), checkpoint (`Path`)
-        weights (`dict[str, torch.Tensor]`): whole, by their names in the distiller, also where it is sharded.
+        weights (`dict[str, torch.Tensor]`): trained ones, whole, by their names in the distiller, also where it is
+            sharded.
     """
     folder = checkpoint / STATE_FOLDER
     methods: Any = distiller.methods
     if methods or average is not None:
         folder.mkdir(exist_ok=True)
     if average is not None:
-        average.save(folder)
+        average.save(folder, part_of(weights, "student."))
     if not methods:
         return
     save_file(part_of(weights, "methods."), folder / METHOD_WEIGHTS)
@@ -92,11 +91,3 @@ def load_student_weights(student: PreTrainedModel, folder: Path) -> None:
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose names begin so, by the rest of their names."""
     return {k.removeprefix(prefix): v.contiguous() for k, v in weights.items() if k.startswith(prefix)}
-
-
-def load_whole(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Loads all weights of a module, which may be sharded (FSDP2): each process takes its part of them."""
-    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-        module.load_state_dict(weights)
-        return
-    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 AVERAGED_STATE = "trained_student.safetensors"  # the trained weights of a checkpoint whose student is the average
@@ -21,27 +23,32 @@ class StudentAverage:
     """`average = d * average + (1 - d) * student` after every optimizer step.
 
     After n steps `d` is `min(decay, (1 + n) / (10 + n))`, so that the first weights are soon forgotten.
-    Buffers (BatchNorm's statistics) are the student's.
+    Buffers (BatchNorm's statistics) are the student's. If FSDP shards the student, each process averages its shards.
 
     Args:
-        student (`torch.nn.Module`): on its device.
+        student (`torch.nn.Module`)
         decay (`float`): in (0, 1).
+        root (`torch.nn.Module`, *optional*): holds the student, and is what FSDP shards. Default: the student.
     """
 
-    def __init__(self, student: nn.Module, decay: float):
-        self.student, self.decay = student, decay
+    def __init__(self, student: nn.Module, decay: float, root: nn.Module | None = None):
+        self.student, self.decay, self.root = student, decay, root or student
         self.updates = 0
-        self.averaged = AveragedModel(student, multi_avg_fn=cast(Any, self._average))
+        self._averaged: list[Tensor] | None = None  # None: equal to the student
 
     @torch.no_grad()
-    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
     def update(self) -> None:
         """Takes in the student after an optimizer step."""
         self.updates += 1
-        self.averaged.update_parameters(self.student)
+        current = self._tensors()
+        if self._averaged is None:
+            self._averaged = [value.clone() for value in current]
+            return
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        parameters = len(list(self.student.parameters()))
+        torch._foreach_lerp_(self._averaged[:parameters], current[:parameters], 1 - decay)
+        for averaged, buffer in zip(self._averaged[parameters:], current[parameters:], strict=True):
+            averaged.copy_(buffer)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -54,24 +61,35 @@ class StudentAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for own, averaged in zip(_tensors(self.student), _tensors(self.averaged.module), strict=True):
-            kept = own.clone()
-            own.copy_(averaged)
-            averaged.copy_(kept)
+        if self._averaged is not None:
+            for own, averaged in zip(self._tensors(), self._averaged, strict=True):
+                kept = own.clone()
+                own.copy_(averaged)
+                averaged.copy_(kept)
 
     def adopt(self) -> None:
         """Gives the student the averaged weights for good."""
-        _copy(self.averaged.module, self.student)
+        self._swap()
+        self._averaged = None
 
     def restart(self) -> None:
         """Makes the average equal to the student."""
-        _copy(self.student, self.averaged.module)
+        self._averaged = None
 
-    def save(self, folder: Path) -> None:
-        """Writes what a resumed run needs beside the average: the trained weights and the number of steps."""
-        state = {name: value.contiguous().clone() for name, value in self.student.state_dict().items()}
+    def _tensors(self) -> list[Tensor]:
+        """Every parameter and buffer once, tied ones too; of sharded ones the part of this process."""
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # after a forward pass without a backward pass, they may be whole
+        values = [*self.student.parameters(), *self.student.buffers()]
+        return [value.to_local() if isinstance(value, DTensor) else value.detach() for value in values]
+
+    def save(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
+        """Writes what a resumed run needs beside the average: the student's trained weights, whole, and the steps."""
+        state = {name: value.contiguous().clone() for name, value in trained.items()}
         save_file(state | {UPDATES: torch.tensor(self.updates)}, folder / AVERAGED_STATE)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint, whose average the student holds.
 
@@ -84,19 +102,15 @@ class StudentAverage:
                 f"{folder.parent} was saved without --ema_decay: resume without it, or start from it with "
                 "--model_name_or_path."
             )
-        self.restart()
         state = load_file(file)
         self.updates = int(state.pop(UPDATES))
-        self.averaged.n_averaged.fill_(self.updates)
-        self.student.load_state_dict(state)
+        self._averaged = [value.clone() for value in self._tensors()]
+        load_whole(self.student, state)
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Every parameter and buffer once, tied ones too."""
-    return [*module.parameters(), *module.buffers()]
-
-
-@torch.no_grad()
-def _copy(source: nn.Module, goal: nn.Module) -> None:
-    for wanted, value in zip(_tensors(goal), _tensors(source), strict=True):
-        wanted.copy_(value)
+def load_whole(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Loads all weights of a module, which may be sharded (FSDP2): each process takes its part of them."""
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        module.load_state_dict(weights)
+        return
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))

@@ -151,6 +151,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             teacher.to(args.device)
         self._guard = FiniteGuard()
         self._average: StudentAverage | None = None
+        self._trained: dict[str, Tensor] | None = None  # gathered from all processes while a sharded student is saved
         self._follow(distiller)
         self._parts: dict[str, Tensor] = {}
         self._images_seen = 0
@@ -199,11 +200,15 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         """As in `Trainer`; but what `torch_compile` compiles are pieces: see [`compiled_for`].
 
         Raises:
-            ValueError: `ema_decay` with DeepSpeed or FSDP.
+            ValueError: FSDP of version 1, or `ema_decay` with DeepSpeed.
         """
         super().create_accelerator_and_postprocess()
-        if self.args.ema_decay is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError("ema_decay needs unsharded weights: it cannot be used with DeepSpeed or FSDP.")
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("DistillationTrainer needs FSDP2: set fsdp_version to 2 in accelerate's configuration.")
+        if self.args.ema_decay is not None and self.is_deepspeed_enabled:
+            raise ValueError(
+                "ema_decay cannot be used with DeepSpeed, which keeps the weights itself: use FSDP or DDP."
+            )
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         if self.is_fsdp_enabled:  # a student is one file, whatever held its shards
             plugin = self.accelerator.state.fsdp_plugin
@@ -224,7 +229,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self._watch = TermWatch(distiller, self.args.gradient_ratio_steps)
         if self.args.ema_decay is not None:
             self.pop_callback(AverageCallback)
-            self._average = StudentAverage(distiller.student.to(self.args.device), self.args.ema_decay)
+            self._average = StudentAverage(distiller.student, self.args.ema_decay, distiller)
             self.add_callback(AverageCallback(self._average))
 
     def _begin_attempt(self) -> None:
@@ -389,6 +394,19 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`, with the student's EMA weights if there are any."""
+        if self._average is None or not self.weights_are_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        # All processes gather both, the trained weights first.
+        self._trained = self.accelerator.get_state_dict(self.model)
+        try:
+            with self._averaged():
+                super().save_model(output_dir, _internal_call)
+        finally:
+            self._trained = None
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Saves the student for `from_pretrained`; in a checkpoint also the state needed to resume."""
         if not self.args.should_save:
@@ -399,13 +417,13 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         distiller = self.distiller
         weights = state_dict or distiller.state_dict()
-        with self._averaged():
+        with self._averaged() if self._trained is None else nullcontext():  # gathered weights are already averaged
             distiller.student.save_pretrained(folder, state_dict=part_of(weights, "student."))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(shareable(self.args), folder / TRAINING_ARGS_NAME)
         if folder.resolve() != Path(self.args.output_dir).resolve():
-            save_state(distiller, self._average, folder, weights)
+            save_state(distiller, self._average, folder, self._trained or weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As in `Trainer`, but whole or not at all; raises before writing anything if a loss or a weight is not

@@ -71,8 +71,12 @@ def sharded_run(folder: str, options: dict[str, Any]) -> None:
 
 
 def refused_run(folder: str) -> None:
-    with sharding(), pytest.raises(ValueError, match="ema_decay needs unsharded weights"):
-        make_trainer(folder, ema_decay=0.9)
+    with (
+        sharding(),
+        mock.patch.dict(os.environ, FSDP_VERSION="1"),
+        pytest.raises(ValueError, match="needs FSDP2: set"),
+    ):
+        make_trainer(folder)
 
 
 def plain_run(folder: str, options: dict[str, Any]) -> None:
@@ -112,5 +116,24 @@ def test_a_sharded_run_ends_with_its_best_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_an_average_of_sharded_weights_is_refused(tmp_path: Path) -> None:
+def test_the_average_of_a_sharded_run_is_that_of_one_that_is_not_also_after_a_resume(tmp_path: Path) -> None:
+    options = OPTIONS | {"ema_decay": 0.6, "eval_strategy": "steps", "eval_steps": 1}
+    first, _ = run_together(sharded_run, str(tmp_path / "sharded"), options)
+    run_together(plain_run, str(tmp_path / "plain"), options)
+    for place in (".", "checkpoint-2", "checkpoint-4"):
+        assert_close(*(student_in(tmp_path / name / place) for name in ("sharded", "plain")), 1e-6)
+    file = Path("checkpoint-4", "distillation", "trained_student.safetensors")
+    trained, plain = (load_file(tmp_path / name / file) for name in ("sharded", "plain"))
+    assert_close(trained, plain, 1e-6)
+    average = student_in(tmp_path / "sharded" / "checkpoint-4")
+    assert any(not torch.equal(value, trained[name]) for name, value in average.items() if name in trained)
+
+    resumed = options | {"resume_from_checkpoint": str(tmp_path / "sharded" / "checkpoint-2")}
+    second, _ = run_together(sharded_run, str(tmp_path / "resumed"), resumed)
+    assert_close(*(student_in(tmp_path / name) for name in ("resumed", "plain")), 1e-6)
+    assert second.splitlines()[-1] == first.splitlines()[-1]
+
+
+@pytest.mark.distributed
+def test_the_former_version_of_fsdp_is_refused(tmp_path: Path) -> None:
     run_together(refused_run, str(tmp_path))
