@@ -1,8 +1,8 @@
-"""Generates the README's support table of methods and pairs of families from the code.
+"""Generates the table of supported pairs in docs/models.md of methods and pairs of families from the code.
 
-    python scripts/support_table.py README.md
+    python scripts/support_table.py docs/models.md
 
-It constructs every method for every pair, as the trainer does. A test checks that the README is up to date.
+It constructs every method for every pair, as the trainer does. A test checks that the page is up to date.
 """
 
 import re

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForObjectDetection
 
 from hf_detrkd.cli import arguments as distill_arguments
 from hf_detrkd.cli.main import COMMANDS, split_arguments
+from hf_detrkd.data.shapes import SHAPE_CLASSES
+from hf_detrkd.distillation.student import load_image_processor
 from hf_detrkd.export.parity import FLOAT32
-from tests import ROOT, script
+from tests import ROOT, script, tiny
+from tests.cli.doctor.runs import write_shapes
 
 
 export_table, support_table = script("export_table"), script("support_table")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
+HOME = "https://github.com/hf-detrkd/hf_detrkd/blob/main/"  # absolute, so that PyPI shows them
+RAW = "https://raw.githubusercontent.com/hf-detrkd/hf_detrkd/main/"
+
+
+def text_of(page: Path) -> str:
+    """A page whose links to this repository are relative."""
+    return page.read_text().replace(HOME, os.path.relpath(ROOT, page.parent) + "/")
 
 
 def test_the_table_of_pairs_is_what_the_code_does() -> None:
-    assert support_table.with_table(README) == README
-    table = README.split(support_table.START)[1].split(support_table.END)[0]
+    page = (ROOT / "docs" / "models.md").read_text()
+    assert support_table.with_table(page) == page
+    table = page.split(support_table.START)[1].split(support_table.END)[0]
     assert all(table.count(family) == 2 for family in ("table-transformer", "conditional_detr", "rf_detr", "yolos"))
 
 
@@ -38,7 +51,7 @@ def test_the_table_of_exports_has_a_row_of_every_family_as_its_script_writes_it(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_parses_and_every_file_exists(page: Path, tmp_path: Path) -> None:
-    text = page.read_text().replace("\\\n", " ")
+    text = text_of(page).replace("\\\n", " ")
     (tmp_path / "recipe.yaml").write_text("config_name: x\noutput_dir: y\n")
     for line in re.findall(r"^ {4}((?:accelerate launch|python|hf-detrkd) .*)$", text, flags=re.MULTILINE):
         words = [word.replace("recipe.yaml", str(tmp_path / "recipe.yaml")) for word in line.split()]
@@ -93,7 +106,7 @@ def test_every_python_example_compiles_and_imports_what_there_is(page: Path) -> 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_headings_that_links_point_to_exist(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)]*\.md)?#([^)]+)\)", page.read_text()):
+    for link in re.findall(r"\]\(([^):]*\.md)?#([^)]+)\)", text_of(page)):
         other = (page.parent / link[0] if link[0] else page).read_text()
         headings = re.findall(r"^#+ (.+)$", other, flags=re.MULTILINE)
         assert link[1] in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
@@ -108,3 +121,32 @@ def test_make_knows_the_commands_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?:`|^ {4})make ([a-z]+)", README, flags=re.MULTILINE))
     assert {"demo", "test", "help"} <= named <= targets
+
+
+def test_the_readme_is_short_and_shows_the_same_everywhere() -> None:
+    assert len(README.split()) <= 900
+    assert not [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+    pictures = re.findall(rf"{re.escape(RAW)}([^)]+)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_readme_s_example_trains_a_student_that_loads_without_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_teacher: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.build("rt_detr").save_pretrained("small")
+    load_image_processor(tiny.build("rt_detr"), image_size=(64, 64)).save_pretrained("small")
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    changes = {
+        "path/to/folder": write_shapes(tmp_path / "data"),
+        "PekingU/rtdetr_r18vd": "small",
+        "path/to/teacher": shapes_teacher,
+        "(640, 640)": "(64, 64)",
+        "num_train_epochs=50": "max_steps=1, min_teacher_map=0.0, report_to='none'",
+    }
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(compile(code, "README.md", "exec"), {})
+    student = AutoModelForObjectDetection.from_pretrained("outputs/student")
+    assert list(student.config.id2label.values()) == list(SHAPE_CLASSES)
