@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tests import seed_all, tiny
+from tests import ROOT, seed_all, tiny
 from tests.hub_server import HubServer
 
 
@@ -63,3 +64,11 @@ def shapes_teacher(tmp_path: Path) -> str:
     model.save_pretrained(tmp_path / "teacher")
     load_image_processor(model, image_size=(64, 64)).save_pretrained(tmp_path / "teacher")
     return str(tmp_path / "teacher")
+
+
+@pytest.fixture
+def extras() -> dict[str, str]:
+    """The extras of setup.cfg, each with its requirements as text."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    return dict(settings["options.extras_require"])

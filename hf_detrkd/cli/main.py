@@ -32,6 +32,7 @@ COMMANDS = {
     "answer": ("hf_detrkd.cli.answer", "Stores a teacher's answers, which a training reads in its place."),
     "evaluate": ("hf_detrkd.cli.evaluate", "Evaluates a detector on a data set by COCO's metrics."),
     "predict": ("hf_detrkd.cli.predict", "Detects objects in images and draws them."),
+    "demo": ("hf_detrkd.cli.demo.main", "Shows student and teacher side by side on a page in the browser."),
     "export": ("hf_detrkd.cli.export", "Exports a detector to ONNX and compares the file with PyTorch."),
     "push": ("hf_detrkd.cli.push", "Pushes the output folder of a run to the Hub."),
     "doctor": ("hf_detrkd.cli.doctor.main", "Checks data, models, memory and disk of a run without training."),

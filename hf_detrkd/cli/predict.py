@@ -118,10 +118,23 @@ def detect(
     inputs = processor(images=images, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         outputs = model(**inputs)
+    return detections_of(model, outputs, images, limit)
+
+
+def detections_of(
+    model: PreTrainedModel, outputs: Any, images: list[Image.Image], limit: int | None = None
+) -> list[dict[str, Tensor]]:
+    """The detections in a model's outputs, see [`detect`]."""
     predictions = predictions_from_heads(outputs.logits, outputs.pred_boxes, model.config.num_labels)
     sizes = [(image.height, image.width) for image in images]
     found = detections_from_predictions(predictions, sizes, limit or max_detections_of(model.config))
     return [{name: value.cpu() for name, value in image.items()} for image in found]
+
+
+def above(found: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """The detections of an image whose score is at least the threshold."""
+    sure = (found["scores"] >= threshold) & (found["scores"] > 0)  # 0 is padding after NMS
+    return {name: value[sure] for name, value in found.items()}
 
 
 def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, first_id: int) -> list[dict[str, Any]]:
@@ -157,8 +170,7 @@ def main(argv: list[str]) -> None:
     annotations: list[dict[str, Any]] = []
     for paths, pictures in read_batches(files, arguments.batch_size):
         for path, picture, found in zip(paths, pictures, detect(model, processor, pictures, limit), strict=True):
-            sure = (found["scores"] >= arguments.threshold) & (found["scores"] > 0)  # 0 is padding after NMS
-            kept = {key: value[sure] for key, value in found.items()}
+            kept = above(found, arguments.threshold)
             labels = [id2label[number] for number in kept["labels"].tolist()]
             draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / path.name)
             size = {"width": picture.width, "height": picture.height}
