@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,36 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers import Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations import (
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
 Functions = Mapping[type[TrainerCallback], Callable[..., None]]
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Refuses trackers of the extra `trackers` that are not installed.
+
+    Args:
+        names (`Iterable[str]`): as in `report_to`.
+
+    Raises:
+        ImportError: one is missing.
+    """
+    missing = [name for name in names if name in INSTALLED and not INSTALLED[name]()]
+    if missing:
+        raise ImportError(
+            f"report_to {missing[0]} needs the package {missing[0]}: pip install 'hf-detrkd[trackers]', or in a "
+            "checkout pip install '.[trackers]'."
+        )
 
 
 def track_pictures(trainer: Trainer, files: Sequence[Path]) -> None:
@@ -87,6 +111,7 @@ def _close_client(client: str, callback: Any) -> None:
         callback._initialized = False
 
 
+INSTALLED = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available, "wandb": is_wandb_available}
 CLIENTS = {TrackioCallback: "_trackio", WandbCallback: "_wandb"}  # attribute of each callback that holds its module
 SENDERS: Functions = {
     TensorBoardCallback: _to_tensorboard,

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from ..answers import STORED
 from ..artifacts.redaction import under_home
+from ..artifacts.trackers import check_installed
 from ..data import parse_image_size
 from ..data.checks import is_finite
 from ..data.text import there
@@ -36,6 +37,7 @@ class DistillationConfig(TrainingArguments):
 
     Raises:
         ValueError: an invalid value, such as an unknown method or dtype, or label smoothing.
+        ImportError: `report_to` names a tracker that is not installed.
     """
 
     method: str = field(
@@ -316,6 +318,7 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_kinds(self)
         super().__post_init__()
+        check_installed(self.report_to)
         self.run_name = self.run_name or Path(self.output_dir).absolute().name
         self.loss_weights = parsed_numbers(self.loss_weights, "loss_weights")
         self.learning_rate_factors = parsed_numbers(self.learning_rate_factors, "learning_rate_factors")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_detrkd.artifacts.trackers import close_trackers, track_pictures
+from hf_detrkd import DistillationConfig
+from hf_detrkd.artifacts.trackers import INSTALLED, close_trackers, track_pictures
 from tests.runs import make_trainer
 
 
@@ -28,6 +29,18 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trackers write into the test's folder alone."""
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extras: dict[str, str]
+) -> None:
+    assert DistillationConfig(str(tmp_path), report_to=name).report_to == [name]
+    monkeypatch.setitem(INSTALLED, name, lambda: False)
+    message = rf"report_to {name} needs the package {name}: pip install 'hf-detrkd\[trackers\]'"
+    with pytest.raises(ImportError, match=message):
+        DistillationConfig(str(tmp_path), report_to=["codecarbon", name])
+    assert name in extras["trackers"]
 
 
 def trained(folder: Path, tracker: str) -> Any:
@@ -67,7 +80,8 @@ TRACKIO = """
 import sys
 from pathlib import Path
 from tests.artifacts.test_trackers import trained
-from hf_detrkd.artifacts.trackers import close_trackers, track_pictures
+from hf_detrkd import DistillationConfig
+from hf_detrkd.artifacts.trackers import INSTALLED, close_trackers, track_pictures
 
 trainer = trained(Path(sys.argv[1]), "trackio")
 track_pictures(trainer, [Path(sys.argv[2])])
