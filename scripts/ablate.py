@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Runs a recipe in several variants and seeds.
 
 python scripts/ablate.py --variants scripts/recipes/ablation.yaml --output_dir outputs/ablation

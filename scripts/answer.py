@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Stores the answers of a teacher, so that a training reads them instead of running the teacher.
 
 accelerate launch scripts/answer.py --config recipe.yaml --teacher_answers outputs/answers

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Converts a checkpoint of DINO's original repository, or of detrex.
 
 python scripts/convert_dino.py --checkpoint checkpoint0011_4scale.pth --output_dir dino_r50

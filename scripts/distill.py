@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Distils a detector into a smaller one, or trains one without a teacher.
 
 accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Checks data, models, memory and disk of a run without training.
 
 python scripts/doctor.py --config scripts/recipes/quickstart.yaml

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Evaluates a detector on a data set, or a file of detections, by COCO's metrics.
 
 accelerate launch scripts/evaluate_detector.py --model_name_or_path outputs/student --dataset_name path/to/folder

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd[export]"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Exports a detector to ONNX and compares the file with PyTorch.
 
 python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --input photos

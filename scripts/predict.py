@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-detrkd"]
+#
+# [tool.uv.sources]
+# hf-detrkd = { path = "..", editable = true }
+# ///
 """Detects objects in an image or in all images of a folder.
 
 python scripts/predict.py --model_name_or_path outputs/student --input photo.jpg

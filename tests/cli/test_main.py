@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from hf_detrkd.cli.shipped import shipped
 from tests import ROOT, script
 
 
+TOOLS = ("support_table", "export_table", "house")
+"""Scripts for developers, which use what is in no package: the tests' detectors, the linter's graph."""
+DOORS = [file for file in sorted((ROOT / "scripts").glob("*.py")) if file.stem not in TOOLS]
 SHOWS = """import sys
 
 def main(argv):
@@ -149,16 +154,28 @@ def test_help_lists_every_command_with_what_its_module_does(capsys: pytest.Captu
     assert any("--num_processes" in line for line in lines)
 
 
-@pytest.mark.parametrize("door", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: path.stem)
 def test_a_script_is_a_door_to_its_command(door: Path) -> None:
-    """Three are tools for developers, and use what is in no package: the tests' detectors, the linter's graph."""
-    if door.stem in ("support_table", "export_table", "house"):
-        return
     docstring, *imports, run = ast.parse(door.read_text()).body
     assert isinstance(docstring, ast.Expr) and f"scripts/{door.name}" in ast.get_docstring(ast.parse(door.read_text()))
     assert ast.unparse(imports[0]) == "import sys" and len(imports) == 3
     assert ast.unparse(run.body[0]) == "sys.exit(run(main))"
     assert script(door.stem).main
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: path.stem)
+def test_uv_runs_a_script_with_the_package_of_its_checkout(door: Path) -> None:
+    """Its inline metadata agree with setup.cfg."""
+    (block,) = re.findall(r"^# /// script$\n((?:#(?: .*)?\n)+)# ///$", door.read_text(), flags=re.MULTILINE)
+    inline = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.MULTILINE))
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert inline["requires-python"] == settings["options"]["python_requires"]
+    (dependency,) = inline["dependencies"]
+    name, _, extra = dependency.rstrip("]").partition("[")
+    assert name == settings["metadata"]["name"] and (not extra or extra in settings["options.extras_require"])
+    source = inline["tool"]["uv"]["sources"][name]
+    assert (door.parent / source["path"]).resolve() == ROOT and source["editable"]
 
 
 def test_a_command_that_is_none_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
