@@ -37,6 +37,7 @@ SLOWER = (
     "models",
     "test_loading",
     "test_matrix",
+    "test_notebook",
     "test_overfit",
     "test_recipes",
     "training",
