@@ -117,6 +117,15 @@ def test_the_index_names_every_page() -> None:
     assert all(f"]({page.name})" in index for page in PAGES[1:] if page.name != "README.md")
 
 
+def test_the_families_whose_attention_the_hub_has_a_kernel_for_are_those_that_the_page_names() -> None:
+    def layers(name: str) -> set[str]:
+        return {type(module).__name__ for module in tiny.build(name).modules()}
+
+    found = {name.split("/")[0] for name in tiny.DETECTORS if "MultiScaleDeformableAttention" in layers(name)}
+    (sentence,) = re.findall(r"deformable attention of (.*?) by a CUDA", (ROOT / "docs" / "fast_steps.md").read_text())
+    assert set(re.findall(r"`(\w+)`", sentence)) == found
+
+
 def test_make_knows_the_commands_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?:`|^ {4})make ([a-z]+)", README, flags=re.MULTILINE))
