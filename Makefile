@@ -42,8 +42,12 @@ fuzz: install  ## Give everything that reads 14,000 broken inputs
 docs: install  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+release: install  ## Check version and changelog, build the packages, try the wheel; print the steps that are left
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python scripts/release.py
+
 style: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test test-fast slow soak fuzz quality docs style
+.PHONY: help install demo test test-fast slow soak fuzz quality docs release style

@@ -26,8 +26,8 @@ from hf_detrkd.cli.shipped import shipped
 from tests import ROOT, script
 
 
-TOOLS = ("support_table", "export_table", "house")
-"""Scripts for developers, which use what is in no package: the tests' detectors, the linter's graph."""
+TOOLS = ("support_table", "export_table", "house", "release")
+"""Scripts for developers, which use what is in no package: the tests' detectors, the linter's graph, git."""
 DOORS = [file for file in sorted((ROOT / "scripts").glob("*.py")) if file.stem not in TOOLS]
 SHOWS = """import sys
 
