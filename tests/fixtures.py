@@ -66,9 +66,15 @@ def shapes_teacher(tmp_path: Path) -> str:
     return str(tmp_path / "teacher")
 
 
+@pytest.fixture(scope="session")
+def settings() -> dict[str, dict[str, str]]:
+    """setup.cfg by section."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return {name: dict(section) for name, section in parser.items()}
+
+
 @pytest.fixture
-def extras() -> dict[str, str]:
+def extras(settings: dict[str, dict[str, str]]) -> dict[str, str]:
     """The extras of setup.cfg, each with its requirements as text."""
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
-    return dict(settings["options.extras_require"])
+    return settings["options.extras_require"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import importlib
 import os
 import re
@@ -164,12 +163,10 @@ def test_a_script_is_a_door_to_its_command(door: Path) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda path: path.stem)
-def test_uv_runs_a_script_with_the_package_of_its_checkout(door: Path) -> None:
+def test_uv_runs_a_script_with_the_package_of_its_checkout(door: Path, settings: dict[str, dict[str, str]]) -> None:
     """Its inline metadata agree with setup.cfg."""
     (block,) = re.findall(r"^# /// script$\n((?:#(?: .*)?\n)+)# ///$", door.read_text(), flags=re.MULTILINE)
     inline = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.MULTILINE))
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
     assert inline["requires-python"] == settings["options"]["python_requires"]
     (dependency,) = inline["dependencies"]
     name, _, extra = dependency.rstrip("]").partition("[")
