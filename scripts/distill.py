@@ -9,6 +9,7 @@
 
 accelerate launch scripts/distill.py --config scripts/recipes/quickstart.yaml
 accelerate launch scripts/distill.py --method kd_detr --help
+uv run scripts/distill.py --config scripts/recipes/quickstart.yaml
 """
 
 import sys

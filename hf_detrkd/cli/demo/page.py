@@ -58,7 +58,8 @@ def build_page(
         results = gr.State(None)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", label="Image", height=320)
+                # Mode None: the file as it is, which is read as in training.
+                image = gr.Image(type="filepath", image_mode=None, label="Image", height=320)
             with gr.Column():
                 slider = gr.Slider(0, 1, threshold, step=0.01, label="Score threshold")
                 table = gr.Markdown(label="Figures", min_height=150)
