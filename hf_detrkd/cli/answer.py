@@ -209,7 +209,7 @@ def evaluate(trainer: DistillationTrainer, teacher: Teacher, folder: Path) -> No
     if least > 0:
         verdict = check_teacher(teacher, metrics, trainer.student.config.id2label, len(data), least)
     if trainer.is_world_process_zero():
-        print(verdict or f"The teacher has a mAP of {metrics['teacher_map']:.3f} on {len(data)} evaluation images.")
+        print(verdict or f"The teacher has {100 * metrics['teacher_map']:.1f} mAP on {len(data)} evaluation images.")
         folder.mkdir(parents=True, exist_ok=True)
         content = {"evaluation": data.images_hash(), "images": len(data), "metrics": metrics}
         (folder / METRICS).write_text(json.dumps(content, indent=2) + "\n")

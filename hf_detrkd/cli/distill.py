@@ -60,11 +60,14 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     if checkpoint in ("true", "True", True) and not checkpoints_of(config.output_dir):
         checkpoint = None  # the first start of a job that is queued again when it is stopped
     if ended is None:
+        if checkpoint is not None:
+            trainer.announce(f"Going on from a checkpoint in {under_home(config.output_dir)}.")
         set_seed(config.seed)  # a student is the same with and without a control before it
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model(_internal_call=True)  # pushed later, with the card
         trainer.save_state()
     else:
+        trainer.announce(f"The run in {under_home(config.output_dir)} has ended: its student is evaluated as it is.")
         trainer.load_student(Path(config.output_dir))
         trainer.state = TrainerState.load_from_json(str(Path(config.output_dir) / STATE))
         metrics = {name: value for name, value in ended.items() if name.startswith("train_")}
@@ -199,10 +202,12 @@ def distill(arguments: Arguments, argv: list[str]) -> None:
         for name, found in teacher_rows(trainer).items():
             record.add_model(name, found)
     if arguments.script.run_control:
+        trainer.announce("Training 1 of 2: the control, the same student without distillation.")
         control = build_trainer(arguments, splits, control_of(config))
         record.add_model("control", row(control.student, train(control)), control.compute_metrics.precision)
         models["control"] = control.student
         close_trackers(control)
+        trainer.announce(f"Training 2 of 2: the student with {config.method}.")
     name = student_name(config)
     record.add_model(name, row(trainer.student, train(trainer)))
     models[name] = trainer.student

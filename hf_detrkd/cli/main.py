@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,10 @@ def launch(module: str, launching: argparse.Namespace | None, own: list[str]) ->
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # accelerate lists the defaults that it takes: they are ours.
+    logging.getLogger("accelerate.commands.launch").addFilter(
+        lambda record: "not passed to" not in record.getMessage()
+    )
     if launching is not None and (vars(launching).get("num_processes") or 1) > 1 and vars(launching).pop("cpu", False):
         # With --cpu accelerate starts one process, except under MPI.
         launching.multi_gpu, own = True, [*own, "--use_cpu"]

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def run(main: Callable[[list[str]], int | None], argv: Iterable[str] | None = No
         main: the command.
         argv (*optional*): its words. Default: those of this process.
     """
+    # transformers' advice to the authors of a model.
+    warnings.filterwarnings("ignore", message="You'd better set embed_dim")
     words = list(sys.argv[1:] if argv is None else argv)
     words, debug = without_debug(words)
     try:

@@ -319,6 +319,8 @@ class DistillationConfig(TrainingArguments):
         check_kinds(self)
         super().__post_init__()
         check_installed(self.report_to)
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns of it in every evaluation
         self.run_name = self.run_name or Path(self.output_dir).absolute().name
         self.loss_weights = parsed_numbers(self.loss_weights, "loss_weights")
         self.learning_rate_factors = parsed_numbers(self.learning_rate_factors, "learning_rate_factors")

@@ -85,11 +85,11 @@ def check_teacher(
     if not found >= least:
         causes = "\n".join(f"  - {cause}" for cause in CAUSES)
         raise ValueError(
-            f"The teacher has a mAP of {found:.3f} on {images} evaluation images, below the required minimum of "
-            f"{least:g}: distilling from it would hurt. Likely causes:\n{causes}\nSet --min_teacher_map 0 to train "
+            f"The teacher has {100 * found:.1f} mAP on {images} evaluation images, below the required minimum of "
+            f"{100 * least:g}: distilling from it would hurt. Likely causes:\n{causes}\nSet --min_teacher_map 0 to train "
             f"anyway. Its classes:\n{teacher.class_map.table()}"
         )
-    return f"The teacher has a mAP of {found:.3f} on {images} evaluation images."
+    return f"The teacher has {100 * found:.1f} mAP on {images} evaluation images."
 
 
 def check_view(batch: Mapping[str, Any], teacher_image_size: str) -> None:

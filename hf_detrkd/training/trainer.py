@@ -44,6 +44,7 @@ from .item_checks import check_items, named_sets
 from .preflight import first_dataset, first_name
 from .preflight_mixin import PreflightMixin
 from .prepare_student import checked_args, initialized, prepared_student
+from .progress import with_readable_lines
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .stopping import StopOnSignal
 from .term_watch import TermWatch
@@ -149,6 +150,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         self.model_init = model_init  # for hyperparameter_search
         if teacher is not None:
             teacher.to(args.device)
+        with_readable_lines(self)
         self._guard = FiniteGuard()
         self._average: StudentAverage | None = None
         self._trained: dict[str, Tensor] | None = None  # gathered from all processes while a sharded student is saved
@@ -200,11 +202,16 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         """As in `Trainer`; but what `torch_compile` compiles are pieces: see [`compiled_for`].
 
         Raises:
-            ValueError: FSDP of version 1, or `ema_decay` with DeepSpeed.
+            ValueError: FSDP of version 1, stage 3 of DeepSpeed, or `ema_decay` with DeepSpeed.
         """
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("DistillationTrainer needs FSDP2: set fsdp_version to 2 in accelerate's configuration.")
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "ZeRO stage 3 of DeepSpeed shards every model that is loaded, the teacher, too: set stage 1 or 2, or "
+                "use FSDP2."
+            )
         if self.args.ema_decay is not None and self.is_deepspeed_enabled:
             raise ValueError(
                 "ema_decay cannot be used with DeepSpeed, which keeps the weights itself: use FSDP or DDP."

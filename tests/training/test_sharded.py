@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection, Trainer
 
 from tests.runs import assert_close, make_trainer
 from tests.together import run_together
@@ -137,3 +137,46 @@ def test_the_average_of_a_sharded_run_is_that_of_one_that_is_not_also_after_a_re
 @pytest.mark.distributed
 def test_the_former_version_of_fsdp_is_refused(tmp_path: Path) -> None:
     run_together(refused_run, str(tmp_path))
+
+
+def zero(stage: int) -> dict[str, Any]:
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    own_optimizer = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {"zero_optimization": {"stage": stage}, **own_optimizer, **dict.fromkeys(sizes, "auto")}
+
+
+def zero_run(folder: str, stage: int, options: dict[str, Any]) -> None:
+    with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu"):
+        trainer = make_trainer(folder, deepspeed=zero(stage), **options)
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        assert trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_of_deepspeed_ends_as_one_without_it_also_after_a_resume(tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    run_together(zero_run, str(tmp_path / "zero"), stage, OPTIONS)
+    run_together(plain_run, str(tmp_path / "plain"), OPTIONS)
+    resumed = OPTIONS | {"resume_from_checkpoint": str(tmp_path / "zero" / "checkpoint-2")}
+    run_together(zero_run, str(tmp_path / "resumed"), stage, resumed)
+    for name in ("zero", "resumed"):
+        assert_close(*(student_in(tmp_path / place) for place in (name, "plain")), 1e-6)
+
+
+def test_a_stage_that_would_shard_the_teacher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = mock.Mock(zero_stage=3)
+
+    def as_deepspeed(self: Trainer) -> None:
+        self.is_fsdp_enabled, self.is_deepspeed_enabled = False, True
+        self.accelerator = mock.Mock(state=mock.Mock(deepspeed_plugin=plugin))
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", as_deepspeed)
+    with pytest.raises(ValueError, match="set stage 1 or 2, or use FSDP2"):
+        make_trainer(tmp_path)

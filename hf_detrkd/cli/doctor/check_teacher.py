@@ -51,10 +51,11 @@ def check_teacher(report: Report, trainer: DistillationTrainer, splits: Detectio
         report.warning("teacher", f"{count} evaluation images contain no class that it knows: it cannot be checked.")
     elif mean < least:
         report.problem(
-            "teacher", f"its mAP is {mean:.3f} on {count} evaluation images, below the minimum of {least:g}."
+            "teacher",
+            f"it has {100 * mean:.1f} mAP on {count} evaluation images, below the minimum of {100 * least:g}.",
         )
     else:
-        report.ok("teacher", f"its mAP is {mean:.3f} on {count} evaluation images.")
+        report.ok("teacher", f"it has {100 * mean:.1f} mAP on {count} evaluation images.")
 
 
 def candidate_views(trainer: DistillationTrainer) -> list[View]:
@@ -104,7 +105,7 @@ def check_preprocessing(report: Report, looks: list[Look]) -> Look:
         report.ok("preprocessing", f"none is clearly better for the teacher than images {view_in_words(given.view)}.")
         return given
     text = (
-        f"with images {view_in_words(given.view)} the teacher has a mAP of {given.map:.3f}, and {best.map:.3f} with "
+        f"with images {view_in_words(given.view)} the teacher has {100 * given.map:.1f} mAP, and {100 * best.map:.1f} with "
         f"images {view_in_words(best.view)}: {remedy_for(given.view, best.view)}."
     )
     report.add("problem" if given.map < 0.6 * best.map else "warning", "preprocessing", text)
@@ -143,7 +144,7 @@ def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
     report.add(
         "problem" if any(columns[i] is not None for i in found.renamed) else "warning",
         "class order",
-        f"the teacher classifies {', '.join(said)}; with these exchanged its mAP is {found.map:.3f} instead of "
-        f"{before:.3f}: correct id2label in its config.json or the data set's categories, whichever is wrong, or pass "
+        f"the teacher classifies {', '.join(said)}; with these exchanged it has {100 * found.map:.1f} mAP instead "
+        f"of {100 * before:.1f}: correct id2label in its config.json or the data set's categories, whichever is wrong, or pass "
         "--class_map with the lines\n" + "\n".join(lines),
     )

@@ -33,7 +33,7 @@ def test_a_teacher_that_sees_nothing_is_a_problem_without_a_guess(tmp_path: Path
     assert "detects almost nothing" in said(report, "preprocessing", "warning")
     said(report, "frame", "ok")
     said(report, "class order", "ok")
-    assert any(f["status"] == "problem" and "below the minimum of 0.05" in f["text"] for f in report.findings)
+    assert any(f["status"] == "problem" and "below the minimum of 5." in f["text"] for f in report.findings)
 
 
 def test_nothing_is_guessed_where_no_known_class_is_shown(seen: list[Seen]) -> None:
