@@ -86,8 +86,8 @@ def check_teacher(
         causes = "\n".join(f"  - {cause}" for cause in CAUSES)
         raise ValueError(
             f"The teacher has {100 * found:.1f} mAP on {images} evaluation images, below the required minimum of "
-            f"{100 * least:g}: distilling from it would hurt. Likely causes:\n{causes}\nSet --min_teacher_map 0 to train "
-            f"anyway. Its classes:\n{teacher.class_map.table()}"
+            f"{100 * least:g}: distilling from it would hurt. Likely causes:\n{causes}\nSet --min_teacher_map 0 to "
+            f"train anyway. Its classes:\n{teacher.class_map.table()}"
         )
     return f"The teacher has {100 * found:.1f} mAP on {images} evaluation images."
 

@@ -105,8 +105,8 @@ def check_preprocessing(report: Report, looks: list[Look]) -> Look:
         report.ok("preprocessing", f"none is clearly better for the teacher than images {view_in_words(given.view)}.")
         return given
     text = (
-        f"with images {view_in_words(given.view)} the teacher has {100 * given.map:.1f} mAP, and {100 * best.map:.1f} with "
-        f"images {view_in_words(best.view)}: {remedy_for(given.view, best.view)}."
+        f"with images {view_in_words(given.view)} the teacher has {100 * given.map:.1f} mAP, and {100 * best.map:.1f} "
+        f"with images {view_in_words(best.view)}: {remedy_for(given.view, best.view)}."
     )
     report.add("problem" if given.map < 0.6 * best.map else "warning", "preprocessing", text)
     return best
@@ -144,7 +144,7 @@ def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
     report.add(
         "problem" if any(columns[i] is not None for i in found.renamed) else "warning",
         "class order",
-        f"the teacher classifies {', '.join(said)}; with these exchanged it has {100 * found.map:.1f} mAP instead "
-        f"of {100 * before:.1f}: correct id2label in its config.json or the data set's categories, whichever is wrong, or pass "
-        "--class_map with the lines\n" + "\n".join(lines),
+        f"the teacher classifies {', '.join(said)}; with these exchanged it has {100 * found.map:.1f} mAP "
+        f"instead of {100 * before:.1f}: correct id2label in its config.json or the data set's categories, whichever is "
+        "wrong, or pass --class_map with the lines\n" + "\n".join(lines),
     )

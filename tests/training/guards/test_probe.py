@@ -61,7 +61,7 @@ def test_a_gate_that_lets_nothing_through_is_no_fault(make_run, monkeypatch):
     """A student that does better on every object of the first images still has something to learn later."""
 
     def nothing(student: Predictions, teacher: Predictions, config: Any, one_to_one: bool) -> Tensor:
-        return 0 * (student.logits.sum() + student.boxes[..., 0].expand(3, -1, -1))
+        return 0 * (student.logits.sum() + student.boxes[..., 0].expand(3, -1, -1, -1))
 
     monkeypatch.setattr("hf_detrkd.methods.kd_detr.point_losses", nothing)
     trainer = make_run()

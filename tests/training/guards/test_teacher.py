@@ -59,7 +59,7 @@ def in_another_frame(trainer: DistillationTrainer) -> None:
 def test_a_teacher_of_another_box_frame_stops_the_run(make_run):
     trainer = make_run()
     in_another_frame(trainer)
-    with pytest.raises(ValueError, match=r"below the required minimum of 0\.05(.|\n)*the format of its boxes"):
+    with pytest.raises(ValueError, match=r"below the required minimum of 5(.|\n)*the format of its boxes"):
         trainer.train()
 
 
@@ -96,7 +96,7 @@ def test_without_an_evaluation_set_the_teacher_teaches_unseen(make_run):
 def test_a_nan_teacher_fails_the_teacher_s_check(make_run):
     trainer = make_run()
     broken(trainer)
-    with pytest.raises(ValueError, match=r"below the required minimum of 0\.05"):
+    with pytest.raises(ValueError, match=r"below the required minimum of 5"):
         trainer.train()
 
 
