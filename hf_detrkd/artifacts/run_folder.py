@@ -35,7 +35,8 @@ class Run:
     Attributes:
         folder (`Path`)
         facts (`dict`): `dataset_name`, `train_split`, `eval_split`, `train_images`, `eval_images`, `classes` (names),
-            `unlabeled_images` (of the training; missing if there are none),
+            `unlabeled_images` (of the training; missing if there are none), `streamed` (true for a training set
+            without a known number of images),
             `image_size` (height and width in pixels), `method` (as on the command line; `none` without), `methods` (a
             list of their names), `papers` (of the methods: `title`, `arxiv`, `citation`), `teacher`
             (`name`, `source`: `hub`, `folder` or `memory`, `revision`; or `None`), `base_model` (Hub id or `None`),

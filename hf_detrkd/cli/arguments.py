@@ -10,6 +10,7 @@ from typing import Any
 
 from ..artifacts.redaction import is_secret
 from ..data import AugmentationConfig, parse_image_size
+from ..data.detection_stream import BUFFER
 from ..data.faults import SAMPLE
 from ..data.text import read_yaml, there
 from ..methods import METHODS
@@ -67,6 +68,27 @@ class ScriptArguments:
         metadata={
             "help": "Share of the training images that keep their labels; the others become unlabelled, and are left "
             "out of the control. The choice is the same for every --seed. Default: all keep them."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images of a Hub id, or of Parquet, Arrow or WebDataset files, while training, "
+            "in endless passes, instead of preparing the data set first; needs --max_steps. Default: false."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=BUFFER,
+        metadata={
+            "help": "With --streaming, number of rows that each process (or worker of --dataloader_num_workers) holds "
+            f"in memory, undecoded, and draws the next one from. Default: {BUFFER}."
+        },
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming, the class names of a data set whose categories are no `ClassLabel`: all names "
+            "that occur, or those of the numbers 0, 1, ... Default: those of the `ClassLabel`."
         },
     )
     max_train_samples: int | None = field(
@@ -201,6 +223,7 @@ class Arguments:
         recipe = {n: value for n, value in values.items() if n in defaults.keys() - ONCE and value != defaults[n]}
         made: list[Any] = [made_of(kind, values) for kind in kinds]
         script, config = made[0], made[2]
+        check_streaming(script, config)
         more = script.unlabeled_dataset_name is not None or script.labeled_fraction is not None
         if more and config.needs_teacher and config.teacher_answers is None:
             raise ValueError(
@@ -208,6 +231,31 @@ class Arguments:
                 "folder of hf-detrkd answer."
             )
         return cls(script, made[1], config, made[3:], recipe, values)
+
+
+def check_streaming(script: ScriptArguments, config: DistillationConfig) -> None:
+    """
+    Raises:
+        ValueError: `--streaming` with an argument that needs a data set that can be indexed, or an argument of streams
+            without it.
+    """
+    indexed = {
+        "unlabeled_dataset_name": script.unlabeled_dataset_name,
+        "labeled_fraction": script.labeled_fraction,
+        "teacher_answers": config.teacher_answers,
+        "augmentation_views": config.augmentation_views,
+        "train_annotations_file": script.train_annotations_file,
+    }
+    given = [name for name, value in indexed.items() if value is not None]
+    if script.streaming and given:
+        raise ValueError(
+            f"--{given[0]} needs training images that can be read in any order, which a stream cannot: leave out "
+            "--streaming."
+        )
+    if script.streaming and script.check_images == "all":
+        raise ValueError("--check_images all reads all images before the run: set sample or none with --streaming.")
+    if script.class_names is not None and not script.streaming:
+        raise ValueError("--class_names is for --streaming: other data sets are read to their end for their classes.")
 
 
 def made_of(kind: Any, values: dict[str, Any]) -> Any:

@@ -48,7 +48,7 @@ from ..training.trainer import DistillationTrainer
 from .answer import answer_if_auto
 from .arguments import Arguments, parse, published, resolved
 from .launching import check_processes
-from .run_setup import build_trainer, check_data, control_of, load_splits, models_of
+from .run_setup import RunSplits, build_trainer, check_data, control_of, load_run_splits, models_of
 from .screen import run
 
 
@@ -128,7 +128,7 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def facts_of(arguments: Arguments, splits: DetectionSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
+def facts_of(arguments: Arguments, splits: RunSplits, trainer: DistillationTrainer, argv: list[str]) -> dict:
     """Facts about data and command for the run's card."""
     script = arguments.script
     data = str(script.dataset_name)
@@ -185,9 +185,10 @@ def make_place(arguments: Arguments) -> None:
 
 def distill(arguments: Arguments, argv: list[str]) -> None:
     """A whole run: answers, control and student, and their card."""
-    config, splits = arguments.config, load_splits(arguments)
+    config, splits = arguments.config, load_run_splits(arguments)
     check_data(arguments, splits)
-    answer_if_auto(arguments, splits)
+    if isinstance(splits, DetectionSplits):
+        answer_if_auto(arguments, splits)
     models: dict[str, PreTrainedModel | Teacher] = {}
     trainer = build_trainer(arguments, splits)
     record = trainer.record

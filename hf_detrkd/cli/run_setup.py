@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from transformers import PreTrainedModel, set_seed
 
@@ -13,8 +13,11 @@ from ..data import (
     AugmentationConfig,
     DetectionDataset,
     DetectionSplits,
+    DetectionStream,
     DetectionTransform,
+    StreamedSplits,
     load_detection_splits,
+    load_streamed_splits,
     parse_image_size,
 )
 from ..data.faults import CheckImages, check_boxes, check_images
@@ -24,6 +27,9 @@ from ..distillation.initialization import init_from_teacher
 from ..distillation.student import build_student, load_backbone_weights, load_image_processor, load_student
 from ..models.loading import load_detector
 from .arguments import NO_DATA, Arguments, ScriptArguments
+
+
+RunSplits: TypeAlias = DetectionSplits | StreamedSplits
 
 
 def make_student(
@@ -59,8 +65,8 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
 
 
 def with_transforms(
-    splits: DetectionSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
-) -> tuple[DetectionDataset, DetectionDataset]:
+    splits: RunSplits, processor: Any, augmentation: AugmentationConfig, config: DistillationConfig
+) -> tuple[DetectionDataset | DetectionStream, DetectionDataset]:
     """Training and evaluation set with the preprocessing for student and teacher. Images without labels are only for
     runs with a teacher."""
     live = config.needs_teacher and config.teacher_answers is None
@@ -75,20 +81,52 @@ def with_transforms(
     return train.with_transform(next(transforms), seed, views), splits.eval.with_transform(next(transforms))
 
 
-def load_splits(arguments: Arguments) -> DetectionSplits:
-    """The run's data set, loaded by the main process first.
+def load_run_splits(arguments: Arguments) -> RunSplits:
+    """As [`load_splits`]; with `--streaming` the training split is a stream."""
+    script = arguments.script
+    if not script.streaming:
+        return load_splits(arguments)
+    name = data_named(script)
+    with arguments.config.main_process_first(desc="reading the data set"):
+        return load_streamed_splits(
+            name,
+            train_split=script.dataset_train_split,
+            eval_split=script.dataset_eval_split,
+            max_train_samples=script.max_train_samples,
+            max_eval_samples=script.max_eval_samples,
+            skip_unreadable_images=script.skip_unreadable_images,
+            class_names=script.class_names,
+            shuffle_buffer_size=script.shuffle_buffer_size,
+            config_name=script.dataset_config_name,
+        )
+
+
+def data_named(script: ScriptArguments) -> str:
+    """The name of the data set; also sets the limit of pixels.
 
     Raises:
-        ValueError: no data set is named, or it cannot be used.
+        ValueError: there is none.
     """
-    script = arguments.script
     if script.dataset_name is None:
         raise ValueError(NO_DATA)
     if script.max_image_pixels is not None:
         allow_pixels(script.max_image_pixels)
+    return script.dataset_name
+
+
+def load_splits(arguments: Arguments) -> DetectionSplits:
+    """The run's data set, loaded by the main process first.
+
+    Raises:
+        ValueError: no data set is named, or it cannot be used; `--streaming`.
+    """
+    script = arguments.script
+    name = data_named(script)
+    if script.streaming:
+        raise ValueError("Only hf-detrkd distill reads a stream: leave out --streaming.")
     with arguments.config.main_process_first(desc="reading the data set"):
         return load_detection_splits(
-            script.dataset_name,
+            name,
             train_split=script.dataset_train_split,
             eval_split=script.dataset_eval_split,
             max_train_samples=script.max_train_samples,
@@ -101,22 +139,27 @@ def load_splits(arguments: Arguments) -> DetectionSplits:
         )
 
 
-def check_data(arguments: Arguments, splits: DetectionSplits) -> None:
-    """Checks the boxes, and reads the images that `--check_images` says, on the first process.
+def check_data(arguments: Arguments, splits: RunSplits) -> None:
+    """Checks the boxes, and reads the images that `--check_images` says, on the first process; of a stream the first
+    rows.
 
     Raises:
         `DatasetError`: there is nothing to train on, the boxes seem to have another format, or images cannot be used.
     """
-    check_boxes(splits.train, splits.eval)
+    if isinstance(splits, StreamedSplits):
+        train = labeled = splits.train.head()
+    else:
+        train, labeled = splits.all_train, splits.train
+    check_boxes(labeled, splits.eval)
     mode = cast(CheckImages, arguments.script.check_images)
     with arguments.config.main_process_first(desc="checking the images"):
         if arguments.config.local_process_index == 0:
-            check_images(splits.all_train, "training images", mode)
+            check_images(train, "training images", mode)
             check_images(splits.eval, "evaluation images", mode)
 
 
 def build_trainer(
-    arguments: Arguments, splits: DetectionSplits | None = None, config: DistillationConfig | None = None
+    arguments: Arguments, splits: RunSplits | None = None, config: DistillationConfig | None = None
 ) -> DistillationTrainer:
     """The trainer of a run.
 

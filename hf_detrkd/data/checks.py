@@ -94,7 +94,7 @@ class RawAnnotations:
 
 
 def check_annotations(
-    raw: RawAnnotations, sizes: np.ndarray, class_of: Mapping[int, int], problems: Problems
+    raw: RawAnnotations, sizes: np.ndarray, class_of: Mapping[int, int], problems: Problems, warns: bool = True
 ) -> AnnotationTable:
     """Checks every annotation, drops and clips boxes, and sorts the rest by image.
 
@@ -103,6 +103,7 @@ def check_annotations(
         sizes (`numpy.ndarray` of shape `(num_images, 2)`): (width, height) in pixels; 0 where unknown, not clipped.
         class_of (`Mapping[int, int]`): class index by category id of the source.
         problems ([`Problems`]): earlier problems, to which those of the annotations are added.
+        warns (`bool`, *optional*, defaults to `True`): log one warning if boxes were dropped or clipped.
 
     Raises:
         `DatasetError`: if there is any problem but missing image files.
@@ -126,7 +127,7 @@ def check_annotations(
 
     image_index = np.array(raw.image_index, dtype=np.int64)
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
-    boxes, keep, repaired = _clip(boxes, sizes[image_index], problems.source)
+    boxes, keep, repaired = _clip(boxes, sizes[image_index], problems.source, warns)
     area = np.array([math.nan if area is None else area for area in raw.areas], dtype=np.float64)
     area = np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area)
     order = np.argsort(image_index, kind="stable")
@@ -141,9 +142,11 @@ def check_annotations(
     )
 
 
-def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, RepairedBoxes]:
+def _clip(
+    boxes: np.ndarray, sizes: np.ndarray, source: str, warns: bool
+) -> tuple[np.ndarray, np.ndarray, RepairedBoxes]:
     """Boxes `(num_boxes, 4)` clipped to their images, a mask of the kept ones, and counts. Logs one warning if
-    anything changed."""
+    anything changed and `warns`."""
     limit = np.where(sizes > 0, sizes, np.inf)
     low = np.where(sizes > 0, 0, -np.inf)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -151,12 +154,12 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, source: str) -> tuple[np.ndarray
     keep = (boxes[:, 2:] > 0).all(1) & (new_end - new_start > _THIN).all(1)
     moved = (np.abs(new_start - start) > _THIN).any(1) | (np.abs(new_end - end) > _THIN).any(1)
     found = RepairedBoxes(source, len(boxes), int((~keep).sum()), int((moved & keep).sum()))
-    if found:
+    if found and warns:
         logger.warning(
             "%s: %d boxes: dropped %d with no area inside the image, clipped %d to the image.",
             *dataclasses.astuple(found),
         )
-    if 0 < end.max(initial=0) <= RELATIVE:
+    if warns and 0 < end.max(initial=0) <= RELATIVE:
         logger.warning("%s: no coordinate is above %.3g: are the boxes relative to the image?", source, end.max())
     changed = np.concatenate([new_start, new_end - new_start], axis=1)
     return np.where((moved & keep)[:, None], changed, boxes), keep, found

@@ -118,10 +118,10 @@ def load_detection_splits(
     source = _open(dataset_name, seed, shapes_size, annotations, config_name)
     if _is_whole(source) and train_split is None and eval_split is None:
         source = _in_two(source, seed)
-    train_split = train_split or _first(source, TRAIN_SPLITS, "train")
-    eval_split = eval_split or _first(source, EVAL_SPLITS, "evaluate")
-    train = _load(source, train_split, max_train_samples, skip_unreadable_images)
-    evaluation = _load(source, eval_split, max_eval_samples, skip_unreadable_images)
+    train_split = train_split or first_split(source, TRAIN_SPLITS, "train")
+    eval_split = eval_split or first_split(source, EVAL_SPLITS, "evaluate")
+    train = load_split(source, train_split, max_train_samples, skip_unreadable_images)
+    evaluation = load_split(source, eval_split, max_eval_samples, skip_unreadable_images)
     train, evaluation, table = with_common_classes(train, evaluation, (train_split, eval_split))
     if table is not None:
         logger.warning("The splits of %s have other category ids, and are joined by name:\n%s", source.name, table)
@@ -147,7 +147,9 @@ def load_detection_split(
 ) -> DetectionDataset:
     """Loads and checks one split; by default the one to evaluate on. See [`load_detection_splits`]."""
     source = _open(dataset_name, seed, shapes_size, annotations, config_name)
-    return _load(source, split or _first(source, EVAL_SPLITS, "evaluate"), max_samples, skip_unreadable_images)
+    return load_split(
+        source, split or first_split(source, EVAL_SPLITS, "evaluate"), max_samples, skip_unreadable_images
+    )
 
 
 def split_names(dataset_name: DatasetName, config_name: str | None = None) -> list[str]:
@@ -155,7 +157,8 @@ def split_names(dataset_name: DatasetName, config_name: str | None = None) -> li
     return _open(dataset_name, 0, (128, 128), None, config_name).splits
 
 
-def _load(source: Source, split: str, max_samples: int | None, skip_unreadable_images: bool) -> DetectionDataset:
+def load_split(source: Source, split: str, max_samples: int | None, skip_unreadable_images: bool) -> DetectionDataset:
+    """Loads a split of a source, and checks that it is not empty."""
     if split not in source.splits:
         raise DatasetError(f"{source.name} has no split {split!r}: choose one of {', '.join(source.splits)}.")
     if max_samples is not None and max_samples < 1:
@@ -170,7 +173,7 @@ def _load(source: Source, split: str, max_samples: int | None, skip_unreadable_i
     return dataset
 
 
-def _first(source: Source, names: Sequence[str], purpose: str) -> str:
+def first_split(source: Source, names: Sequence[str], purpose: str) -> str:
     """The first of the names that a source has as a split."""
     for name in names:
         if name in source.splits:
@@ -207,7 +210,7 @@ def _unlabeled(name: DatasetName, seed: int, shapes_size: tuple[int, int], skip_
         source = _open(name, seed, shapes_size, labeled=False)
     if source is not None:
         split = next((one for one in ("unlabeled", *TRAIN_SPLITS) if one in source.splits), source.splits[0])
-        return _load(source, split, None, skip_unreadable_images).records
+        return load_split(source, split, None, skip_unreadable_images).records
     records: Listed = image_files(cast(Path, folder))
     if skip_unreadable_images:
         records = SelectedRecords(records, find_readable_images(records, f"the unlabelled images of {name}"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import DetectionDataset
+from ..data import DetectionDataset, DetectionStream, RowStream
 
 
 LOOKED_AT = 4
@@ -20,7 +21,7 @@ def check_items(dataset: Any, name: str, num_classes: int, evaluates: bool = Fal
     """Checks items that are spread over a data set.
 
     Args:
-        dataset: anything with a length and items; others are not looked at.
+        dataset: anything with a length and items, or a [`RowStream`]; others are not looked at.
         name (`str`): argument of the trainer, in messages.
         num_classes (`int`): the student's.
         evaluates (`bool`): the metric needs `image_id` and `orig_size`.
@@ -28,10 +29,17 @@ def check_items(dataset: Any, name: str, num_classes: int, evaluates: bool = Fal
     Raises:
         ValueError: what is wrong with an item, and what is wanted.
     """
-    if isinstance(dataset, DetectionDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, DetectionDataset | DetectionStream):
         return
-    for place in np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).round().astype(int).tolist():
-        fault = fault_of(dataset[place], num_classes, evaluates)
+    if isinstance(dataset, RowStream):
+        items = list(enumerate(islice(dataset, LOOKED_AT)))
+    elif isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
+        places = np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).round().astype(int).tolist()
+        items = [(place, dataset[place]) for place in places]
+    else:
+        return
+    for place, item in items:
+        fault = fault_of(item, num_classes, evaluates)
         if fault is not None:
             raise ValueError(f"Item {place} of {name} {fault}.")
 

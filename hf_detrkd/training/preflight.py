@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from ..data import RowStream
+from ..data.stream import Progress, Reading
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
@@ -184,6 +187,31 @@ def calibrated_weights(
         if ratio == ratio:
             weights[name] *= fraction * ratio
     return weights
+
+
+def first_batches(
+    stream: RowStream,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    size: int,
+    count: int,
+    process: int,
+    processes: int,
+) -> Iterator[dict[str, Any]]:
+    """The first batches of a stream; a batch without a box is passed over, up to 20 times.
+
+    Args:
+        stream ([`RowStream`])
+        collate: the data collator.
+        size, count (`int`): images per batch, and number of batches.
+        process, processes (`int`): the number of this process, and of all.
+    """
+    items = (item for _, item in Reading(stream, [Progress(process)], processes))
+    for _ in range(count):
+        for _ in range(REDRAWN):
+            batch = collate(list(islice(items, size)))
+            if any(len(label["class_labels"]) for label in known_labels(batch["labels"])):
+                break
+        yield batch
 
 
 def batches_with_boxes(

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..artifacts.record import Record
 from ..artifacts.run_folder import change_recipe
-from ..data import DetectionDataset
+from ..data import DetectionDataset, DetectionStream, RowStream
 from ..data.faults import check_boxes
 from ..distillation.distiller import Distiller
 from ..distillation.prediction import evaluate_teacher
@@ -27,6 +27,7 @@ from .preflight import (
     calibrated_weights,
     check_teacher,
     check_view,
+    first_batches,
     first_dataset,
     probe_terms,
     spread_sample,
@@ -95,6 +96,8 @@ class PreflightMixin(Trainer):
         args, distiller = self.args, self.distiller
         if isinstance(self.train_dataset, DetectionDataset):
             check_boxes(self.train_dataset)
+        elif isinstance(self.train_dataset, DetectionStream):
+            check_boxes(self.train_dataset.head())
         if not distiller.methods or not args.distillation_weight:
             return
         if distiller.teacher is not None:
@@ -105,7 +108,7 @@ class PreflightMixin(Trainer):
         self.check_teacher()
         if not (args.calibration_steps or args.probe):
             return
-        if self.weights_are_sharded or not isinstance(self.train_dataset, Sized):
+        if self.weights_are_sharded or not isinstance(self.train_dataset, Sized | RowStream):
             reason = "DeepSpeed and FSDP shard the weights" if self.weights_are_sharded else "a stream has no length"
             logger.warning(f"The loss terms are neither probed nor calibrated before this run: {reason}.")
             return
@@ -197,12 +200,13 @@ class PreflightMixin(Trainer):
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _random_batches(self, count: int) -> Iterator[dict[str, Any]]:
-        """Batches of random training images on the device, different for each process."""
-        args = self.args
-        seed = args.seed * 1000 + args.process_index
-        batches = batches_with_boxes(
-            self.train_dataset, self.data_collator, args.per_device_train_batch_size, count, seed
-        )
+        """Batches of random training images on the device, different for each process; of a stream the first ones."""
+        args, data, size = self.args, self.train_dataset, self.args.per_device_train_batch_size
+        if isinstance(data, RowStream):
+            batches = first_batches(data, self.data_collator, size, count, args.process_index, args.world_size)
+        else:
+            seed = args.seed * 1000 + args.process_index
+            batches = batches_with_boxes(data, self.data_collator, size, count, seed)
         return (self._prepare_inputs(batch) for batch in batches)
 
     def _progress(self, items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from ..adapters import class_names
 from ..artifacts.hub.background_push import HubPush
 from ..artifacts.record import figures_row
-from ..data import DetectionDataset
+from ..data import DetectionDataset, RowStream
 from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
@@ -66,6 +66,8 @@ def sizes_of(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     """Numbers of images, and their height and width in pixels."""
     sets = {"train_images": train_dataset, "eval_images": eval_dataset}
     found: dict[str, Any] = {name: len(data) for name, data in sets.items() if isinstance(data, Sized)}
+    if isinstance(train_dataset, RowStream):
+        found |= {"train_images": train_dataset.num_rows, "streamed": train_dataset.num_rows is None}
     if has_unlabeled(train_dataset):
         found["train_images"] = int(train_dataset.labeled().sum())
         found["unlabeled_images"] = len(train_dataset) - found["train_images"]

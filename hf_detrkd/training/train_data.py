@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from ..adapters import DetectorAdapter
-from ..data import DetectionDataset
+from ..data import DetectionDataset, DetectionStream
 from ..data.image_size import ImageSize
 from ..data.share_sampler import ShareSampler
 from ..distillation.distiller import Distiller
@@ -53,7 +53,8 @@ def check_sizes(datasets: Sequence[Any], distiller: Distiller) -> None:
     Raises:
         ValueError: a side is no multiple of what a family needs.
     """
-    seen = [data.transform for data in datasets if isinstance(data, DetectionDataset) and data.transform is not None]
+    ours = [data for data in datasets if isinstance(data, DetectionDataset | DetectionStream)]
+    seen = [data.transform for data in ours if data.transform is not None]
     teacher = distiller.teacher
     for transform in seen:
         check_size(distiller.adapter, transform.size)

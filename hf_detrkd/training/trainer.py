@@ -47,6 +47,7 @@ from .prepare_student import checked_args, initialized, prepared_student
 from .progress import with_readable_lines
 from .run_facts import evaluation_of, facts_of, stored_rows, student_name
 from .stopping import StopOnSignal
+from .streaming import StreamMixin, with_passes
 from .term_watch import TermWatch
 from .train_data import check_sizes, check_unlabeled, share_sampler, with_answers
 
@@ -54,7 +55,7 @@ from .train_data import check_sizes, check_unlabeled, share_sampler, with_answer
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
+class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
     """Trains a detector, with or without a teacher.
 
     A drop-in for [`~transformers.Trainer`]: callbacks, schedulers, accumulation, mixed precision, `report_to`, best
@@ -74,11 +75,12 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
             loaded with a teacher given by name; the student's for a teacher given as an object.
         train_dataset, eval_dataset, data_collator, compute_metrics and further arguments: as in `Trainer`. Items are
             dicts of `pixel_values`, optional `pixel_mask`, and `labels` with `class_labels`, `boxes`, and for
-            evaluation `image_id` and `orig_size`.
+            evaluation `image_id` and `orig_size`. The training set may be a [`~hf_detrkd.data.DetectionStream`], or a
+            `datasets.IterableDataset` of such items, whose passes follow each other without an end.
 
     Raises:
         ValueError: a method without a teacher or the reverse; a pair of models that the method does not support; an
-            `output_dir` that is the folder of one of the models.
+            `output_dir` that is the folder of one of the models; a stream without `max_steps`.
 
     Example:
         ```python
@@ -121,6 +123,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, Trainer):
         sources = {"student": student.config.name_or_path, "teacher": None if teacher is None else teacher.origin.name}
         check_output_folder(args.output_dir, sources)
         self._method_config = method_config
+        kwargs["train_dataset"] = with_passes(kwargs.get("train_dataset"), kwargs.get("eval_dataset"), args)
         distiller = make_distiller(student, teacher, args, method_config)
         if isinstance(teacher, StoredTeacher):
             methods: list[Any] = list(distiller.methods.values())

@@ -8,7 +8,8 @@ dicts. Categories are a `ClassLabel`, or names, or numbers, which are then the n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..checks import Problems, RawAnnotations, check_annotations, repeated
 from ..detection import DetectionDataset
 from ..errors import DatasetError
 from ..images import read_image, read_size
-from ..records import TableRecords
+from ..records import ImageRecord, RepairedBoxes, TableRecords
 from .source import Source
 
 
@@ -32,7 +33,7 @@ _PER_OBJECT = ("bbox", "area", "iscrowd")
 
 
 @dataclass(frozen=True)
-class _Classes:
+class Classes:
     """The field of the categories, the class names, and the class of each of the field's values."""
 
     field: str
@@ -42,9 +43,8 @@ class _Classes:
 
 def find_rows(folder: Path, seed: int, labeled: bool = True) -> Source | None:
     """The splits of a folder that the `datasets` library reads, see [`rows_source`]; `None` for another layout."""
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     patterns = ("*.parquet", "*.arrow", "metadata.jsonl", "metadata.csv", "metadata.parquet")
-    if not saved and not any(next(folder.rglob(pattern), None) for pattern in patterns):
+    if not is_saved(folder) and not any(next(folder.rglob(pattern), None) for pattern in patterns):
         return None
     return rows_source(load_splits(str(folder)), str(folder), labeled)
 
@@ -81,37 +81,77 @@ def load_splits(name: str, config_name: str | None = None) -> dict[str, datasets
     Raises:
         `DatasetError`: there is none.
     """
-    folder = Path(name)
-    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+    if is_saved(Path(name)):
         loaded = datasets.load_from_disk(name)
     else:
-        try:
+        with load_errors(name):
             loaded = datasets.load_dataset(name, config_name)
-        except (FileNotFoundError, ConnectionError) as error:
-            raise DatasetError(
-                f"No data set {name!r} was found locally or on the Hub ({error}): give `shapes`, a folder in a layout "
-                "of docs/own_data.md, or a Hub id."
-            ) from error
-        except (ValueError, TypeError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
-            cause = error.__cause__ or error
-            raise DatasetError(f"The data set {name!r} cannot be loaded: {cause}") from error
     return {str(loaded.split or "train"): loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
-def load_rows(rows: datasets.Dataset, source: str) -> DetectionDataset:
+def is_saved(folder: Path) -> bool:
+    """True for a folder of `save_to_disk`."""
+    return any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
+@contextmanager
+def load_errors(name: str) -> Iterator[None]:
+    """Says in one sentence why the `datasets` library cannot load a data set.
+
+    Raises:
+        `DatasetError`
+    """
+    try:
+        yield
+    except (FileNotFoundError, ConnectionError) as error:
+        raise DatasetError(
+            f"No data set {name!r} was found locally or on the Hub ({error}): give `shapes`, a folder in a layout "
+            "of docs/own_data.md, or a Hub id."
+        ) from error
+    except (ValueError, TypeError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        raise DatasetError(f"The data set {name!r} cannot be loaded: {cause}") from error
+
+
+def load_rows(rows: datasets.Dataset, source: str, classes: Classes | None = None) -> DetectionDataset:
     """Loads and checks a `datasets.Dataset` without decoding images.
 
-    Class names and their order are those of the `ClassLabel`; without one they are the categories that occur, sorted.
-    `image_id` is the column of that name if it is an integer column, else the position of the row.
+    Class names and their order are the given ones or those of the `ClassLabel`; without one they are the categories
+    that occur, sorted. `image_id` is the column of that name if it is an integer column, else the position of the row.
 
     Args:
         rows (`datasets.Dataset`)
         source (`str`): its name in error messages.
+        classes ([`Classes`], *optional*)
 
     Raises:
         `DatasetError`: if the columns do not match the schema, or for all problems that cannot be repaired, at once.
     """
-    return _loaded(rows, source, _classes(rows, source))
+    return _loaded(rows, source, classes or _classes(rows, source))
+
+
+def record_of(
+    row: Mapping[str, Any], image: Image.Image, image_id: int, source: str, classes: Classes
+) -> tuple[ImageRecord, RepairedBoxes]:
+    """The checked record of one row, and the counts of its boxes.
+
+    Args:
+        row (`dict`): with `objects`, and optionally `width` and `height`.
+        image (`PIL.Image.Image`): of the row, as [`read_image`] reads it.
+        image_id (`int`)
+        source (`str`): name of the row in error messages.
+        classes ([`Classes`])
+
+    Raises:
+        `DatasetError`: the annotations cannot be repaired.
+    """
+    problems = Problems(source)
+    raw = _annotations([_lists_of(row["objects"])], classes, problems, "the row")
+    size = (row.get("width") or image.width, row.get("height") or image.height)
+    sizes = np.array([size], dtype=np.int64)
+    table = check_annotations(raw, sizes, {i: i for i in range(len(classes.names))}, problems, warns=False)
+    records = TableRecords(np.array([image_id]), lambda _: source, sizes, lambda _: image, table)
+    return records[0], table.repaired
 
 
 def load_row_images(rows: datasets.Dataset, source: str) -> DetectionDataset:
@@ -127,7 +167,7 @@ def load_row_images(rows: datasets.Dataset, source: str) -> DetectionDataset:
     return _loaded(rows, source, None)
 
 
-def _loaded(rows: datasets.Dataset, source: str, classes: _Classes | None) -> DetectionDataset:
+def _loaded(rows: datasets.Dataset, source: str, classes: Classes | None) -> DetectionDataset:
     """The images, and their annotations unless `classes` is `None`."""
     rows = rows.with_format(None).cast_column("image", datasets.Image(decode=False))
     problems = Problems(source)
@@ -135,16 +175,34 @@ def _loaded(rows: datasets.Dataset, source: str, classes: _Classes | None) -> De
     image_ids = _image_ids(rows, problems)
     problems.add(repeated(image_ids), lambda i: f"row {i} repeats the image id {image_ids[i]}")
     names = [] if classes is None else classes.names
-    raw = RawAnnotations([], [], [], [], [], str) if classes is None else _annotations(rows, classes, problems)
+    none = RawAnnotations([], [], [], [], [], str)
+    raw = none if classes is None else _annotations(_objects(rows), classes, problems)
     table = check_annotations(raw, sizes, {i: i for i in range(len(names))}, problems)
     read = partial(_read, rows.select_columns("image"), source)
     records = TableRecords(np.array(image_ids, dtype=np.int64), partial(_name, source), sizes, read, table)
     return DetectionDataset(records, names, repaired=table.repaired, problems=problems)
 
 
-def _classes(rows: datasets.Dataset, source: str) -> _Classes:
+def _classes(rows: datasets.Dataset, source: str) -> Classes:
     """The classes; also checks the columns of the schema."""
-    features = rows.features
+    field, category = category_of(rows.features, source)
+    if isinstance(category, datasets.ClassLabel):
+        return named_classes(field, category.names)
+    used = sorted({value for row in _objects(rows) for value in row.get(field) or [] if value is not None})
+    return Classes(field, [str(value) for value in used], {value: place for place, value in enumerate(used)})
+
+
+def named_classes(field: str, names: Sequence[str]) -> Classes:
+    """Classes whose values are their numbers."""
+    return Classes(field, list(names), {number: number for number in range(len(names))})
+
+
+def category_of(features: datasets.Features, source: str) -> tuple[str, Any]:
+    """The field of the categories and its type.
+
+    Raises:
+        `DatasetError`: the columns do not match the schema.
+    """
     objects = _element(features.get("objects"))
     field = next((name for name in _CATEGORIES if isinstance(objects, dict) and name in objects), None)
     if field is None or "bbox" not in objects or "image" not in features:
@@ -157,14 +215,12 @@ def _classes(rows: datasets.Dataset, source: str) -> _Classes:
         )
     _check_lists(features["objects"], (field, *_PER_OBJECT), source)
     category = _element(objects[field])
-    if isinstance(category, datasets.ClassLabel):
-        return _Classes(field, list(category.names), {number: number for number in range(len(category.names))})
-    if not isinstance(category, datasets.Value) or not ("int" in category.dtype or category.dtype.endswith("string")):
+    named = isinstance(category, datasets.Value) and ("int" in category.dtype or category.dtype.endswith("string"))
+    if not named and not isinstance(category, datasets.ClassLabel):
         raise DatasetError(
             f"The field `{field}` of {source} must hold class names or numbers, or a `ClassLabel`, but is {category}."
         )
-    used = sorted({value for row in _objects(rows) for value in row.get(field) or [] if value is not None})
-    return _Classes(field, [str(value) for value in used], {value: place for place, value in enumerate(used)})
+    return field, category
 
 
 def _check_lists(objects: Any, fields: Iterable[str], source: str) -> None:
@@ -177,11 +233,15 @@ def _check_lists(objects: Any, fields: Iterable[str], source: str) -> None:
 
 def _objects(rows: datasets.Dataset) -> Iterator[dict[str, list[Any]]]:
     """The objects of each row as a dict of lists."""
-    for objects in rows.select_columns("objects")[:]["objects"]:
-        if isinstance(objects, list):
-            keys = dict.fromkeys(key for entry in objects for key in entry)
-            objects = {key: [entry.get(key) for entry in objects] for key in keys}
-        yield objects or {}
+    return map(_lists_of, rows.select_columns("objects")[:]["objects"])
+
+
+def _lists_of(objects: Any) -> dict[str, list[Any]]:
+    """The objects of a row as a dict of lists."""
+    if isinstance(objects, list):
+        keys = dict.fromkeys(key for entry in objects for key in entry)
+        objects = {key: [entry.get(key) for entry in objects] for key in keys}
+    return objects or {}
 
 
 def _element(feature: Any) -> Any:
@@ -224,11 +284,13 @@ def _is_integer(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and "int" in feature.dtype
 
 
-def _annotations(rows: datasets.Dataset, classes: _Classes, problems: Problems) -> RawAnnotations:
-    """The columns of all annotations, from either layout."""
-    raw = RawAnnotations([], [], [], [], [], describe=lambda i: f"row {raw.image_index[i]}")
+def _annotations(
+    rows: Iterable[dict[str, list[Any]]], classes: Classes, problems: Problems, name: str = "row {}"
+) -> RawAnnotations:
+    """The columns of all annotations, from the objects of each row."""
+    raw = RawAnnotations([], [], [], [], [], describe=lambda i: name.format(raw.image_index[i]))
     uneven = []
-    for position, objects in enumerate(_objects(rows)):
+    for position, objects in enumerate(rows):
         boxes, categories = objects.get("bbox") or [], objects.get(classes.field) or []
         areas, crowds = (objects.get(key) or [None] * len(boxes) for key in ("area", "iscrowd"))
         if not len(boxes) == len(categories) == len(areas) == len(crowds):
@@ -239,7 +301,7 @@ def _annotations(rows: datasets.Dataset, classes: _Classes, problems: Problems) 
         raw.categories.extend(classes.index.get(value, value) for value in categories)
         raw.areas.extend(areas)
         raw.crowds.extend(crowds)
-    problems.add(uneven, lambda i: f"the lists in `objects` of row {i} differ in length")
+    problems.add(uneven, lambda i: f"the lists in `objects` of {name.format(i)} differ in length")
     return raw
 
 
