@@ -91,6 +91,19 @@ class DetectionStream(RowStream):
         stream.transform, stream.seed = transform, seed
         return stream
 
+    def batches_of(self, rows: datasets.IterableDataset) -> Iterator[dict[str, list[Any]]]:
+        """As in [`RowStream`].
+
+        Raises:
+            `DatasetError`: a row is not of the types of the columns, which WebDataset takes from its first rows.
+        """
+        try:
+            yield from super().batches_of(rows)
+        except (AttributeError, TypeError, ValueError, LookupError) as error:
+            raise DatasetError(
+                f"A row of {self.name} is not of the types of its columns, {dict(self.rows.features)}: {error}."
+            ) from error
+
     def read(self, row: Mapping[str, Any], number: int, epoch: int) -> tuple[Item | None, RepairedBoxes | None]:
         """The tensors of a row, see [`DetectionTransform`]; they depend only on the row and (seed, epoch, number).
 

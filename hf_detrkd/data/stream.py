@@ -83,6 +83,10 @@ class RowStream(IterableDataset):
         for _, item in Reading(self, [Progress(reader) for reader in range(readers)], readers):
             yield item
 
+    def batches_of(self, rows: datasets.IterableDataset) -> Iterator[dict[str, list[Any]]]:
+        """The rows in order, some at once: unlike an iteration row by row, this does not split them among workers."""
+        return rows.iter(AT_ONCE)
+
     def read(self, row: dict[str, Any], number: int, epoch: int) -> tuple[Item | None, RepairedBoxes | None]:
         """The item of a row, or `None` if it has to be skipped, and the counts of its boxes.
 
@@ -148,8 +152,7 @@ class Reading(IterableDataset):
         parts = (self.readers, share) if self.by_shards else (1, 0)
         part = self.rows.shard(*parts)  # always a copy, whose epoch is its own
         part.set_epoch(epoch)
-        # Unlike an iteration over rows, one over batches does not split them once more among the workers.
-        batches = part.iter(AT_ONCE)
+        batches = self.stream.batches_of(part)
         rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
         return rows if self.by_shards else islice(rows, share, None, self.readers)
 

@@ -39,7 +39,7 @@ class StreamMixin(Trainer):
     """
 
     _starts: list[Progress] | None = None  # the readers of this process, in the order of their next batches
-    _come_to: dict[int, Progress]  # of the readers of this process, as of the last batch
+    _reader_progress: dict[int, Progress]  # of the readers of this process, as of the last batch
     _resumed: str | None = None  # the checkpoint whose random state is to be loaded
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -57,7 +57,7 @@ class StreamMixin(Trainer):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip = skipped
-        everyone = gather_object(list(self._come_to.values()))
+        everyone = gather_object(list(self._reader_progress.values()))
         if self.is_world_process_zero():
             print(report_of(everyone, self.train_dataset.name), flush=True)
         return output
@@ -74,7 +74,7 @@ class StreamMixin(Trainer):
         if not isinstance(stream, RowStream):
             return super().get_train_dataloader()
         starts = self._starts or [Progress(reader) for reader in self._readers]
-        self._come_to = {one.reader: one for one in starts}
+        self._reader_progress = {one.reader: one for one in starts}
         loader = DataLoader(
             Reading(stream, starts, len(starts) * args.world_size),
             self._train_batch_size,
@@ -100,8 +100,8 @@ class StreamMixin(Trainer):
         if isinstance(self.train_dataset, RowStream):
             for batch in batches:
                 progress = Progress(*batch.pop(PROGRESS))
-                del self._come_to[progress.reader]
-                self._come_to[progress.reader] = progress  # the last one in the dict
+                del self._reader_progress[progress.reader]
+                self._reader_progress[progress.reader] = progress  # the last one in the dict
             if self._resumed is not None:  # the loader drew a seed for its workers
                 self._load_rng_state(self._resumed)
                 self._resumed = None
@@ -110,7 +110,10 @@ class StreamMixin(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, RowStream):
-            state = {"readers": len(self._come_to) * self.args.world_size, "progress": list(self._come_to.values())}
+            state = {
+                "readers": len(self._reader_progress) * self.args.world_size,
+                "progress": list(self._reader_progress.values()),
+            }
             Path(output_dir, STATE.format(self.args.process_index)).write_text(json.dumps(state))
 
 
@@ -121,7 +124,7 @@ class EpochCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        progress, rows = self.trainer._come_to.values(), self.trainer.train_dataset.num_rows
+        progress, rows = self.trainer._reader_progress.values(), self.trainer.train_dataset.num_rows
         if rows:
             state.epoch = sum(one.images + one.unreadable for one in progress) * args.world_size / rows
         else:

@@ -143,3 +143,13 @@ def test_the_operations_of_a_step_leave_out_views_reading_and_the_optimizer() ->
         with found.part("optimizer"):
             values.mul_(2).cpu()
     assert found.counts == {"operations": 6, "step": 3, "losses": 3, "casts": 1, "waits": 3}
+
+
+def test_a_stream_and_the_disk_read_every_image_of_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    sizes = ["--rows", "64", "--shards", "2", "--side", "32", "--batch_size", "8", "--shuffle_buffer_size", "16"]
+    benchmark.main(["streaming", *sizes, "--output_file", str(file)])
+    figures = json.loads(file.read_text())
+    assert {kind: row["images"] for kind, row in figures.items()} == {"stream": 64, "on the disk": 64}
+    assert figures["stream"]["disk"] < figures["on the disk"]["disk"]
+    assert "| stream |" in capsys.readouterr().out

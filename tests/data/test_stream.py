@@ -70,13 +70,15 @@ def batches(stream: DetectionStream, workers: int, process: int, processes: int,
 @pytest.mark.parametrize("shards", [1, 3, 4, 12, 41])
 @pytest.mark.parametrize("readers", [1, 2, 3, 4])
 def test_in_every_pass_the_readers_see_every_row_once(readers: int, shards: int) -> None:
-    stream, orders = make(41, shards), []
+    stream, orders, shares = make(41, shards), [], []
     for epoch in range(3):
         parts = [ids_of(Reading(stream, [Progress(reader)], readers), epoch) for reader in range(readers)]
         assert sorted(chain(*parts)) == list(range(41)), f"pass {epoch}"
         assert all(parts)
         orders.append(list(chain(*parts)))
+        shares.append(set(parts[0]))
     assert orders[0] != orders[1] != orders[2]
+    assert readers == 1 or shares[0] != shares[1], "a reader has another share in the next pass"
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
@@ -321,7 +323,7 @@ def test_rows_on_the_disk_stream_too(tmp_path: Path) -> None:
     assert sorted(ids_of(Reading(splits.train.with_transform(TRANSFORM), [Progress(0)], 1))) == list(range(7))
 
 
-def write_tar(file: Path, numbers: range, flat: bool) -> None:
+def write_tar(file: Path, numbers: range, flat: bool = False, changes: dict[int, Any] | None = None) -> None:
     file.parent.mkdir(exist_ok=True)
     with tarfile.open(file, "w") as tar:
         for number in numbers:
@@ -329,6 +331,7 @@ def write_tar(file: Path, numbers: range, flat: bool) -> None:
             if flat:
                 objects = {key: [entry[key] for entry in objects] for key in ("bbox", "category")}
             content = {"image_id": number} | (objects if flat else {"objects": objects})
+            content = (changes or {}).get(number, content)
             for name, data in (("png", streams.png(number)), ("json", json.dumps(content).encode())):
                 info = tarfile.TarInfo(f"{number:06d}.{name}")
                 info.size = len(data)
@@ -348,6 +351,15 @@ def test_webdataset_is_read(tmp_path: Path, flat: bool) -> None:
     assert item["labels"]["class_labels"].tolist() == [image_id(item) % 2] * 2
 
 
+@pytest.mark.parametrize("content", [[1], {"objects": 5}, {"objects": [5]}, {"image_id": "x", "objects": []}], ids=str)
+def test_a_row_of_other_types_is_one_sentence(tmp_path: Path, content: Any) -> None:
+    write_tar(tmp_path / "wds" / "train-0000.tar", range(12), changes={8: content})
+    rows = datasets.load_dataset(str(tmp_path / "wds"), split="train", streaming=True)
+    stream = DetectionStream(rows, "data", ["a", "b"]).with_transform(TRANSFORM)
+    with pytest.raises(DatasetError, match="A row of data is not of the types of its columns"):
+        list(islice(stream, 12))
+
+
 def test_missing_splits_and_what_cannot_be_streamed_are_refused(tmp_path: Path) -> None:
     folder = streams.write_parquet(tmp_path / "rows", 4, 1)
     with pytest.raises(DatasetError, match="has no split 'other': choose one of train, validation"):
@@ -357,8 +369,8 @@ def test_missing_splits_and_what_cannot_be_streamed_are_refused(tmp_path: Path) 
     with pytest.raises(DatasetError, match=r"No data set .* was found"):
         load_streamed_splits(tmp_path / "nothing")
     with pytest.raises(DatasetError, match=r"The classes of .* are not known"):
-        write_tar(tmp_path / "wds" / "train-0000.tar", range(3), False)
-        write_tar(tmp_path / "wds" / "test-0000.tar", range(3), False)
+        write_tar(tmp_path / "wds" / "train-0000.tar", range(3))
+        write_tar(tmp_path / "wds" / "test-0000.tar", range(3))
         load_streamed_splits(tmp_path / "wds")
 
 

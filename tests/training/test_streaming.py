@@ -105,13 +105,13 @@ def test_with_other_workers_the_next_pass_begins(tmp_path: Path, caplog) -> None
     other = trainer_on(tmp_path / "other", stream_of(12), dataloader_num_workers=2, **options)
     other.train(resume_from_checkpoint=checkpoint)
     assert "of 1 readers, and this run has 2" in caplog.text and "it goes on with pass 2" in caplog.text
-    assert {one.passes for one in other._come_to.values()} == {1}
-    assert sum(one.images for one in other._come_to.values()) == 12, "the counts go on"
+    assert {one.passes for one in other._reader_progress.values()} == {1}
+    assert sum(one.images for one in other._reader_progress.values()) == 12, "the counts go on"
     caplog.clear()
     anew = trainer_on(tmp_path / "anew", stream_of(12), ignore_data_skip=True, **options)
     anew.train(resume_from_checkpoint=checkpoint)
     assert not caplog.text and anew.args.ignore_data_skip
-    assert [one.passes for one in anew._come_to.values()] == [1]
+    assert [one.passes for one in anew._reader_progress.values()] == [1]
 
 
 def test_a_checkpoint_without_a_place_begins_with_the_first_pass(tmp_path: Path, caplog) -> None:

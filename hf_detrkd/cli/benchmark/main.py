@@ -1,4 +1,4 @@
-"""Benchmarks of the detection loss, the distillation methods and detector latency.
+"""Benchmarks of the detection loss, the distillation methods, detector latency and the reading of data.
 
     python scripts/benchmark.py criterion
     python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
@@ -7,6 +7,7 @@
     python scripts/benchmark.py operations --output_dir outputs/operations
     python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
     python scripts/benchmark.py pipeline --dataset_name path/to/folder
+    python scripts/benchmark.py streaming --rows 100000
 
 `criterion`: forward and backward time of the detection loss, ours and transformers' own, on the same random
 predictions of every family (six decoder layers, encoder proposals, denoising rows and query groups as in training),
@@ -23,6 +24,8 @@ operations.
 
 `pipeline`: images a second of a core from the file to the batch, with and without augmentation, beside torchvision's
 detection reference and transformers' example (albumentations and an image processor), in turns.
+
+`streaming`: images a second and memory of one pass over generated Parquet files, as a stream and prepared on the disk.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from .latency import add_latency
 from .methods import methods
 from .operations import operations
 from .pipeline import add_pipeline
+from .streaming import add_streaming
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +108,7 @@ def main(argv: list[str]) -> None:
     add_latency(commands.add_parser("latency", help="Compare detectors: parameters, GFLOPs, latency."))
     add_operations(commands.add_parser("operations", help="Count the operations of every method's step."))
     add_pipeline(commands.add_parser("pipeline", help="Compare the reading of images with two other pipelines."))
+    add_streaming(commands.add_parser("streaming", help="Compare a stream with the same data set on the disk."))
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results = given.run(given)
