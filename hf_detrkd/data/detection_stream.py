@@ -100,9 +100,7 @@ class DetectionStream(RowStream):
         try:
             yield from super().batches_of(rows)
         except (AttributeError, TypeError, ValueError, LookupError) as error:
-            raise DatasetError(
-                f"A row of {self.name} is not of the types of its columns, {dict(self.rows.features)}: {error}."
-            ) from error
+            raise DatasetError(f"A row of {self.name} is not of the types of its columns: {error}.") from error
 
     def read(self, row: Mapping[str, Any], number: int, epoch: int) -> tuple[Item | None, RepairedBoxes | None]:
         """The tensors of a row, see [`DetectionTransform`]; they depend only on the row and (seed, epoch, number).

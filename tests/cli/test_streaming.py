@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from hf_detrkd.cli.arguments import parse
 from hf_detrkd.cli.run_setup import load_splits
 from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.training import finish as finishing
-from tests import streams, tiny
+from tests import ROOT, streams, tiny
+from tests.hub_server import HubServer
 from tests.processes import finish, start
 
 
@@ -71,3 +74,28 @@ def test_what_does_not_go_with_a_stream_is_refused(words: list[str], message: st
 def test_only_training_reads_a_stream() -> None:
     with pytest.raises(ValueError, match="Only hf-detrkd distill reads a stream: leave out --streaming"):
         load_splits(parse([*MODEL, "--streaming", "--max_steps", "1"]))
+
+
+PUSH = """
+import datasets
+from tests import streams
+splits = datasets.DatasetDict({"train": streams.data_set(12), "test": streams.data_set(5)})
+splits.push_to_hub("user/rows", num_shards={"train": 3, "test": 1})
+"""
+READ = """
+from itertools import islice
+from hf_detrkd.data import DetectionTransform, load_streamed_splits
+splits = load_streamed_splits("user/rows")
+items = islice(splits.train.with_transform(DetectionTransform((8, 8))), 12)
+print(splits.train.num_rows, splits.train.rows.num_shards, len(splits.eval))
+print(sorted(int(item["labels"]["image_id"]) for item in items) == list(range(12)))
+"""
+
+
+def test_a_data_set_of_the_hub_is_streamed_and_says_its_length(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+        for code in (PUSH, READ):
+            run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.split() == ["12", "3", "5", "True"]
