@@ -145,6 +145,6 @@ def check_classes(report: Report, found: Look, classes: ClassMap) -> None:
         "problem" if any(columns[i] is not None for i in found.renamed) else "warning",
         "class order",
         f"the teacher classifies {', '.join(said)}; with these exchanged it has {100 * found.map:.1f} mAP "
-        f"instead of {100 * before:.1f}: correct id2label in its config.json or the data set's categories, whichever is "
-        "wrong, or pass --class_map with the lines\n" + "\n".join(lines),
+        f"instead of {100 * before:.1f}: correct id2label in its config.json or the data set's categories, whichever "
+        "is wrong, or pass --class_map with the lines\n" + "\n".join(lines),
     )
