@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from .errors import DatasetError
+from .garbage import without_garbage_collection
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -55,7 +56,8 @@ def read_json(path: Path) -> Any:
         `DatasetError`: the file is not JSON.
     """
     try:
-        return json.loads(read_text(path))
+        with without_garbage_collection():
+            return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON ({error}).") from error
 

@@ -2,7 +2,7 @@
 
 The path of a batch: [`detections_from_predictions`] and [`references_from_labels`] convert predictions and ground
 truth to pixels of the original images, [`gatherable`] pads both into tensors that `Trainer` and `accelerate` can
-gather and truncate, and [`CocoEvaluator`] passes them to [`CocoBoxMetric`], which keeps them in an Arrow file until it
+gather and truncate, and [`CocoEvaluator`] passes them to [`CocoBoxMetric`], which keeps them in files until it
 computes.
 Boxes are `(x_min, y_min, x_max, y_max)` in pixels throughout, as from the image processors'
 `post_process_object_detection`; only COCO's files and library use `(x, y, width, height)`.

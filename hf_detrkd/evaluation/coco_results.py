@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data.checks import is_finite
 from ..data.layouts.coco import read_categories, read_coco, require_keys
 from ..data.text import read_json
-from .metric import CocoBoxMetric
+from .box_rows import FOUND, TRUTH
+from .coco_evaluation import evaluate_boxes
+
+
+NUMBERS = frozenset({int, float})
+MOST = sys.float_info.max
 
 
 def evaluate_coco_files(annotations_json: str | Path, detections_json: str | Path) -> dict[str, float]:
     """The figures of a COCO results file, equal to the official evaluator's; arguments and errors of
     [`read_coco_files`], figures of [`CocoBoxMetric`]."""
-    id2label, detections, references = read_coco_files(annotations_json, detections_json)
-    metric = CocoBoxMetric(id2label)
-    metric.add_batch(predictions=detections, references=references)
-    figures = metric.compute()
-    metric.close()
+    id2label, found, truth = read_coco_files(annotations_json, detections_json)
+    figures, _ = evaluate_boxes(truth, found, id2label)
     return figures
 
 
@@ -47,8 +52,8 @@ def coco_results(images: Sequence[Mapping[str, Any]], category_ids: Sequence[int
 
 def read_coco_files(
     annotations_json: str | Path, detections_json: str | Path
-) -> tuple[dict[int, str], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Ground truth and results of COCO's files, image by image, as [`CocoBoxMetric`] takes them.
+) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
+    """Ground truth and results of COCO's files.
 
     Args:
         annotations_json (`str` or `Path`): a COCO object with `images`, `annotations` and `categories`. An annotation
@@ -57,7 +62,9 @@ def read_coco_files(
             `[x, y, width, height]` in pixels. Images without an entry count as images without detections.
 
     Returns:
-        `tuple[dict[int, str], list[dict], list[dict]]`: class names by category id, predictions, references.
+        `tuple[dict[int, str], numpy.ndarray, numpy.ndarray]`: class names by category id, detections (rows of
+        `FOUND`) and ground truth (rows of `TRUTH`). Images are numbered in the order of their ids, labels are category
+        ids.
 
     Raises:
         ValueError: a file is not JSON, not what it should be, or speaks of images or categories that the ground truth
@@ -69,47 +76,58 @@ def read_coco_files(
         raise ValueError(f"{answers_path} must be a list of COCO detections, got a {type(answers).__name__}.")
     require_keys(truth["images"], "images", {"id": int}, truth_path)
     id2label = dict(zip(*read_categories(truth["categories"], truth_path), strict=True))
-    image_ids = {image["id"] for image in truth["images"]}
-    _check_boxes(truth_path, truth["annotations"], image_ids, id2label)
-    _check_boxes(answers_path, answers, image_ids, id2label)
-    scoreless = (x for x in answers if not (_has(x, score=(int, float)) and is_finite(x["score"])))
+    _refuse(truth_path, "category ids of 64 bits", (one for one in id2label if not -(2**63) <= one < 2**63))
+    numbers = {one: number for number, one in enumerate(sorted({image["id"] for image in truth["images"]}))}
+    references = _rows(truth_path, truth["annotations"], numbers, id2label, TRUTH)
+    area, crowd = _truth_columns(truth_path, truth["annotations"])
+    references["area"] = np.where(np.isnan(area), references["box"][:, 2] * references["box"][:, 3], area)
+    references["iscrowd"] = crowd
+    detections = _rows(answers_path, answers, numbers, id2label, FOUND)
+    scoreless = (x for x in answers if not is_finite(x.get("score")))
     _refuse(answers_path, "detections with a finite `score`", scoreless)
-    detections = [{"image_id": i, "boxes": [], "labels": [], "scores": []} for i in sorted(image_ids)]
-    references = [{"image_id": i, "boxes": [], "labels": [], "area": [], "iscrowd": []} for i in sorted(image_ids)]
-    _fill(detections, answers, scores=lambda x: x["score"])
-    areas = {"area": lambda x: x.get("area", x["bbox"][2] * x["bbox"][3]), "iscrowd": lambda x: x.get("iscrowd", 0)}
-    _fill(references, truth["annotations"], **areas)
+    detections["score"] = [x["score"] for x in answers]
     return id2label, detections, references
 
 
-def _has(entry: Any, **types: type | tuple[type, ...]) -> bool:
-    """True if a JSON object has these keys with values of these types."""
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in types.items())
+def _rows(
+    path: Path, entries: list[Any], numbers: Mapping[int, int], id2label: Mapping[int, str], kind: np.dtype
+) -> np.ndarray:
+    """Images, labels and boxes of all entries, which are checked first; the other columns are not set yet."""
+    bad = (x for x in entries if not (_has_ids(x) and _is_box(x.get("bbox"))))
+    _refuse(path, "boxes with `image_id`, `category_id` and `bbox` as [x, y, width, height] in pixels", bad)
+    images, labels = [x["image_id"] for x in entries], [x["category_id"] for x in entries]
+    _refuse(path, "image ids of the ground truth", sorted(set(images) - numbers.keys()))
+    _refuse(path, "category ids of the ground truth", sorted(set(labels) - id2label.keys()))
+    rows = np.empty(len(entries), dtype=kind)
+    rows["image"], rows["label"] = [numbers[one] for one in images], labels
+    rows["box"] = np.array([x["bbox"] for x in entries], dtype=np.float64).reshape(-1, 4)
+    return rows
+
+
+def _truth_columns(path: Path, entries: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Areas, NaN where there are none, and crowds of annotations."""
+    areas, crowds = [x.get("area") for x in entries], [x.get("iscrowd", 0) for x in entries]
+    bad = (entries[i] for i, area in enumerate(areas) if area is not None and not is_finite(area))
+    _refuse(path, "annotations with a finite `area` or none", bad)
+    _refuse(
+        path, "annotations with an `iscrowd` of 0 or 1", (entries[i] for i, c in enumerate(crowds) if c not in (0, 1))
+    )
+    return np.array(areas, dtype=np.float64), np.array(crowds, dtype=np.int64)
+
+
+def _has_ids(entry: Any) -> bool:
+    return isinstance(entry, dict) and type(entry.get("image_id")) is int and type(entry.get("category_id")) is int
+
+
+def _is_box(box: Any) -> bool:
+    """True for four numbers that a double holds, the last two not negative."""
+    if type(box) is not list or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
+        return False
+    left, top, width, height = box
+    return abs(left) <= MOST and abs(top) <= MOST and 0 <= width <= MOST and 0 <= height <= MOST
 
 
 def _refuse(path: Path, wanted: str, offenders: Iterable[Any]) -> None:
     first = list(islice(offenders, 10))
     if first:
         raise ValueError(f"{path} must hold {wanted}, got {str(first)[1:-1]:.1000}")
-
-
-def _check_boxes(path: Path, entries: list[Any], image_ids: set[int], id2label: Mapping[int, str]) -> None:
-    bad = (x for x in entries if not (_has(x, image_id=int, category_id=int, bbox=list) and _is_box(x["bbox"])))
-    _refuse(path, "boxes with `image_id`, `category_id` and `bbox` as [x, y, width, height] in pixels", bad)
-    _refuse(path, "image ids of the ground truth", sorted({x["image_id"] for x in entries} - image_ids))
-    _refuse(path, "category ids of the ground truth", sorted({x["category_id"] for x in entries} - id2label.keys()))
-
-
-def _is_box(box: list[Any]) -> bool:
-    return len(box) == 4 and all(map(is_finite, box)) and min(box[2:]) >= 0
-
-
-def _fill(images: list[dict[str, Any]], entries: list[dict], **columns: Callable[[dict], float]) -> None:
-    """Sorts entries into their images, boxes as corners."""
-    by_id = {image["image_id"]: image for image in images}
-    for entry in entries:
-        image, (left, top, width, height) = by_id[entry["image_id"]], entry["bbox"]
-        image["boxes"].append([left, top, left + width, top + height])
-        image["labels"].append(entry["category_id"])
-        for name, value in columns.items():
-            image[name].append(value(entry))

@@ -1,4 +1,4 @@
-"""COCO box AP as an `evaluate.Metric`, streamed through an Arrow file."""
+"""COCO box AP as an `evaluate.Metric` that keeps boxes as arrays in files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import datasets
-from faster_coco_eval.core.coco import COCO
-from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+import numpy as np
 
-from .figures import CURVE_THRESHOLDS, FIGURES, Curves, class_figures
+from .box_rows import FOUND, TRUTH, RowFile, rows_of
+from .coco_evaluation import evaluate_boxes
+from .figures import Curves
 
 
 @contextmanager
@@ -38,8 +37,9 @@ with _without_scripts_of_that_name():
 class CocoBoxMetric(evaluate.Metric):
     """COCO box metrics as an `evaluate.Metric`, computed by faster-coco-eval, without network access.
 
-    Batches are stored in an Arrow file in a temporary folder of this object, so concurrent runs do not collide and
-    memory use does not grow. An image id counts once, however often it was added: the last entry is used.
+    Boxes are stored in files in a temporary folder of this object, so concurrent runs do not collide and memory use
+    does not grow with the batches; `compute()` takes 56 bytes for each box, and what one class needs. An image id
+    counts once, however often it was added: the last entry is used.
 
     Args:
         id2label (`dict[int, str]`): class names by the numbers in `labels`. Other numbers are an error.
@@ -71,8 +71,11 @@ class CocoBoxMetric(evaluate.Metric):
         self.id2label = dict(id2label)
         folder = tempfile.mkdtemp(prefix="coco-box-metric-")
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._image_ids: list[int] = []
         self.precision: Curves = {}
         super().__init__(cache_dir=folder, seed=0)
+        self._found = RowFile(Path(self.data_dir, "found"), FOUND)
+        self._truth = RowFile(Path(self.data_dir, "truth"), TRUTH)
 
     def close(self) -> None:
         """Removes the temporary folder, which otherwise goes with the object; nothing can be added afterwards."""
@@ -94,67 +97,76 @@ class CocoBoxMetric(evaluate.Metric):
             features=datasets.Features({"predictions": predictions, "references": references}),
         )
 
-    def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
-        images = {r["image_id"]: (p, r) for p, r in zip(predictions, references, strict=True)}
-        truth, answers = [], []
-        for place, (image_id, (prediction, reference)) in enumerate(sorted(images.items(), key=itemgetter(0))):
-            if prediction["image_id"] != image_id:
-                raise ValueError(
-                    f"prediction and reference must be of one image, got {prediction['image_id']}, {image_id}"
-                )
-            # The COCO library keeps ids in doubles, in which large ones are equal: it gets the images' numbers.
-            truth += _annotations(reference, place, area=reference["area"], iscrowd=reference["iscrowd"])
-            answers += _annotations(prediction, place, score=prediction["scores"])
-        unknown = sorted({box["category_id"] for box in truth + answers} - self.id2label.keys())
+    def __len__(self) -> int:
+        """The number of images that were added since the last `compute`."""
+        return len(self._image_ids)
+
+    def add(self, *, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+        """Adds an image."""
+        self.add_batch(predictions=[prediction], references=[reference])
+
+    def add_batch(self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> None:
+        """Adds images, whose values may be lists, arrays or tensors.
+
+        Raises:
+            ValueError: they are not in the form of the class's example, a label is not in `id2label`, or a
+                ground-truth box ends before it begins.
+        """
+        image_ids = [int(reference["image_id"]) for reference in references]
+        others = [int(prediction["image_id"]) for prediction in predictions]
+        if image_ids != others:
+            raise ValueError(
+                f"predictions and references must be of the same images, got {others[:10]} and {image_ids[:10]}"
+            )
+        start = len(self)
+        found, truth = (
+            np.concatenate([np.empty(0, kind), *(rows_of(one, n, kind) for n, one in enumerate(images, start))])
+            for images, kind in ((predictions, FOUND), (references, TRUTH))
+        )
+        self._check(found, truth)
+        self._found.append(found)
+        self._truth.append(truth)
+        self._image_ids += image_ids
+
+    def _check(self, found: np.ndarray, truth: np.ndarray) -> None:
+        unknown = sorted(set(found["label"].tolist() + truth["label"].tolist()) - self.id2label.keys())
         if unknown:
             raise ValueError(f"labels must be among the {len(self.id2label)} of id2label, got {unknown[:10]}")
-        twisted = [box["bbox"] for box in truth if min(box["bbox"][2:]) < 0]
-        if twisted:
+        twisted = truth["box"][(truth["box"][:, 2:] < 0).any(1)]
+        if len(twisted):
             raise ValueError(
-                f"boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: {twisted[:10]}"
+                "boxes must be (x_min, y_min, x_max, y_max), got widths or heights below 0: "
+                f"{twisted[:10].tolist()} (x, y, width, height)"
             )
-        figures, self.precision = _figures(list(range(len(images))), self.id2label, truth, answers)
+
+    def compute(
+        self,
+        *,
+        predictions: Sequence[Mapping[str, Any]] | None = None,
+        references: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """The metrics of all images that were added, and of those given here; then there are none.
+
+        Raises:
+            ValueError: there are no images; for the errors of images given here see `add_batch`.
+        """
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions or [], references=references or [])
+        if not self._image_ids:
+            raise ValueError("there are no images to compute metrics of: call `add` or `add_batch` first")
+        ids = np.array(self._image_ids)
+        _, last = np.unique(ids[::-1], return_index=True)
+        place = np.full(len(ids), -1)
+        place[len(ids) - 1 - last] = np.arange(len(last))
+        truth, found = (_placed(file.read(), place) for file in (self._truth, self._found))
+        figures, self.precision = evaluate_boxes(truth, found, self.id2label)
+        self._found.clear()
+        self._truth.clear()
+        self._image_ids = []
         return figures
 
 
-def _annotations(image: Mapping[str, Any], number: int, **columns: list[float]) -> list[dict[str, Any]]:
-    """One image's boxes as COCO annotations."""
-    return [
-        {
-            "image_id": number,
-            "category_id": label,
-            "bbox": [left, top, right - left, bottom - top],
-            "area": (right - left) * (bottom - top),
-            **dict(zip(columns, values, strict=True)),
-        }
-        for label, (left, top, right, bottom), *values in zip(
-            image["labels"], image["boxes"], *columns.values(), strict=True
-        )
-    ]
-
-
-def _figures(
-    image_ids: list[int], id2label: dict[int, str], truth: list[dict], answers: list[dict]
-) -> tuple[dict[str, float], Curves]:
-    """Runs the COCO library, whose metrics have the order of `FIGURES`; the curves are the metric's `precision`."""
-    frame = {
-        "images": [{"id": image_id} for image_id in image_ids],
-        "categories": [{"id": number, "name": name} for number, name in id2label.items()],
-    }
-    for boxes in (truth, answers):
-        for number, box in enumerate(boxes, start=1):  # 0 means "unmatched" to the library
-            box["id"] = number
-    evaluator = COCOeval_faster(*(COCO({**frame, "annotations": boxes}) for boxes in (truth, answers)), iouType="bbox")
-    evaluator.run()
-    figures = dict(zip(FIGURES, (float(value) for value in evaluator.stats), strict=True))
-    precision = evaluator.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes): all areas, 100 detections
-    curves: Curves = {percent: {} for percent in CURVE_THRESHOLDS}
-    shared = Counter(id2label.values())
-    for i, (number, key) in enumerate(class_figures(id2label).items()):
-        name = id2label[number] if shared[id2label[number]] == 1 else f"{id2label[number]}_{number}"
-        known = precision[..., i][precision[..., i] > -1]
-        figures[key] = float(known.mean()) if known.size else -1.0
-        for percent, threshold in CURVE_THRESHOLDS.items():
-            if known.size:
-                curves[percent][name] = precision[threshold, :, i].tolist()
-    return figures, curves
+def _placed(rows: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """The rows with their images' places instead of numbers, without those of images that have none."""
+    rows["image"] = place[rows["image"]]
+    return rows if (place >= 0).all() else rows[rows["image"] >= 0]

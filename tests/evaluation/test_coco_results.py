@@ -14,7 +14,7 @@ from tests.evaluation.boxes import ANNOTATIONS, DETECTIONS, OFFICIAL, needs_coco
 @needs_coco_eval
 def test_the_official_figures():
     figures = evaluate_coco_files(ANNOTATIONS, DETECTIONS)
-    assert [figures[name] for name in FIGURES] == pytest.approx(OFFICIAL, abs=1e-6)
+    assert [figures[name] for name in FIGURES] == pytest.approx(OFFICIAL, abs=1e-12)
     assert figures["map_person"] > 0
 
 
@@ -65,6 +65,20 @@ FAR = [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 5, 5]}]
         (coco(), [detection(bbox=[1, 2, -3, 4])], r"`bbox` as \[x, y, width, height\] in pixels, got"),
         (coco(), [detection(bbox=[0, 0, float("nan"), 1])], r"`bbox` as \[x, y, width, height\] in pixels, got"),
         (coco(), [{"image_id": 1, "category_id": 3, "segmentation": []}], r"answers.json must hold boxes with"),
+        (coco(), [detection(bbox=["1", 2, 3, 4])], r"`bbox` as \[x, y, width, height\] in pixels, got"),
+        (coco(), [detection(bbox=[True, 2, 3, 4])], r"`bbox` as \[x, y, width, height\] in pixels, got"),
+        (coco(), [detection(bbox=[10**400, 2, 3, 4])], r"`bbox` as \[x, y, width, height\] in pixels, got"),
+        (
+            coco(annotations=[detection(area="5")]),
+            [],
+            r"truth.json must hold annotations with a finite `area` or none",
+        ),
+        (
+            coco(annotations=[detection(iscrowd=2)]),
+            [],
+            r"truth.json must hold annotations with an `iscrowd` of 0 or 1",
+        ),
+        (coco(categories=[{"id": 2**63, "name": "cat"}]), [], r"category ids of 64 bits, got 9223372036854775808"),
         (coco(), [detection(score=None)], r"answers.json must hold detections with a finite `score`, got"),
         (coco(), [detection(image_id=i) for i in range(50)], r"image ids .*, got 0, 3, 4, 5, 6, 7, 8, 9, 10, 11$"),
         (coco(), [detection(category_id=0)], r"answers.json must hold category ids of the ground truth, got 0"),

@@ -109,6 +109,25 @@ def test_precision_is_that_of_a_naive_loop(num_classes, num_images, seed):
             assert sum(curve) / 101 == pytest.approx(expected[label][place], abs=1e-6)
 
 
+def test_a_metric_can_be_used_again_and_has_nothing_to_compute_without_images():
+    metric = CocoBoxMetric({0: "cat"})
+    good = prediction(1, [[0, 0, 50, 50]], [0.9]), reference(1, [[0, 0, 50, 50]])
+    bad = prediction(1, [[90, 90, 99, 99]], [0.9]), reference(1, [[0, 0, 50, 50]])
+    for (found, truth), wanted in ((good, 1.0), (bad, 0.0)):
+        assert metric.compute(predictions=[found], references=[truth])["map"] == pytest.approx(wanted)
+        assert len(metric) == 0
+    with pytest.raises(ValueError, match="there are no images"):
+        metric.compute()
+
+
+def test_a_refused_batch_leaves_no_boxes():
+    metric = CocoBoxMetric({0: "cat"})
+    metric.add(prediction=prediction(1, [[0, 0, 50, 50]], [0.9]), reference=reference(1, [[0, 0, 50, 50]]))
+    with pytest.raises(ValueError, match="labels must be among"):
+        metric.add(prediction=prediction(2, [[0, 0, 5, 5]], [0.9], [3]), reference=reference(2, [[0, 0, 9, 9]]))
+    assert metric.compute()["map"] == pytest.approx(1.0)
+
+
 def test_detections_in_a_crowd_are_not_wrong():
     truth = [[0, 0, 50, 50], [100, 100, 300, 300]]
     found = prediction(1, [[110, 110, 150, 150], [0, 0, 50, 50]], [0.9, 0.8])
@@ -156,7 +175,7 @@ def test_metrics_do_not_meet_and_leave_nothing_behind():
     for metric, (found, truth) in zip(metrics, (good, bad), strict=True):
         metric.add(prediction=found, reference=truth)
     assert [metric.compute()["map"] for metric in metrics] == [pytest.approx(1.0), pytest.approx(0.0)]
-    assert not [path for metric in metrics for path in Path(metric.data_dir).glob("*.arrow")]
+    assert not [path for metric in metrics for path in Path(metric.data_dir).iterdir()]
     metrics[0].close()
     assert [Path(metric.data_dir).exists() for metric in metrics] == [False, True]
 
@@ -182,7 +201,13 @@ def test_memory_does_not_grow_with_the_images():
     "found, truth, message",
     [
         (prediction(1, [[0, 0, 5, 5]], [0.9], [7]), reference(1, []), r"labels must be among the 1 .* got \[7\]"),
-        (prediction(1, [], []), reference(2, []), "of one image, got 1, 2"),
+        (prediction(1, [], []), reference(2, []), r"of the same images, got \[1\] and \[2\]"),
+        (prediction(1, [[0, 0, 5, 5]], [0.9, 0.8]), reference(1, []), r"scores must be .* 1 boxes, got shape \(2,\)"),
+        (
+            {"image_id": 1, "boxes": [], "labels": []},
+            reference(1, []),
+            "must have boxes, labels, scores, got image_id",
+        ),
         (prediction(1, [], []), reference(1, [[50, 60, 10, 10]]), r"must be \(x_min, y_min, x_max, y_max\)"),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -20,7 +20,8 @@ class FileTrainer(Trainer):
     """Answers with the detections of a results file, through the gathering of a real training evaluation."""
 
     def __init__(self, num_images, batch_size, output_dir, annotations, detections, **arguments):
-        id2label, self.found, self.truth = read_coco_files(annotations, detections)
+        id2label, *rows = read_coco_files(annotations, detections)
+        self.found, self.truth = ([of_image(part, i) for i in range(num_images)] for part in rows)
         self.evaluator, self.seen = CocoEvaluator(id2label), []
         arguments = TrainingArguments(
             output_dir,
@@ -45,15 +46,17 @@ class FileTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         pick = inputs["indices"].tolist()
-        kinds = defaultdict(lambda: torch.float64, image_id=torch.int64, labels=torch.int64, iscrowd=torch.int64)
+        return torch.zeros(()), *gatherable([self.found[i] for i in pick], [self.truth[i] for i in pick])
 
-        def tensors(image):
-            tensors = {name: torch.tensor(value, dtype=kinds[name]) for name, value in image.items()}
-            return {**tensors, "boxes": tensors["boxes"].reshape(-1, 4)}
 
-        return torch.zeros(()), *gatherable(
-            [tensors(self.found[i]) for i in pick], [tensors(self.truth[i]) for i in pick]
-        )
+def of_image(rows, number):
+    """The boxes of an image as tensors, in the metric's form."""
+    rows = rows[rows["image"] == number]
+    corners = np.concatenate([rows["box"][:, :2], rows["box"][:, :2] + rows["box"][:, 2:]], axis=1)
+    names = {"score": "scores", "area": "area", "iscrowd": "iscrowd"}
+    columns = {"boxes": corners, "labels": rows["label"].copy()}
+    columns |= {names[name]: rows[name].copy() for name in names if name in rows.dtype.names}
+    return {"image_id": torch.tensor(number)} | {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
 def seven_images(folder):
