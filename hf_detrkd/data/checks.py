@@ -7,7 +7,6 @@ image) are dropped or clipped, and counted in one warning per split.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -145,24 +144,33 @@ def check_annotations(
 def _clip(
     boxes: np.ndarray, sizes: np.ndarray, source: str, warns: bool
 ) -> tuple[np.ndarray, np.ndarray, RepairedBoxes]:
-    """Boxes `(num_boxes, 4)` clipped to their images, a mask of the kept ones, and counts. Logs one warning if
-    anything changed and `warns`."""
+    """Boxes `(num_boxes, 4)` clipped to their images, a mask of the kept ones, and counts, which are logged if
+    `warns`."""
     limit = np.where(sizes > 0, sizes, np.inf)
     low = np.where(sizes > 0, 0, -np.inf)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     new_start, new_end = np.clip(start, low, limit), np.clip(end, low, limit)
     keep = (boxes[:, 2:] > 0).all(1) & (new_end - new_start > _THIN).all(1)
     moved = (np.abs(new_start - start) > _THIN).any(1) | (np.abs(new_end - end) > _THIN).any(1)
-    found = RepairedBoxes(source, len(boxes), int((~keep).sum()), int((moved & keep).sum()))
-    if found and warns:
-        logger.warning(
-            "%s: %d boxes: dropped %d with no area inside the image, clipped %d to the image.",
-            *dataclasses.astuple(found),
-        )
-    if warns and 0 < end.max(initial=0) <= RELATIVE:
-        logger.warning("%s: no coordinate is above %.3g: are the boxes relative to the image?", source, end.max())
+    furthest = float(end.max(initial=0))
+    found = RepairedBoxes(source, len(boxes), int((~keep).sum()), int((moved & keep).sum()), furthest)
+    if warns:
+        warn_of(found)
     changed = np.concatenate([new_start, new_end - new_start], axis=1)
     return np.where((moved & keep)[:, None], changed, boxes), keep, found
+
+
+def warn_of(found: RepairedBoxes) -> None:
+    """Logs one warning if boxes were dropped or clipped, and one if all look relative to their image."""
+    if found:
+        logger.warning(
+            "%s: %d boxes: dropped %d with no area inside the image, clipped %d to the image.",
+            *(found.source, found.boxes, found.dropped, found.clipped),
+        )
+    if 0 < found.furthest <= RELATIVE:
+        logger.warning(
+            "%s: no coordinate is above %.3g: are the boxes relative to the image?", found.source, found.furthest
+        )
 
 
 def find_readable_images(records: Records | Sequence[ImageRecord], source: str) -> np.ndarray:

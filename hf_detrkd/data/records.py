@@ -81,12 +81,14 @@ class RepairedBoxes:
         boxes (`int`): annotated boxes.
         dropped (`int`): those without area inside their image.
         clipped (`int`): those clipped to their image.
+        furthest (`float`): the largest coordinate of the boxes as annotated, in pixels.
     """
 
     source: str
     boxes: int
     dropped: int
     clipped: int
+    furthest: float = 0.0
 
     def __bool__(self) -> bool:
         return self.dropped + self.clipped > 0

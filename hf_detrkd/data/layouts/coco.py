@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Problems, RawAnnotations, repeated
+from ..checks import Problems, RawAnnotations, repeated, warn_of
 from ..detection import DetectionDataset
 from ..errors import DatasetError
+from ..garbage import without_garbage_collection
 from ..images import read_size
+from ..records import RepairedBoxes
 from ..text import read_json
-from .source import Source, dataset_of_files, subfolders
+from .coco_index import Indexed, index_of
+from .source import Source, dataset_of_files, dataset_of_table, subfolders
 
 
 BESIDE = "_annotations.coco.json"  # Roboflow's name
@@ -64,6 +67,9 @@ def split_of(file: Path) -> str:
 
 def _is_coco(file: Path) -> bool:
     """True if a JSON file has COCO's lists."""
+    index = index_of(file)
+    if index is not None and index.read() is not None:
+        return True
     try:
         content = read_json(file)
     except DatasetError:
@@ -75,7 +81,8 @@ def load_coco(folder: Path, split: str, path: Path | None = None) -> DetectionDa
     """One split of a COCO folder, checked.
 
     Category ids become indices in the order of the ids; [`DetectionDataset`] keeps the ids. Images without annotations
-    stay. An image without `width` and `height` takes them from the header of its file.
+    stay. An image without `width` and `height` takes them from the header of its file. A large file is read once, see
+    [`~hf_detrkd.data.layouts.coco_index.CocoIndex`].
 
     Args:
         folder (`Path`)
@@ -86,6 +93,19 @@ def load_coco(folder: Path, split: str, path: Path | None = None) -> DetectionDa
         `DatasetError`: if the JSON is not COCO, or for everything that cannot be repaired, at once.
     """
     path = path or folder / "annotations" / f"instances_{split}.json"
+    index = index_of(path)
+    known = None if index is None else index.read()
+    if known is not None:
+        return _of_index(known, folder, split, path)
+    dataset, names, measured = _of_json(folder, split, path)
+    if index is not None and not measured:  # an image may change without its index
+        index.write(Indexed.of(dataset, names))
+    return dataset
+
+
+@without_garbage_collection()
+def _of_json(folder: Path, split: str, path: Path) -> tuple[DetectionDataset, list[str], bool]:
+    """The data set of a JSON file, the images' `file_name`s, and whether sizes of images were read from them."""
     content = read_coco(path)
     problems = Problems(str(path))
     category_ids, classes = read_categories(content["categories"], path)
@@ -97,7 +117,19 @@ def load_coco(folder: Path, split: str, path: Path | None = None) -> DetectionDa
     problems.add(_too_large(image_ids), lambda i: f"the image id {image_ids[i]} does not fit 64 bits")
     sizes = np.array([_size(image, file) for image, file in zip(images, files, strict=True)], dtype=np.int64)
     raw = _annotations(content["annotations"], image_ids, path, problems)
-    return dataset_of_files(files, image_ids, sizes, raw, classes, problems, category_ids)
+    dataset = dataset_of_files(files, image_ids, sizes, raw, classes, problems, category_ids)
+    return dataset, names, not all(image.get("width") for image in content["images"])
+
+
+def _of_index(known: Indexed, folder: Path, split: str, path: Path) -> DetectionDataset:
+    """The data set of an index: with the warnings of its JSON file, and the image files that are missing now."""
+    problems = Problems(str(path))
+    files = _files(known.names, image_folder(known.names, folder, split, path), problems)
+    repaired = RepairedBoxes(str(path), **known.repaired)
+    warn_of(repaired)
+    return dataset_of_table(
+        files, known.image_ids, known.sizes, known.table(repaired), known.classes, problems, known.category_ids
+    )
 
 
 def image_folder(names: list[str], folder: Path, split: str, path: Path) -> Path:

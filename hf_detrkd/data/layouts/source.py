@@ -16,7 +16,7 @@ from ..checks import Problems, RawAnnotations, check_annotations, repeated
 from ..detection import DetectionDataset
 from ..errors import DatasetError
 from ..images import read_image, read_size
-from ..records import TableRecords
+from ..records import AnnotationTable, TableRecords
 from ..text import read_text
 
 
@@ -63,10 +63,22 @@ def dataset_of_files(
     """
     ids = list(range(len(classes)) if category_ids is None else category_ids)
     table = check_annotations(raw, sizes, {one: place for place, one in enumerate(ids)}, problems)
+    return dataset_of_table(files, np.array(image_ids, dtype=np.int64), sizes, table, classes, problems, ids)
+
+
+def dataset_of_table(
+    files: Sequence[str],
+    image_ids: np.ndarray,
+    sizes: np.ndarray,
+    table: AnnotationTable,
+    classes: Sequence[str],
+    problems: Problems,
+    category_ids: Sequence[int],
+) -> DetectionDataset:
+    """The data set of image files with annotations that are checked already; arguments of [`dataset_of_files`]."""
     paths = list(files)
-    ids_of_images = np.array(image_ids, dtype=np.int64)
-    records = TableRecords(ids_of_images, paths.__getitem__, sizes, partial(_read, paths), table)
-    return DetectionDataset(records, classes, ids, table.repaired, problems)
+    records = TableRecords(image_ids, paths.__getitem__, sizes, partial(_read, paths), table)
+    return DetectionDataset(records, classes, category_ids, table.repaired, problems)
 
 
 def sizes_of(files: Iterable[str]) -> np.ndarray:
