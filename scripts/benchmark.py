@@ -5,11 +5,12 @@
 # [tool.uv.sources]
 # hf-detrkd = { path = "..", editable = true }
 # ///
-"""Measures the detection loss, the methods, or the latency of detectors.
+"""Measures the detection loss, the methods, the latency of detectors, or what grows with a data set.
 
 python scripts/benchmark.py criterion
 python scripts/benchmark.py methods --output_dir outputs/methods
 python scripts/benchmark.py latency --models outputs/teacher outputs/student
+python scripts/benchmark.py scale
 """
 
 import sys

@@ -153,3 +153,21 @@ def test_a_stream_and_the_disk_read_every_image_of_a_pass(tmp_path: Path, capsys
     assert {kind: row["images"] for kind, row in figures.items()} == {"stream": 64, "on the disk": 64}
     assert figures["stream"]["disk"] < figures["on the disk"]["disk"]
     assert "| stream |" in capsys.readouterr().out
+
+
+def test_the_evaluator_and_coco_files_are_measured_by_their_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    sizes = "--images 20 --boxes 3 --detections 12 --classes 4 --coco_images 3000 --coco_boxes 12000"
+    benchmark.main(["scale", *sizes.split(), "--output_file", str(file)])
+    found = json.loads(file.read_text())
+    evaluation = found["evaluation"]["20"]
+    assert {"hf_detrkd", "faster-coco-eval, a dict per box", "hf_detrkd, results file"} <= evaluation.keys()
+    values = {round(parts["map"], 9) for parts in evaluation.values()}
+    assert len(values) == 1 and 0 < min(values) < 1
+    assert {parts["images"] for parts in found["loading"].values()} == {3000}
+    assert len({parts["repaired"] for parts in found["loading"].values()}) == 1
+    seconds = {name: parts["loading"]["seconds"] for name, parts in found["loading"].items()}
+    assert seconds.keys() == {"hf_detrkd, without an index", "hf_detrkd, first time", "hf_detrkd, from the index"}
+    assert "| hf_detrkd | computing | " in capsys.readouterr().out

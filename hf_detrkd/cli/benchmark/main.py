@@ -1,4 +1,5 @@
 """Benchmarks of the detection loss, the distillation methods, detector latency and the reading of data.
+"""Benchmarks of the detection loss, the distillation methods, detector latency, and what grows with a data set.
 
     python scripts/benchmark.py criterion
     python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
@@ -8,6 +9,7 @@
     python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
     python scripts/benchmark.py pipeline --dataset_name path/to/folder
     python scripts/benchmark.py streaming --rows 100000
+    python scripts/benchmark.py scale --beside path/to/another/checkout
 
 `criterion`: forward and backward time of the detection loss, ours and transformers' own, on the same random
 predictions of every family (six decoder layers, encoder proposals, denoising rows and query groups as in training),
@@ -26,6 +28,8 @@ operations.
 detection reference and transformers' example (albumentations and an image processor), in turns.
 
 `streaming`: images a second and memory of one pass over generated Parquet files, as a stream and prepared on the disk.
+`scale`: CPU time and memory of the evaluator by the number of images, beside the COCO library by itself, and of
+loading a COCO file as large as COCO's own; of another checkout, too.
 """
 
 import argparse
@@ -41,6 +45,7 @@ from .methods import methods
 from .operations import operations
 from .pipeline import add_pipeline
 from .streaming import add_streaming
+from .scale import add_scale
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +114,7 @@ def main(argv: list[str]) -> None:
     add_operations(commands.add_parser("operations", help="Count the operations of every method's step."))
     add_pipeline(commands.add_parser("pipeline", help="Compare the reading of images with two other pipelines."))
     add_streaming(commands.add_parser("streaming", help="Compare a stream with the same data set on the disk."))
+    add_scale(commands.add_parser("scale", help="Measure the evaluator and the loading of COCO files by their size."))
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results = given.run(given)
