@@ -106,13 +106,12 @@ def _rows(
 
 def _truth_columns(path: Path, entries: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Areas, NaN where there are none, and crowds of annotations."""
-    areas, crowds = [x.get("area") for x in entries], [x.get("iscrowd", 0) for x in entries]
+    areas, crowds = [x.get("area") for x in entries], [x.get("iscrowd") for x in entries]
     bad = (entries[i] for i, area in enumerate(areas) if area is not None and not is_finite(area))
     _refuse(path, "annotations with a finite `area` or none", bad)
-    _refuse(
-        path, "annotations with an `iscrowd` of 0 or 1", (entries[i] for i, c in enumerate(crowds) if c not in (0, 1))
-    )
-    return np.array(areas, dtype=np.float64), np.array(crowds, dtype=np.int64)
+    neither = (entries[i] for i, crowd in enumerate(crowds) if crowd not in (None, 0, 1))
+    _refuse(path, "annotations with an `iscrowd` of 0 or 1", neither)
+    return np.array(areas, dtype=np.float64), np.array([crowd or 0 for crowd in crowds], dtype=np.int64)
 
 
 def _has_ids(entry: Any) -> bool:

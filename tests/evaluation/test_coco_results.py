@@ -45,6 +45,8 @@ def files(tmp_path):
 def test_files_need_neither_area_nor_crowd(files):
     assert evaluate_coco_files(*files(coco(), [detection()]))["map_cat"] == pytest.approx(1.0)
     assert evaluate_coco_files(*files(coco(), []))["map"] == 0
+    none = coco(annotations=[detection(area=None, iscrowd=None)])
+    assert evaluate_coco_files(*files(none, [detection()]))["map_cat"] == pytest.approx(1.0)
 
 
 FAR = [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 5, 5]}]

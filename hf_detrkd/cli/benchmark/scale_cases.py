@@ -52,7 +52,11 @@ def scene(images: int, boxes: int, detections: int, classes: int) -> dict[str, n
     scores[:, near] = generator.random((images, len(near)))
     area = (truth[..., 2:] - truth[..., :2]).prod(-1)
     crowds = (generator.random(labels.shape) < 0.01).astype(np.int64)
-    answers = {"boxes": found.astype(np.float32), "labels": named, "scores": scores.astype(np.float32)}
+    answers: dict[str, np.ndarray] = {
+        "boxes": found.astype(np.float32),
+        "labels": named,
+        "scores": scores.astype(np.float32),
+    }
     return answers | {"truth": truth, "truth_labels": labels, "area": area, "iscrowd": crowds}
 
 
@@ -84,7 +88,8 @@ def stream(**sizes: int) -> dict[str, Any]:
     import hf_detrkd.evaluation.metric  # noqa: F401 which the evaluator imports when it is called
     from hf_detrkd.evaluation import CocoEvaluator
 
-    data, result = {name: torch.from_numpy(value) for name, value in scene(**sizes).items()}, {}
+    data = {name: torch.from_numpy(value) for name, value in scene(**sizes).items()}
+    result: dict[str, Any] = {}
     evaluator = CocoEvaluator({number: f"class {number}" for number in range(sizes["classes"])})
     kinds = {"boxes": "truth", "labels": "truth_labels", "area": "area", "iscrowd": "iscrowd"}
 
@@ -151,9 +156,9 @@ def files(folder: str, **sizes: int) -> dict[str, Any]:
     """A COCO results file."""
     from hf_detrkd.evaluation.coco_results import evaluate_coco_files
 
-    place, result = Path(folder), {}
+    result: dict[str, Any] = {}
     with measured(result, "computing"):
-        figures = evaluate_coco_files(place / "truth.json", place / "results.json")
+        figures = evaluate_coco_files(Path(folder, "truth.json"), Path(folder, "results.json"))
     return result | {"map": figures["map"]}
 
 
