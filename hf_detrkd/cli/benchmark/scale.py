@@ -40,9 +40,10 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
 def scale(given: argparse.Namespace) -> dict[str, Any]:
     """Prints the tables and returns their figures."""
     ours = {"hf_detrkd": HERE} | ({} if given.beside is None else {"beside": Path(given.beside)})
-    evaluations = {str(images): evaluation(given, images, ours) for images in given.images}
-    for images, found in evaluations.items():
-        print(f"{images} images, {given.detections} detections each\n{table(found)}\n")
+    evaluations: dict[str, Found] = {}
+    for images in given.images:
+        evaluations[str(images)] = evaluation(given, images, ours)
+        print(f"{images} images, {given.detections} detections each\n{table(evaluations[str(images)])}\n", flush=True)
     loads = loading(given, ours) if given.coco_boxes else {}
     if loads:
         print(f"a COCO file of {given.coco_images} images and {given.coco_boxes} annotations\n{table(loads)}")
