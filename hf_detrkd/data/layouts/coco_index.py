@@ -10,6 +10,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,9 @@ class CocoIndex:
                 older.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             logger.debug("The index %s was not written: %s", self.file, error)
+        finally:
+            with suppress(OSError):
+                new.unlink()  # what a full disk left
 
 
 def index_of(path: Path) -> CocoIndex | None:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from hf_detrkd.data import load_detection_split, load_detection_splits
 from hf_detrkd.data.layouts import coco, coco_index
@@ -164,6 +165,16 @@ def test_a_cache_that_cannot_be_written_to_is_no_error(folder, caplog, cache):
     cache.parent.write_text("a file where the folder would be")
     first = described(folder, caplog)
     assert described(folder, caplog) == first and len(first[-1]) == 1
+
+
+def test_a_full_disk_is_no_error_and_leaves_nothing(folder, caplog, cache, monkeypatch):
+    def fill(arrays, file, metadata):
+        file.write_bytes(b"the first bytes")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(coco_index, "save_file", fill)
+    first = described(folder, caplog)
+    assert described(folder, caplog) == first and not list(cache.iterdir())
 
 
 def test_missing_images_are_those_of_now(folder, cache, no_json):
