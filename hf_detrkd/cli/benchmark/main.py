@@ -1,4 +1,3 @@
-"""Benchmarks of the detection loss, the distillation methods, detector latency and the reading of data.
 """Benchmarks of the detection loss, the distillation methods, detector latency, and what grows with a data set.
 
     python scripts/benchmark.py criterion
@@ -28,6 +27,7 @@ operations.
 detection reference and transformers' example (albumentations and an image processor), in turns.
 
 `streaming`: images a second and memory of one pass over generated Parquet files, as a stream and prepared on the disk.
+
 `scale`: CPU time and memory of the evaluator by the number of images, beside the COCO library by itself, and of
 loading a COCO file as large as COCO's own; of another checkout, too.
 """
