@@ -44,8 +44,8 @@ from .latency import add_latency
 from .methods import methods
 from .operations import operations
 from .pipeline import add_pipeline
-from .streaming import add_streaming
 from .scale import add_scale
+from .streaming import add_streaming
 
 
 def add_criterion(parser: argparse.ArgumentParser) -> None:
