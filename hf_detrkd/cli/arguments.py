@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..training.config import DistillationConfig, method_names
 from .nearest import nearest
 from .parser import make_parser
 from .shipped import recipes, shipped
+from .training_defaults import given_arguments, training_defaults
 
 
 NO_DATA = "Say which data set: --dataset_name path/to/folder, a Hub id, or shapes for generated images."
@@ -163,6 +165,10 @@ class ScriptArguments:
         default=False,
         metadata={"help": "Fit images into the size and pad batches instead of stretching. Default: false."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better mAP. Default: train to the end."},
+    )
     measure_efficiency: bool = field(
         default=True,
         metadata={"help": "Measure operations and latency of teacher and student at the end. Default: true."},
@@ -192,6 +198,8 @@ class ScriptArguments:
             raise ValueError(f"--labeled_fraction must be between 0 and 1, got {self.labeled_fraction}.")
         if self.preset not in ("ours", "paper"):
             raise ValueError(f"--preset must be ours or paper, got {self.preset!r}.")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}.")
         if self.check_images not in ("all", "sample", "none"):
             raise ValueError(f"--check_images must be all, sample or none, got {self.check_images!r}.")
         if self.model_name_or_path is not None and self.config_name is not None:
@@ -219,8 +227,12 @@ class Arguments:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any]) -> "Arguments":
-        recipe = {n: value for n, value in values.items() if n in defaults.keys() - ONCE and value != defaults[n]}
+    def of(
+        cls, kinds: list[Any], values: dict[str, Any], defaults: dict[str, Any], given: Iterable[str] = ()
+    ) -> "Arguments":
+        kept = defaults.keys() - ONCE
+        # What was given is kept although it is the default: it may take the place of others.
+        recipe = {n: value for n, value in values.items() if n in kept and (n in given or value != defaults[n])}
         made: list[Any] = [made_of(kind, values) for kind in kinds]
         script, config = made[0], made[2]
         check_streaming(script, config)
@@ -315,7 +327,9 @@ def parse(argv: list[str], description: str | None = None, student: bool = True)
         for name in names:
             parser.set_defaults(**METHODS[name].published)
     words = parser.words_of(recipe, str(early.config))
-    found = Arguments.of([*groups, *methods], vars(parser.parse_args([*words, *argv])), defaults)
+    given = given_arguments(parser, [*words, *argv], recipe)
+    parser.set_defaults(**training_defaults(given))
+    found = Arguments.of([*groups, *methods], vars(parser.parse_args([*words, *argv])), defaults, given)
     if student and found.script.model_name_or_path is None and found.script.config_name is None:
         raise ValueError("Give the student as --model_name_or_path (trained) or as --config_name (from scratch).")
     return found

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from transformers import PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from .. import DistillationConfig, DistillationTrainer
 from ..data import (
@@ -171,6 +171,7 @@ def build_trainer(
     config, splits = config or arguments.config, splits or load_splits(arguments)
     model, processor = make_student(arguments.script, splits.train.classes, config)
     train_set, eval_set = with_transforms(splits, processor, arguments.augmentation, config)
+    patience = arguments.script.early_stopping_patience
     return DistillationTrainer(
         model=model,
         args=config,
@@ -178,6 +179,7 @@ def build_trainer(
         processing_class=processor,
         train_dataset=train_set,
         eval_dataset=eval_set,
+        callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
 
 
