@@ -27,7 +27,7 @@ from ..export.checked import export_checked, fixed_size_processor, megabytes, pi
 from ..export.parity import onnx_heads
 from ..models.loading import load_detector, load_processor
 from .parser import make_parser
-from .predict import find_images
+from .predict import find_images, place_in
 
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -87,7 +87,10 @@ class ExportArguments:
 def load_images(source: str | None, count: int, image_size: tuple[int, int]) -> dict[str, Image.Image]:
     """The images for the comparison, by name: the given ones, or generated ones of the exported size."""
     if source is not None:
-        return {file.name: read_image(file, str(file)) for file in find_images(Path(source))[:count]}
+        return {
+            str(place_in(Path(source), file)): read_image(file, str(file))
+            for file in find_images(Path(source))[:count]
+        }
     records = load_detection_split("shapes", max_samples=count, shapes_size=image_size).records
     return {record.name: record.load() for record in records}
 

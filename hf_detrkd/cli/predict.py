@@ -38,7 +38,7 @@ class PredictArguments:
     """The model, its input images and the output."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the detector."})
-    input: str = field(metadata={"help": "Image file, or folder of images (not searched recursively)."})
+    input: str = field(metadata={"help": "Image file, or folder of images and folders."})
     output_dir: str = field(
         default="predictions", metadata={"help": "Folder for images and predictions.json. Default: predictions."}
     )
@@ -69,8 +69,12 @@ class PredictArguments:
             )
 
 
-def find_images(source: Path) -> list[Path]:
-    """The image files of a folder, in order, or the file itself.
+def find_images(source: Path, output: Path | None = None) -> list[Path]:
+    """The image files of a folder and of those in it, in order, or the file itself.
+
+    Args:
+        source (`Path`): a folder or a file.
+        output (`Path`, *optional*): a folder whose images are left out.
 
     Raises:
         ValueError: there is none.
@@ -79,10 +83,17 @@ def find_images(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise ValueError(f"--input must be an image or a folder of images, but {source} does not exist.")
-    files = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if output is not None:
+        files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
     if not files:
         raise ValueError(f"--input must hold images ({', '.join(SUFFIXES)}), but {source} holds none.")
     return files
+
+
+def place_in(source: Path, file: Path) -> Path:
+    """The path of an image of [`find_images`], relative to the folder."""
+    return file.relative_to(source if source.is_dir() else source.parent)
 
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Image.Image]]]:
@@ -158,7 +169,8 @@ def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, f
 def main(argv: list[str]) -> None:
     parser = make_parser(PredictArguments, __doc__)
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
-    files = find_images(Path(arguments.input))
+    source = Path(arguments.input)
+    files = find_images(source, Path(arguments.output_dir))
     name, revision = arguments.model_name_or_path, arguments.model_revision
     model = load_detector(name, revision=revision)
     model = model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -168,15 +180,21 @@ def main(argv: list[str]) -> None:
     colors = class_colors(id2label.values())
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    best = 0.0
     for paths, pictures in read_batches(files, arguments.batch_size):
         for path, picture, found in zip(paths, pictures, detect(model, processor, pictures, limit), strict=True):
             kept = above(found, arguments.threshold)
+            best = max([best, *found["scores"].tolist()])
             labels = [id2label[number] for number in kept["labels"].tolist()]
-            draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / path.name)
+            place = place_in(source, path)
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            draw_detections(picture, kept["boxes"], labels, kept["scores"], colors).save(folder / place)
             size = {"width": picture.width, "height": picture.height}
-            images.append({"id": len(images) + 1, "file_name": path.name, **size})
+            images.append({"id": len(images) + 1, "file_name": place.as_posix(), **size})
             annotations += annotations_of(kept, labels, len(images), len(annotations) + 1)
     categories = [{"id": number, "name": label} for number, label in id2label.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"Found {len(annotations)} objects in {len(images)} images; drawings and predictions.json are in {folder}.")
+    if not annotations:
+        print(f"No score reaches --threshold {arguments.threshold:g}: the best is {best:.2g}.")

@@ -91,6 +91,21 @@ def test_predict_takes_a_single_image_and_makes_its_folder(found, tmp_path, caps
     assert "objects in 1 images" in capsys.readouterr().out
 
 
+def test_predict_searches_folders_and_says_what_the_best_score_was_where_it_finds_nothing(found, tmp_path, capsys):
+    folder, _ = found
+    save_images(tmp_path / "photos" / "first", 1)
+    save_images(tmp_path / "photos" / "second", 1)
+    arguments = ["--model_name_or_path", folder / "model", "--input", tmp_path / "photos", "--threshold", "1"]
+    arguments += ["--output_dir", tmp_path / "photos" / "out", "--device", "cpu"]
+    for _ in range(2):  # the second time its own drawings are there, too
+        predict.main(list(map(str, arguments)))
+        printed = capsys.readouterr().out
+        content = json.loads((tmp_path / "photos" / "out" / "predictions.json").read_text())
+        assert [image["file_name"] for image in content["images"]] == ["first/0.png", "second/0.png"]
+        assert "Found 0 objects in 2 images" in printed and "No score reaches --threshold 1: the best is 0." in printed
+    assert (tmp_path / "photos" / "out" / "second" / "0.png").is_file()
+
+
 def test_predict_reads_softmax_heads(tmp_path):
     arguments = [
         "--model_name_or_path",
