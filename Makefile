@@ -1,6 +1,9 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# Of tests/constraints; the oldest NumPy has wheels for Python 3.10 to 3.12.
+VERSIONS := oldest middle newest
+PYTHON_OLDEST ?= $(PYTHON)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## Show this list
@@ -22,6 +25,15 @@ test: install  ## Run the test suite
 
 test-fast: install  ## Run what needs no processes of its own and no grid of detectors, for daily work
 	$(BIN)/python -m pytest -m fast
+
+test-versions: $(VERSIONS:%=.venv-%/.installed)  ## Run the daily tests with the oldest, middle and newest versions of libraries
+	for versions in $(VERSIONS); do .venv-$$versions/bin/python -m pytest -m fast || exit 1; done
+
+.venv-%/.installed: tests/constraints/%.txt setup.cfg setup.py pyproject.toml
+	$(if $(filter oldest,$*),$(PYTHON_OLDEST),$(PYTHON)) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet --editable '.[test]' --constraint $<
+	touch $@
 
 slow: install  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -50,4 +62,4 @@ style: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test test-fast slow soak fuzz quality docs release style
+.PHONY: help install demo test test-fast test-versions slow soak fuzz quality docs release style

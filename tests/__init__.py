@@ -51,8 +51,8 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callab
                 seed_all()
                 try:
                     test(**fixtures, **values)
-                except BaseException as error:
-                    error.add_note(f"case: {values}")
+                except BaseException:
+                    print(f"case: {values}")  # pytest shows it with the failure
                     raise
 
         parameters = inspect.signature(test).parameters.values()

@@ -9,10 +9,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
+from hf_detrkd.models.compat import is_missing
 from tests.tiny_configs import CONFIGS, NUM_DENOISING, NUM_GROUPS, NUM_LAYERS, NUM_QUERIES  # noqa: F401
 
 
@@ -47,6 +49,8 @@ def build(name: str, width: int = 32, seed: int = 0, **overrides: Any) -> transf
 
 def config(name: str, width: int = 32, **overrides: Any) -> transformers.PreTrainedConfig:
     """The config of [`build`]."""
+    if is_missing(name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     settings = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
     return CONFIGS[name](width, settings | overrides)
 
@@ -134,11 +138,11 @@ FAMILIES = tuple(name for name in DETECTORS if name != "faster_rcnn")
 """Those of set prediction, which share one contract."""
 ASKABLE = tuple(name for name in FAMILIES if name != "yolos")
 """Those whose decoder takes queries from outside."""
-HYBRID = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+HYBRID = tuple(name for name in ("rt_detr", "rt_detr_v2", "d_fine", "deimv2") if name in CONFIGS)
 """Those of RT-DETR's line: contents are encoder tokens, and a model's outputs hold its denoising rows."""
 DENOISING = ("dino_detr", *HYBRID)
 """Those with denoising queries in training; their own queries are proposals of the encoder."""
-GROUPED = ("lw_detr", "rf_detr")
+GROUPED = tuple(name for name in ("lw_detr", "rf_detr") if name in CONFIGS)
 """Those with groups of queries in training."""
-UNBOUNDED = ("d_fine", "deimv2", *GROUPED)
+UNBOUNDED = (*(name for name in HYBRID if not name.startswith("rt_detr")), *GROUPED)
 """Those whose boxes pass no sigmoid and may leave the image: rounding grows with random ones."""

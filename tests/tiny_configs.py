@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 
 from hf_detrkd.models import DinoDetrConfig, FasterRCNNConfig
+from hf_detrkd.models.compat import is_missing
 
 
 NUM_QUERIES = 7
@@ -186,3 +187,5 @@ CONFIGS: dict[str, Callable[[int, dict[str, Any]], Any]] = {
     "yolos": _yolos,
     "faster_rcnn": _faster_rcnn,
 }
+for family in filter(is_missing, tuple(CONFIGS)):
+    del CONFIGS[family]

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..losses.criterion import DetectionCriterion
 from ..losses.matching import HungarianMatcher
+from ..models.compat import class_loss_weight
 from ..structures.outputs import DetectorSpec, ObjectQueries, Predictions
 from .base import DetectorAdapter
 from .hooks import DecoderCall
@@ -40,7 +41,7 @@ class LwDetrAdapter(DetectorAdapter):
         return DetectionCriterion(
             "iou_aware",
             HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
-            class_weight=config.class_loss_coefficient,
+            class_weight=class_loss_weight(config),
             box_weight=config.bbox_loss_coefficient,
             giou_weight=config.giou_loss_coefficient,
             alpha=config.focal_alpha,

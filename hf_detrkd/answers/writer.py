@@ -69,7 +69,7 @@ class AnswerWriter:
             writer.finalize()
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        temporary.rename(self.file(number))
+        temporary.replace(self.file(number))
 
 
 def shard_name(number: int, shards: int) -> str:

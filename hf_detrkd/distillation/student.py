@@ -9,18 +9,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForObjectDetection,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..adapters import ADAPTERS, adapter_for, class_names
-from ..models.loading import load_detector, load_processor
+from ..models.compat import processor_class
+from ..models.loading import load_config, load_detector, load_processor
 
 
 logger = logging.get_logger(__name__)
@@ -53,7 +47,7 @@ def build_student(config_name: str, classes: Sequence[str], trained_backbone: bo
         trained_backbone (`bool`): the backbone will get trained weights; a Faster R-CNN then freezes its BatchNorm,
             as torchvision does, unless its config says otherwise.
     """
-    config = set_classes(AutoConfig.from_pretrained(config_name), classes)
+    config = set_classes(load_config(config_name), classes)
     if trained_backbone and getattr(config, "frozen_batch_norm", False) is None:
         config.frozen_batch_norm = True
     model = AutoModelForObjectDetection.from_config(config)
@@ -162,7 +156,7 @@ def load_image_processor(
     else:
         own = model.config.model_type
         config_class = CONFIG_MAPPING[ADAPTERS[own].processor_type or own]
-        processor = IMAGE_PROCESSOR_MAPPING[config_class]["torchvision"]()
+        processor = processor_class(config_class)()
     if image_size is not None:
         height, width = image_size
         if keep_aspect_ratio:

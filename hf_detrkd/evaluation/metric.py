@@ -85,11 +85,11 @@ class CocoBoxMetric(evaluate.Metric):
         number, real = datasets.Value("int64"), datasets.Value("float64")
         image = {
             "image_id": number,
-            "boxes": datasets.List(datasets.List(real, length=4)),
-            "labels": datasets.List(number),
+            "boxes": datasets.Sequence(datasets.Sequence(real, length=4)),
+            "labels": datasets.Sequence(number),
         }
-        predictions = {**image, "scores": datasets.List(real)}
-        references = {**image, "area": datasets.List(real), "iscrowd": datasets.List(number)}
+        predictions = {**image, "scores": datasets.Sequence(real)}
+        references = {**image, "area": datasets.Sequence(real), "iscrowd": datasets.Sequence(number)}
         return evaluate.MetricInfo(
             description="Average precision and recall of boxes as COCO defines them.",
             citation="T.-Y. Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312",

@@ -96,9 +96,9 @@ def _checked(
         parity = check_parity(torch_heads(model), found, images, model.config.num_labels, CHECKED_BATCHES, tolerance)
         parity.raise_if_beyond()
     except (OnnxExportError, OnnxParityError) as error:
-        failed = draft.rename(target.with_name(f"{target.stem}.failed.onnx"))
+        failed = draft.replace(target.with_name(f"{target.stem}.failed.onnx"))
         raise type(error)(f"{error} The file is kept as {failed}.") from error
-    draft.rename(target)
+    draft.replace(target)
     return {"megabytes": target.stat().st_size / 1e6, "parity": parity.as_dict()}
 
 

@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from types import MappingProxyType
 
 import yaml
@@ -103,7 +103,7 @@ class Repository:
     def _append(
         self, branch: str, parent: str | None, message: str, description: str, files: dict[str, bytes], large: set[str]
     ) -> Commit:
-        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         sha = hashlib.sha1(f"{self.id} {len(self.commits)} {parent} {message} {date}".encode()).hexdigest()
         commit = Commit(sha, parent, message, description, MappingProxyType(files), frozenset(large), date)
         self.commits.append(commit)

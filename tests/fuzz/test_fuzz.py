@@ -22,7 +22,7 @@ from tests.fuzz.readers import FILES, STRUCTURED, VALUES, dump, prepare
 
 PACKAGE = Path(hf_detrkd.__file__).parent
 EACH = int(os.environ.get("HF_DETRKD_FUZZ", "60"))  # inputs of each reader; `make fuzz` sets more
-SECONDS = 5
+SECONDS = 10
 NAMED = (ValueError, SystemExit)  # the second by the parser of arguments, after it has said why
 
 

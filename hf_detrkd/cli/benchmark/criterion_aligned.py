@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.loss.loss_d_fine import DFineLoss
-from transformers.loss.loss_deimv2 import Deimv2Loss
 
 
 def aligned_parts(config: PreTrainedConfig, output: Any, labels: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -25,10 +24,18 @@ def aligned_parts(config: PreTrainedConfig, output: Any, labels: list[dict[str, 
     if meta is not None:
         guess, layers = _entries(output, meta["dn_num_split"], 0)
         outputs |= {"dn_auxiliary_outputs": [guess, *layers], "denoising_meta_values": meta}
-    criterion = {"d_fine": DFineLoss, "deimv2": Deimv2Loss}[config.model_type](config)
+    criterion = _loss_class(config.model_type)(config)
     # DEIMv2's union of matches breaks ties with an unstable sort.
     with mock.patch("torch.argsort", functools.partial(torch.argsort, stable=True)):
         return criterion.to(proposals["logits"].device)(outputs, labels)
+
+
+def _loss_class(model_type: str) -> type[DFineLoss]:
+    if model_type == "d_fine":
+        return DFineLoss
+    from transformers.loss.loss_deimv2 import Deimv2Loss  # since transformers 5.7
+
+    return Deimv2Loss
 
 
 def _entries(output: Any, split: list[int] | None, part: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

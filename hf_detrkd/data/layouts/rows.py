@@ -30,6 +30,7 @@ from .source import Source
 _SCHEMA = "`image` and `objects` with `bbox` and `category`"
 _CATEGORIES = ("category", "categories", "label", "labels", "category_id")
 _PER_OBJECT = ("bbox", "area", "iscrowd")
+_LISTS = (getattr(datasets, "List", datasets.Sequence), datasets.LargeList)  # `List` came with datasets 4
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,9 @@ def _lists_of(objects: Any) -> dict[str, list[Any]]:
 
 def _element(feature: Any) -> Any:
     """The element type of a list feature, or the feature itself."""
-    return feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
+    if isinstance(feature, list):  # a list of structs before datasets 4
+        return feature[0]
+    return feature.feature if isinstance(feature, _LISTS) else feature
 
 
 def _sizes(rows: datasets.Dataset, problems: Problems) -> np.ndarray:

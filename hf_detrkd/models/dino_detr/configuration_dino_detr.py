@@ -1,7 +1,9 @@
 """Configuration of DINO."""
 
+from dataclasses import is_dataclass
 from typing import Any
 
+import transformers
 from transformers import DeformableDetrConfig
 
 
@@ -51,6 +53,14 @@ class DinoDetrConfig(DeformableDetrConfig):
     centered_positions: bool = False
     class_cost: float | int = 2
     class_loss_coefficient: float | int = 1
+
+    if not is_dataclass(DeformableDetrConfig):  # the fields above would be ignored
+
+        def __init__(self, **kwargs: Any):
+            raise ValueError(
+                f"dino_detr needs transformers>=5.4, but {transformers.__version__} is installed: upgrade "
+                "transformers, or choose a model of another family."
+            )
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_feature_levels < 2:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.models.dab_detr.modeling_dab_detr import encode_sinusoidal_position_embedding
 from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrDecoderLayer,
     DeformableDetrMLPPredictionHead,
@@ -37,6 +36,19 @@ EPSILON = 1e-3  # clamp of the inverse sigmoid, as in the original repository an
 def inverse_sigmoid(values: Tensor) -> Tensor:
     values = values.float().clamp(0, 1)
     return (values.clamp(min=EPSILON) / (1 - values).clamp(min=EPSILON)).log()
+
+
+def box_sine_embedding(boxes: Tensor, width: int) -> Tensor:
+    """Sine embedding of boxes, cxcywh in [0, 1]: `width` features for each of cy, cx, w and h, `(..., 4 * width)`."""
+    x, y, *size = (boxes * (2 * math.pi)).unbind(-1)
+    periods = 10000 ** (torch.arange(0, width, 2, dtype=torch.float32, device=boxes.device) / width)
+    angles = torch.stack([y, x, *size], -1)[..., None] / periods
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3).to(boxes.dtype)
+
+
+def _as_tokens(values: Tensor) -> Tensor:
+    """`(batch_size, height * width, channels)`, as transformers before 5.9 returns position embeddings."""
+    return values if values.dim() == 3 else values.flatten(2).mT
 
 
 def _start_linear(layer: nn.Linear) -> None:
@@ -68,9 +80,9 @@ class DinoDetrPreTrainedModel(DeformableDetrPreTrainedModel):
     config: DinoDetrConfig
     _no_split_modules = ["DeformableDetrConvEncoder", "DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"]
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
         # For remote code, transformers takes modules without own parameters as initialised; check each parameter.
-        super()._initialize_weights(module, is_custom_code=False)
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,7 +163,7 @@ class DinoDetrDecoder(DinoDetrPreTrainedModel):
             seen = reference.detach()
             # in units of the padded canvas, (batch_size, num_queries, num_levels, 4)
             canvas = seen[:, :, None] * ratios.to(seen.dtype)
-            sine = encode_sinusoidal_position_embedding(canvas[:, :, 0], self.config.d_model // 2)
+            sine = box_sine_embedding(canvas[:, :, 0], self.config.d_model // 2)
             hidden = layer(
                 hidden,
                 self.ref_point_head(sine.to(hidden.dtype)),
@@ -255,7 +267,7 @@ class DinoDetrModel(DinoDetrPreTrainedModel, DeformableDetrModel):
         shapes = [tuple(values.shape[-2:]) for values in maps]
         masks = [nn.functional.interpolate(pixel_mask[None].float(), size=shape)[0].bool() for shape in shapes]
         positions = [
-            self.position_embedding(values.shape, values.device, values.dtype, mask).flatten(2).mT + embedding
+            _as_tokens(self.position_embedding(values.shape, values.device, values.dtype, mask)) + embedding
             for values, mask, embedding in zip(maps, masks, self.level_embed, strict=True)
         ]
         sizes = torch.tensor(shapes, device=pixel_values.device)

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import DetrConfig
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.cli import arguments, run_setup
 from hf_detrkd.distillation.freezing import freeze_stages, usual_stages
 from hf_detrkd.distillation.student import build_student, load_image_processor, load_student, with_classes
 from hf_detrkd.models import FasterRCNNForObjectDetection
+from hf_detrkd.models.compat import processor_class
 from tests import tiny
 from tests.adapters.faster_rcnn.passes import foreign, run
 from tests.models.faster_rcnn import MOBILENET, RESNET, SIZES, SMALL, build, config
@@ -73,7 +73,7 @@ def test_a_student_from_a_config_file_and_its_image_processor(name, tmp_path: Pa
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all((norm.weight == 1).all() for norm in norms)
     processor = load_image_processor(model, image_size=(64, 96), keep_aspect_ratio=True)
-    assert type(processor) is IMAGE_PROCESSOR_MAPPING[DetrConfig]["torchvision"]
+    assert type(processor) is processor_class(DetrConfig)
     assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 96} and processor.do_pad
     batch = processor([torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES], return_tensors="pt")
     output = run(adapter_for(model.eval()), dict(batch))[0]

@@ -6,7 +6,7 @@ import logging
 import datasets
 import numpy as np
 import pytest
-from datasets import ClassLabel, Features, List, Sequence, Value
+from datasets import ClassLabel, Features, Sequence, Value
 from PIL import Image, ImageFile
 
 from hf_detrkd.data import (
@@ -20,7 +20,7 @@ from hf_detrkd.data import (
 
 NAMES = ["ant", "cat", "zebra"]
 FIELDS = {
-    "bbox": List(Value("float32")),
+    "bbox": Sequence(Value("float32")),
     "category": ClassLabel(names=NAMES),
     "area": Value("float32"),
     "iscrowd": Value("int64"),
@@ -47,7 +47,7 @@ def make(
     """Rows in either layout of `objects`: a list of dicts, or a dict of lists."""
     kept = {key: fields[key] for key in keys}
     content = [[{key: entry[key] for key in keys} for entry in row] for row in objects]
-    feature = List(kept)
+    feature = [kept]
     if as_lists:
         content = [{key: [entry[key] for entry in row] for key in keys} for row in content]
         feature = Sequence(kept)
@@ -189,7 +189,10 @@ def test_categories_without_a_class_label_are_the_names(field, kind, values):
     objects = [{"bbox": [[1, 2, 10, 10], [0, 0, 40, 30]], field: [values[1], values[0]]}, {"bbox": [], field: []}]
     objects.append({"bbox": [[5, 6, 7, 8]], field: [values[2]]})
     features = Features(
-        {"image": datasets.Image(), "objects": {"bbox": List(List(Value("float32"))), field: List(Value(kind))}}
+        {
+            "image": datasets.Image(),
+            "objects": {"bbox": Sequence(Sequence(Value("float32"))), field: Sequence(Value(kind))},
+        }
     )
     rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}] * 3, "objects": objects}, features)
     data = load_detection_split(rows, "train")
@@ -242,7 +245,7 @@ def test_one_value_in_place_of_a_list(field, value):
 
 
 def test_boxes_may_be_arrays():
-    fields = {"bbox": datasets.Array2D(shape=(None, 4), dtype="float32"), "category": List(Value("int64"))}
+    fields = {"bbox": datasets.Array2D(shape=(None, 4), dtype="float32"), "category": Sequence(Value("int64"))}
     objects = [{"bbox": [[1, 2, 8, 9], [0, 0, 4, 4]], "category": [0, 1]}]
     features = Features({"image": datasets.Image(), "objects": fields})
     rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}], "objects": objects}, features)
