@@ -82,7 +82,7 @@ def test_layers_of_d_fine_are_beside_their_own_distributions_by_us_and_not_by_tr
     logits, corners = gradients(theirs.loss, [theirs.intermediate_logits, theirs.intermediate_predicted_corners])
     supervised = [bool(layer.any()) for layer in logits.unbind(1)]  # the first guess, then the layers
     assert supervised[-2:] == [False, True]
-    assert corners[:, 0].any() and not corners[:, -1].any()
+    assert corners is None or (corners[:, 0].any() and not corners[:, -1].any())  # early versions: no FGL
     _, answers = adapter.encode(inputs["pixel_values"], None, Targets.from_labels(inputs["labels"]))
     loss = adapter.criterion(answers, Targets.from_labels(inputs["labels"]), BatchTotals.of((2, 1), 7))
     for layer in answers.layers:
