@@ -106,7 +106,7 @@ def test_specific_points_teach_only_the_classes_of_their_teacher(answers: Stored
         weights.append(float(member.of(one).layers[-1].scores().amax(-1).sum()))
     for key, value in found.items():
         mean = sum(w * losses[key] for w, losses in zip(weights, alone, strict=True)) / sum(weights)
-        torch.testing.assert_close(value, mean, rtol=0.05, atol=1e-3, msg=str(key))  # queries attend to each other
+        torch.testing.assert_close(value, mean, rtol=0.1, atol=1e-3, msg=str(key))  # queries attend to each other
 
 
 def test_the_best_teacher_of_a_class_teaches_it(answers: StoredAnswers, tmp_path: Path) -> None:
