@@ -8,12 +8,12 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 from accelerate.commands.launch import launch_command_parser
 
 import hf_detrkd
