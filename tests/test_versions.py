@@ -23,7 +23,8 @@ OLDEST = dict(re.findall(r"^([\w-]+)==(.+)$", FILE.read_text(), re.MULTILINE))
 def test_the_lower_bounds_are_the_versions_that_the_tests_are_run_on() -> None:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "setup.cfg")
-    wanted = settings["options"]["install_requires"] + settings["options.extras_require"]["trackers"]
+    extras = settings["options.extras_require"]
+    wanted = settings["options"]["install_requires"] + extras["trackers"] + extras["demo"]
     assert dict(re.findall(r"^([\w-]+)>=([\d.]+)", wanted, re.MULTILINE)) == OLDEST
 
 
