@@ -57,6 +57,9 @@ class DetectorAdapter:
     processor_type: ClassVar[str | None] = None
     """Model type whose image processor is used, if transformers has none for this family."""
 
+    full_precision: ClassVar[frozenset[str]] = frozenset()
+    """Parts of the model, by name, that compute in float32 also under autocast."""
+
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.spec = self.supervised_spec_of(model.config)

@@ -42,6 +42,7 @@ class FasterRCNNAdapter(DetectorAdapter):
     backbone_prefix = "backbone.body."
     background_first = True
     frozen_stages = 2
+    full_precision = frozenset({"rpn"})
 
     @staticmethod
     def spec_of(config: PreTrainedConfig) -> DetectorSpec:

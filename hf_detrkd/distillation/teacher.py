@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,8 +95,9 @@ class Teacher:
         origin: Origin | None = None,
     ):
         self.origin = origin or Origin.of(model.config.name_or_path, model.config.model_type)
-        self.model = cast_matrices(model.float().eval().requires_grad_(False), dtype)
+        self.model = model.float().eval().requires_grad_(False)
         self.adapter = adapter_for(model)
+        cast_matrices(model, dtype, self.adapter.full_precision)
         self.dtype = dtype
         self.class_map = ClassMap.match(class_names, class_names_of(model.config), class_map)
         self._in_student_order = StudentOrder(self.class_map)
@@ -168,16 +169,16 @@ class Teacher:
         return self(*teacher_view(batch))
 
 
-def cast_matrices(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Stores the weights of linear and convolution layers in the type that autocast computes in.
+def cast_matrices(model: PreTrainedModel, dtype: torch.dtype, full: Collection[str]) -> None:
+    """Stores the weights of linear and convolution layers in the type that autocast computes in, except in the parts
+    `full`, which run without it.
 
     The results are the same, but autocast would cast these weights again in every pass: it only remembers those that
     need a gradient. Subclasses may compute with their weights outside of autocast's operations, so they are left.
     """
-    for module in model.modules():
-        if type(module) in (nn.Linear, nn.Conv2d):
+    for name, module in model.named_modules():
+        if type(module) in (nn.Linear, nn.Conv2d) and name.partition(".")[0] not in full:
             module.to(dtype)
-    return model
 
 
 def teacher_view(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:

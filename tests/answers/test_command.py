@@ -83,10 +83,10 @@ def test_moved_answers_are_one_row_an_image_and_need_no_views(tmp_path: Path, wo
 def test_the_guard_of_the_teacher_s_map_holds(tmp_path: Path, words: list[str]) -> None:
     given = [*words, "--teacher_answers", str(tmp_path / "answers")]
     answer.main(given)
-    with pytest.raises(ValueError, match=r"below the required minimum of 0\.9"):
+    with pytest.raises(ValueError, match=r"below the required minimum of 90"):
         distill.main([*given, "--min_teacher_map", "0.9", "--run_control", "true"])
     assert not (tmp_path / "out" / "control").exists()  # it is known before the control is trained
-    with pytest.raises(ValueError, match=r"below the required minimum of 0\.9"):
+    with pytest.raises(ValueError, match=r"below the required minimum of 90"):
         answer.main([*words, "--teacher_answers", str(tmp_path / "others"), "--min_teacher_map", "0.9"])
     assert not (tmp_path / "others").exists()
 
