@@ -100,7 +100,9 @@ class EvaluateArguments:
     annotations: str | None = field(default=None, metadata={"help": "JSON file of COCO ground truth."})
     detections: str | None = field(
         default=None,
-        metadata={"help": "JSON file of COCO results: a list of image_id, category_id, bbox, score."},
+        metadata={
+            "help": "JSON file of COCO results, a list of image_id, category_id, bbox, score, or of `hf-detrkd predict`."
+        },
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all metrics. Default: none."})
     output_detections: str | None = field(

@@ -59,7 +59,9 @@ def read_coco_files(
         annotations_json (`str` or `Path`): a COCO object with `images`, `annotations` and `categories`. An annotation
             without `area` gets that of its box, one without `iscrowd` is no crowd.
         detections_json (`str` or `Path`): list of `{"image_id", "category_id", "bbox", "score"}`, the box as
-            `[x, y, width, height]` in pixels. Images without an entry count as images without detections.
+            `[x, y, width, height]` in pixels. Images without an entry count as images without detections. Or a file of
+            `hf-detrkd predict`, whose images are those with the same `file_name`, and whose categories have the same
+            name.
 
     Returns:
         `tuple[dict[int, str], numpy.ndarray, numpy.ndarray]`: class names by category id, detections (rows of
@@ -72,9 +74,11 @@ def read_coco_files(
     """
     truth_path, answers_path = Path(annotations_json), Path(detections_json)
     truth, answers = read_coco(truth_path), read_json(answers_path)
+    require_keys(truth["images"], "images", {"id": int}, truth_path)
+    if isinstance(answers, dict) and "annotations" in answers:
+        answers = _as_results(answers_path, read_coco(answers_path), truth_path, truth)
     if not isinstance(answers, list):
         raise ValueError(f"{answers_path} must be a list of COCO detections, got a {type(answers).__name__}.")
-    require_keys(truth["images"], "images", {"id": int}, truth_path)
     id2label = dict(zip(*read_categories(truth["categories"], truth_path), strict=True))
     _refuse(truth_path, "category ids of 64 bits", (one for one in id2label if not -(2**63) <= one < 2**63))
     numbers = {one: number for number, one in enumerate(sorted({image["id"] for image in truth["images"]}))}
@@ -87,6 +91,31 @@ def read_coco_files(
     _refuse(answers_path, "detections with a finite `score`", scoreless)
     detections["score"] = [x["score"] for x in answers]
     return id2label, detections, references
+
+
+def _as_results(
+    path: Path, found: Mapping[str, list[Any]], truth_path: Path, truth: Mapping[str, list[Any]]
+) -> list[dict[str, Any]]:
+    """The annotations of a COCO object with the ids of another one, which has its file names and category names."""
+    pairs = ((truth_path, truth["images"]), (path, found["images"]))
+    for place, images in pairs:
+        require_keys(images, "images", {"id": int, "file_name": str}, place)
+    wanted, given = ({image["file_name"]: image["id"] for image in images} for _, images in pairs)
+    _refuse(path, "file names of the ground truth", (name for name in given if name not in wanted))
+    ids, names = read_categories(truth["categories"], truth_path)
+    own_ids, own_names = read_categories(found["categories"], path)
+    categories = dict(zip(names, ids, strict=True))
+    require_keys(found["annotations"], "annotations", {"image_id": int, "category_id": int}, path)
+    used = {one["category_id"] for one in found["annotations"]}
+    labels = {one: name for one, name in zip(own_ids, own_names, strict=True) if one in used}
+    _refuse(path, "category names of the ground truth", (n for n in labels.values() if n not in categories))
+    images_of = {number: wanted[name] for name, number in given.items()}
+    _refuse(path, "annotations of its own images", (x for x in found["annotations"] if x["image_id"] not in images_of))
+    _refuse(path, "annotations of its own categories", used - labels.keys())
+    return [
+        {**one, "image_id": images_of[one["image_id"]], "category_id": categories[labels[one["category_id"]]]}
+        for one in found["annotations"]
+    ]
 
 
 def _rows(

@@ -213,6 +213,30 @@ def test_evaluate_judges_a_results_file_without_a_model(tmp_path, capsys):
     assert shown[-1] == "The mAP of each of the 40 classes is in --output_file."
 
 
+def test_evaluate_judges_the_file_that_predict_writes(tmp_path):
+    categories = [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
+    images = [{"id": 40, "file_name": "a.png"}, {"id": 30, "file_name": "sub/b.png"}]
+    truth = [{"image_id": 30, "category_id": 9, "bbox": [0, 0, 50, 50]}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": truth, "categories": categories}))
+    found = {
+        "images": [{"id": 1, "file_name": "sub/b.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 50, 50], "score": 0.9}],
+        "categories": [{"id": 0, "name": "dog"}, {"id": 1, "name": "horse"}],
+    }
+    files = ["--annotations", str(tmp_path / "a.json"), "--detections", str(tmp_path / "d.json")]
+    (tmp_path / "d.json").write_text(json.dumps(found))
+    evaluate.main([*files, "--output_file", str(tmp_path / "f.json")])
+    assert json.loads((tmp_path / "f.json").read_text())["map_dog"] == pytest.approx(1)
+    for change, message in (
+        ({"images": [{"id": 1, "file_name": "c.png"}]}, "must hold file names of the ground truth, got 'c.png'"),
+        ({"categories": [{"id": 0, "name": "cow"}]}, "must hold category names of the ground truth, got 'cow'"),
+        ({"categories": categories}, "must hold annotations of its own categories, got 0"),
+    ):
+        (tmp_path / "d.json").write_text(json.dumps(found | change))
+        with pytest.raises(ValueError, match=message):
+            evaluate.main(files)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
