@@ -101,7 +101,7 @@ class EvaluateArguments:
     detections: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file of COCO results, a list of image_id, category_id, bbox, score, or of `hf-detrkd predict`."
+            "help": "JSON file of COCO results (image_id, category_id, bbox, score), or of `hf-detrkd predict`."
         },
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all metrics. Default: none."})
