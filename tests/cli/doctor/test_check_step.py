@@ -114,7 +114,8 @@ def test_memory_that_is_taken_and_given_back_inside_is_seen() -> None:
 
 
 def test_a_full_disk_is_a_problem(trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(trainer.args, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "a" / "b"))
+    kept = {"save_total_limit": None, "load_best_model_at_end": False}
+    config = replace(trainer.args, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "a" / "b"), **kept)
     assert doctor_step.checkpoints_of(config, 7, 4) == 4
     assert doctor_step.checkpoints_of(replace(config, save_total_limit=1), 7, 4) == 2
     assert doctor_step.checkpoints_of(replace(config, save_strategy="epoch"), 7, 4) == 2
