@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, Value
 from PIL import Image
 
 from hf_detrkd.data.shapes import SHAPE_CLASSES
@@ -24,7 +24,7 @@ def png(number: int) -> bytes:
 
 
 def features(category: Any = None, **more: Any) -> Features:
-    objects = List({"bbox": List(Value("float32")), "category": category or ClassLabel(names=SHAPE_CLASSES)})
+    objects = [{"bbox": [Value("float32")], "category": category or ClassLabel(names=SHAPE_CLASSES)}]
     return Features({"image": datasets.Image(), "image_id": Value("int64"), "objects": objects, **more})
 
 

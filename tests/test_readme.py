@@ -120,6 +120,7 @@ def test_the_index_names_every_page() -> None:
     assert all(f"]({page.name})" in index for page in PAGES[1:] if page.name != "README.md")
 
 
+@pytest.mark.skipif(any(map(is_missing, FAMILY_SINCE)), reason="this transformers lacks some of its families")
 def test_the_families_whose_attention_the_hub_has_a_kernel_for_are_those_that_the_page_names() -> None:
     def layers(name: str) -> set[str]:
         return {type(module).__name__ for module in tiny.build(name).modules()}

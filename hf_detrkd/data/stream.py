@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import datasets
+from packaging.version import Version
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .errors import DatasetError
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 16  # rows that are taken from the `datasets` library together
 PROGRESS = "progress"  # its key in a batch
+SINCE = "4.8"  # version of datasets
 MANY = 10  # shards of each reader: one more or less makes little difference
 
 Item = dict[str, Any]
@@ -53,6 +55,11 @@ class Progress(NamedTuple):
         return counted._replace(boxes=boxes, dropped=dropped, clipped=clipped)
 
 
+def streams_work() -> bool:
+    """True if the installed `datasets` can stream as this package needs it."""
+    return Version(datasets.__version__) >= Version(SINCE)
+
+
 class RowStream(IterableDataset):
     """Training items from a stream of the `datasets` library, pass after pass without an end.
 
@@ -63,6 +70,9 @@ class RowStream(IterableDataset):
             `set_epoch` is called with the number of the pass, so that a shuffle of its own changes.
         name (`str`, *optional*, defaults to `"the stream"`): in messages.
 
+    Raises:
+        `DatasetError`: the installed `datasets` is too old.
+
     Attributes:
         num_rows (`int`, *optional*): rows of a pass, where known.
         most (`int`, *optional*): rows of a pass that are used, from the first one.
@@ -70,6 +80,11 @@ class RowStream(IterableDataset):
     """
 
     def __init__(self, rows: datasets.IterableDataset, name: str = "the stream") -> None:
+        if not streams_work():
+            raise DatasetError(
+                f"Streams need datasets>={SINCE}, but {datasets.__version__} is installed: upgrade datasets, or leave "
+                "out --streaming."
+            )
         self.rows, self.name = rows, name
         self.num_rows: int | None = None
         self.most: int | None = None

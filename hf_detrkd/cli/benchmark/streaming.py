@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import psutil
 import torch
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, Value
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -32,7 +32,7 @@ FEATURES = Features(
     {
         "image": datasets.Image(),
         "image_id": Value("int64"),
-        "objects": List({"bbox": List(Value("float32")), "category": ClassLabel(names=["box"])}),
+        "objects": [{"bbox": [Value("float32")], "category": ClassLabel(names=["box"])}],
     }
 )
 KINDS = ("stream", "on the disk")
