@@ -90,15 +90,22 @@ def load_run_splits(arguments: Arguments) -> RunSplits:
     with arguments.config.main_process_first(desc="reading the data set"):
         return load_streamed_splits(
             name,
-            train_split=script.dataset_train_split,
-            eval_split=script.dataset_eval_split,
-            max_train_samples=script.max_train_samples,
-            max_eval_samples=script.max_eval_samples,
-            skip_unreadable_images=script.skip_unreadable_images,
+            **chosen_splits(script),
             class_names=script.class_names,
             shuffle_buffer_size=script.shuffle_buffer_size,
-            config_name=script.dataset_config_name,
         )
+
+
+def chosen_splits(script: ScriptArguments) -> dict[str, Any]:
+    """What is loaded of a data set, streamed or not."""
+    return {
+        "train_split": script.dataset_train_split,
+        "eval_split": script.dataset_eval_split,
+        "max_train_samples": script.max_train_samples,
+        "max_eval_samples": script.max_eval_samples,
+        "skip_unreadable_images": script.skip_unreadable_images,
+        "config_name": script.dataset_config_name,
+    }
 
 
 def data_named(script: ScriptArguments) -> str:
@@ -127,15 +134,10 @@ def load_splits(arguments: Arguments) -> DetectionSplits:
     with arguments.config.main_process_first(desc="reading the data set"):
         return load_detection_splits(
             name,
-            train_split=script.dataset_train_split,
-            eval_split=script.dataset_eval_split,
-            max_train_samples=script.max_train_samples,
-            max_eval_samples=script.max_eval_samples,
-            skip_unreadable_images=script.skip_unreadable_images,
+            **chosen_splits(script),
             unlabeled_name=script.unlabeled_dataset_name,
             labeled_fraction=script.labeled_fraction,
             annotations=script.annotations,
-            config_name=script.dataset_config_name,
         )
 
 

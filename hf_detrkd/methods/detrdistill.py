@@ -190,17 +190,12 @@ class DETRDistill(DistillationMethod):
         layers = [asked[s] for s, _, _ in self.pairs] if by_student else [teacher.layers[t] for _, t, _ in self.pairs]
         costs = [MATCHER.cost_of_layers(layers, targets)]
         if self.config.logits_weight:
-            hidden = ~self._shown(teacher)[:, :, None]  # take what the others leave
             own, wanted = stacked_pairs(student.layers, teacher.layers, self.pairs)
+            hidden = ~_shown(wanted)[:, :, None]  # take what the others leave
             costs.append(PAIRING.cost_between(own, wanted).masked_fill(hidden, 0.0))
             if self.config.variant == "paper":  # negatives are matched by boxes alone: their class is no-object
                 costs.append(PAIRING.box_cost(own.boxes, wanted.boxes).masked_fill(hidden, 0.0))
         return costs
-
-    def _shown(self, teacher: DetectorOutput) -> Tensor:
-        """The teacher's predictions that are there, bool `(num_pairs, batch_size, teacher_queries)`: all of a model;
-        of detections, and of answers that move with the image, those with a score."""
-        return stacked([teacher.layers[t] for _, t, _ in self.pairs]).scores().amax(-1) > 0
 
     def losses(
         self,
@@ -258,7 +253,7 @@ class DETRDistill(DistillationMethod):
     ) -> dict[LossKey, Tensor]:
         own, wanted = stacked_pairs(student.layers, teacher.layers, self.pairs)
         terms = self._pair_terms(own, wanted, pairing, targets)
-        paired = (pairing >= 0) & self._shown(teacher)
+        paired = (pairing >= 0) & _shown(wanted)
         pairs = totals.images * min(student.layers[0].boxes.shape[1], pairing.shape[2])
         if self.config.variant == "released":
             groups: dict[str | None, tuple[Tensor, Any]] = {None: (paired, pairs)}
@@ -314,3 +309,9 @@ class DETRDistill(DistillationMethod):
             return LossKey(self.name, f"assignment_{part}")
 
         return supervised_losses(key, answers, index, targets, totals, self.supervision, self.pairs)
+
+
+def _shown(teacher: Predictions) -> Tensor:
+    """The teacher's predictions that are there, bool `(num_pairs, batch_size, teacher_queries)`: all of a model; of
+    detections, and of answers that move with the image, those with a score."""
+    return teacher.scores().amax(-1) > 0
