@@ -139,12 +139,13 @@ IDENTITY = (
 """Arguments that make a run another one."""
 
 
-def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
+def check_same_run(folder: str | Path, recipe: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Rejects an output folder that holds another run, which this one would overwrite or go on from.
 
     Args:
         folder (`str` or `Path`): the run's output folder.
-        recipe (`dict`): the arguments of this run that differ from their defaults.
+        recipe (`dict`): the arguments of this run, but for those that have their defaults.
+        defaults (`dict`): values of arguments that a recipe leaves out.
 
     Raises:
         ValueError: with the first argument in which they differ.
@@ -154,7 +155,7 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
         return
     stored = read_recipe(file)
     for name in IDENTITY:
-        old, new = stored.get(name), recipe.get(name)
+        old, new = (values.get(name, defaults.get(name)) for values in (stored, recipe))
         if _in_full(old) != _in_full(new):
             raise ValueError(
                 f"{folder} holds another run: its {name} is {old or 'the default'}, and here {new or 'the default'}. "
@@ -162,17 +163,19 @@ def check_same_run(folder: str | Path, recipe: Mapping[str, Any]) -> None:
             )
 
 
-def check_free(folder: str | Path, recipe: Mapping[str, Any], resumes: bool) -> None:
+def check_free(
+    folder: str | Path, recipe: Mapping[str, Any], resumes: bool, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Rejects an output folder that holds another run, or this one unless it goes on from there.
 
     Args:
-        folder (`str` or `Path`), recipe (`dict`): see [`check_same_run`].
+        folder (`str` or `Path`), recipe (`dict`), defaults (`dict`): see [`check_same_run`].
         resumes (`bool`): the run in the folder goes on.
 
     Raises:
         ValueError: it holds another run, or the results or checkpoints of this one.
     """
-    check_same_run(folder, recipe)
+    check_same_run(folder, recipe, defaults or {})
     if resumes:
         return
     checkpoints, ended = checkpoints_of(Path(folder)), Path(folder, RESULTS).is_file()

@@ -217,7 +217,8 @@ class ScriptArguments:
 
 @dataclass(frozen=True)
 class Arguments:
-    """All arguments of a run; `methods` are the methods' configs, `recipe` the arguments that differ from defaults."""
+    """All arguments of a run; `methods` are the configs of methods, `recipe` the arguments that were given or that
+    differ from their defaults."""
 
     script: ScriptArguments
     augmentation: AugmentationConfig
@@ -225,6 +226,7 @@ class Arguments:
     methods: list[Any]
     recipe: dict[str, Any]
     values: dict[str, Any]
+    defaults: dict[str, Any]
 
     @classmethod
     def of(
@@ -242,7 +244,7 @@ class Arguments:
                 "Images without labels are taught by stored answers of the teacher: set --teacher_answers auto, or a "
                 "folder of hf-detrkd answer."
             )
-        return cls(script, made[1], config, made[3:], recipe, values)
+        return cls(script, made[1], config, made[3:], recipe, values, defaults)
 
 
 def check_streaming(script: ScriptArguments, config: DistillationConfig) -> None:

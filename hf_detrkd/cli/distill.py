@@ -181,7 +181,7 @@ def make_place(arguments: Arguments) -> None:
     """Checks the run that the output folder holds, or deletes it with `--overwrite_output_dir`."""
     folder, resumes = arguments.config.output_dir, bool(arguments.config.resume_from_checkpoint)
     if not arguments.script.overwrite_output_dir:
-        check_free(folder, arguments.recipe, resumes)
+        check_free(folder, arguments.recipe, resumes, arguments.defaults)
     elif not resumes:
         delete_run(folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_detrkd.artifacts.run_folder import RECIPE, RESULTS, check_free, delete_run, read_json
+from hf_detrkd.artifacts.run_folder import RECIPE, RESULTS, check_free, delete_run, read_json, write_recipe
 from hf_detrkd.artifacts.run_lock import run_lock
 from hf_detrkd.artifacts.whole_files import make_whole, write_json, write_whole
 
@@ -44,6 +44,15 @@ def test_a_process_may_hold_its_folder_twice(tmp_path: Path) -> None:
     with run_lock(tmp_path):
         assert (tmp_path / ".owner").is_file()
     assert not (tmp_path / ".owner").exists()
+
+
+def test_a_default_that_is_written_out_is_the_same_run(tmp_path: Path) -> None:
+    defaults = {"method": "none", "seed": 42}
+    for stored, given in ({}, {"method": "none"}), ({"method": "none", "seed": "42"}, {}):
+        write_recipe(tmp_path, stored)
+        check_free(tmp_path, given, False, defaults)
+    with pytest.raises(ValueError, match="its method is none, and here kd_detr"):
+        check_free(tmp_path, {"method": "kd_detr"}, False, defaults)
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:

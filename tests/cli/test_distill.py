@@ -316,9 +316,9 @@ def test_a_folder_knows_its_run(tmp_path: Path) -> None:
     recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert recipe["learning_rate"] == 0.01 and "overwrite_output_dir" not in recipe
     for given, said in (
-        (["--seed", "3"], "its seed is the default, and here 3"),
+        (["--seed", "3"], "its seed is 42, and here 3"),
         (["--image_size", "96"], "its image_size is 64, and here 96"),
-        (["--resume_from_checkpoint", "true", "--seed", "3"], "its seed is the default, and here 3"),
+        (["--resume_from_checkpoint", "true", "--seed", "3"], "its seed is 42, and here 3"),
     ):
         with pytest.raises(ValueError, match=f"holds another run: {said}"):
             distill.main([*words.split(), *given])

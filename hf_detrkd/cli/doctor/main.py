@@ -143,7 +143,8 @@ def check_output(report: Report, arguments: Arguments) -> None:
     try:
         check_output_folder(folder, models_of(arguments))
         if not arguments.script.overwrite_output_dir:
-            check_free(folder, arguments.recipe, bool(arguments.config.resume_from_checkpoint))
+            resumes = bool(arguments.config.resume_from_checkpoint)
+            check_free(folder, arguments.recipe, resumes, arguments.defaults)
     except ValueError as error:
         report.problem("output folder", str(error))
     else:
