@@ -218,7 +218,7 @@ def evaluate(trainer: DistillationTrainer, teacher: Teacher, folder: Path) -> No
 
 def main(argv: list[str]) -> None:
     check_processes()
-    arguments = parse(argv, __doc__)
+    arguments = parse(argv, __doc__, command="answer")
     folder = arguments.config.teacher_answers
     if not arguments.config.needs_teacher:
         raise ValueError("Answers are those of a teacher: set --method and --teacher_model_name_or_path.")

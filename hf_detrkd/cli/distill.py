@@ -1,4 +1,4 @@
-"""Distils a detection transformer into a smaller one, or trains one without a teacher.
+r"""Distils a detection transformer into a smaller one, or trains one without a teacher.
 
 The quickstart, on generated images:
 

@@ -2,7 +2,7 @@
 
     hf-detrkd evaluate --model_name_or_path outputs/student --dataset_name path/to/folder
 
-    python scripts/evaluate_detector.py --annotations instances_val.json --detections found.json --output_file map.json
+    hf-detrkd evaluate --annotations instances_val.json --detections found.json --output_file map.json
 
 Any model that `AutoModelForObjectDetection` loads can be used. Its classes are matched with the data set's by name.
 """
@@ -242,7 +242,7 @@ def table(figures: Mapping[str, float]) -> str:
 
 def main(argv: list[str]) -> None:
     check_processes()
-    parser = make_parser(EvaluateArguments, __doc__)
+    parser = make_parser(EvaluateArguments, __doc__, prog="hf-detrkd evaluate")
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     if arguments.model_name_or_path is None:
         figures, main_process = evaluate_coco_files(arguments.annotations, arguments.detections), True

@@ -1,8 +1,8 @@
 """Exports a detector to ONNX for onnxruntime, and checks that its outputs match PyTorch.
 
-    python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --input photos
+    hf-detrkd export --model_name_or_path outputs/student --output_dir outputs/onnx --input photos
 
-    python scripts/export.py --model_name_or_path outputs/student --output_dir outputs/onnx --fp16
+    hf-detrkd export --model_name_or_path outputs/student --output_dir outputs/onnx --fp16
 
 Writes `model.onnx` (and `model_fp16.onnx`), its image processor and config, and `export.json` with sizes, latencies
 and deviations from PyTorch. A file beyond the tolerance is kept as `model.failed.onnx`, and the command fails.
@@ -135,7 +135,7 @@ def _speed(latency: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser(ExportArguments, __doc__)
+    parser = make_parser(ExportArguments, __doc__, prog="hf-detrkd export")
     (given,) = parser.parse_args_into_dataclasses(args=argv)
     torch.set_num_threads(given.threads or torch.get_num_threads())
     name, revision = given.model_name_or_path, given.model_revision

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import hf_detrkd
 
+from .help import HELP
 from .nearest import nearest
 from .screen import run
 from .shipped import shipped
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(command: str, arguments: list[str]) -> int:
     """Runs a command, by accelerate or in this process, and returns its exit status."""
     module = COMMANDS[command][0]
-    helps = {"-h", "--help"} & set(arguments)
+    helps = HELP & set(arguments)
     launching, own = split_arguments(arguments) if command in (*LAUNCHED, "doctor") else (None, arguments)
     if command in LAUNCHED and not helps:
         return launch(module, launching, own)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from .help import Formatter, Titles, placeholder, sections
 from .nearest import nearest
 
 
@@ -39,6 +40,34 @@ class Parser(HfArgumentParser):
     """Says a mistake in one sentence, with the nearest argument, in place of the usage."""
 
     _file: str | None = None  # whose words are parsed
+
+    def __init__(self, kinds: Any = (), titles: Titles | None = None, **options: Any):
+        """
+        Args:
+            kinds: dataclasses of the arguments.
+            titles (`dict[type, str]`, *optional*): titles of their groups in the help.
+            options: further arguments of the parser.
+        """
+        super().__init__(kinds, **options)
+        self.titles = titles or {}
+        if self.add_help and self.titles:
+            self.add_argument("--help_all", action=HelpAll, help="Show all arguments, and exit.")
+
+    def format_help(self, whole: bool = False) -> str:
+        formatter = self._get_formatter()
+        required = [
+            " ".join([*action.option_strings[:1], placeholder(action)]) for action in self._actions if action.required
+        ]
+        formatter.add_usage(" ".join([self.prog, *required, "[--argument VALUE ...]"]), [], [])
+        formatter.add_text(self.description)
+        for section in sections(self._actions, self.dataclass_types, self.titles, whole):
+            formatter.start_section(section.title)
+            formatter.add_arguments(section.actions)
+            if section.more:
+                formatter.add_text(f"More, which --help_all explains: {', '.join(section.more)}.")
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def parse_args_into_dataclasses(
         self, args: Any = None, return_remaining_strings: bool = False, **options: Any
@@ -101,6 +130,18 @@ class Parser(HfArgumentParser):
         return f": {hint}" if hint else "."
 
 
+class HelpAll(argparse.Action):
+    """`--help_all`: the help with every argument of transformers."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        print(parser.format_help(whole=True), end="")
+        raise SystemExit(0)
+
+
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -113,4 +154,4 @@ def make_parser(kinds: Any, description: str | None, **options: Any) -> Parser:
         description (`str`, *optional*): the docstring of its module.
         options: further arguments of the parser.
     """
-    return Parser(kinds, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    return Parser(kinds, description=description, formatter_class=Formatter, **options)

@@ -1,8 +1,8 @@
 """Detects objects in an image or in all images of a folder.
 
-    python scripts/predict.py --model_name_or_path outputs/student --input photo.jpg
+    hf-detrkd predict --model_name_or_path outputs/student --input photo.jpg
 
-    python scripts/predict.py --model_name_or_path PekingU/rtdetr_r18vd --input photos --output_dir found
+    hf-detrkd predict --model_name_or_path PekingU/rtdetr_r18vd --input photos --output_dir found
 
 Writes each image with its boxes, under its own name, and `predictions.json`: a COCO object (boxes as x, y, width and
 height in pixels of the upright image) whose annotations also have `label` and `score`.
@@ -24,13 +24,10 @@ from transformers import PreTrainedModel
 from ..adapters import max_detections_of
 from ..artifacts.draw_boxes import class_colors, draw_detections
 from ..data import UnreadableImageError
-from ..data.images import read_image
+from ..data.images import IMAGES, images_in, read_image
 from ..evaluation import detections_from_predictions, predictions_from_heads
 from ..models.loading import load_detector, load_processor
 from .parser import make_parser
-
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -83,11 +80,11 @@ def find_images(source: Path, output: Path | None = None) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise ValueError(f"--input must be an image or a folder of images, but {source} does not exist.")
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = images_in(source)
     if output is not None:
         files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
     if not files:
-        raise ValueError(f"--input must hold images ({', '.join(SUFFIXES)}), but {source} holds none.")
+        raise ValueError(f"--input must hold images ({', '.join(sorted(IMAGES))}), but {source} holds none.")
     return files
 
 
@@ -167,7 +164,7 @@ def annotations_of(found: dict[str, Tensor], labels: list[str], image_id: int, f
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser(PredictArguments, __doc__)
+    parser = make_parser(PredictArguments, __doc__, prog="hf-detrkd predict")
     (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     source = Path(arguments.input)
     files = find_images(source, Path(arguments.output_dir))

@@ -1,6 +1,6 @@
 """Pushes the output folder of a run to the Hub: the student with its card, recipe, results and plots.
 
-    python scripts/push.py outputs/student --hub_model_id user/student
+    hf-detrkd push outputs/student --hub_model_id user/student
 
 A folder of stored answers (hf-detrkd answer) becomes a data set repository.
 
@@ -50,7 +50,7 @@ def add_papers(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser(PushArguments, __doc__)
+    parser = make_parser(PushArguments, __doc__, prog="hf-detrkd push")
     parser.add_argument(
         "output_dir", help="Output folder of scripts/distill.py or of a trainer, or of scripts/answer.py."
     )

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -20,6 +21,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 PIXELS = "HF_DETRKD_MAX_IMAGE_PIXELS"  # for the loader's processes
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level
+
+
+IMAGES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
 
 
 def allow_pixels(count: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .detection import DetectionDataset
 from .errors import DatasetError
-from .images import read_image, read_size
+from .images import images_in, read_image, read_size
 from .records import ImageRecord, Records, SelectedRecords, labeled_of
 
 
@@ -94,9 +94,7 @@ def image_files(folder: Path) -> ImageFiles:
     Raises:
         `DatasetError`: there are none.
     """
-    readable = set(Image.registered_extensions())
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in readable and path.is_file())
-    names = sorted(str(path.relative_to(folder)) for path in files)
+    names = sorted(str(path.relative_to(folder)) for path in images_in(folder))
     if not names:
         raise DatasetError(f"The folder {folder} holds no images.")
     return ImageFiles(folder, names)

@@ -20,6 +20,7 @@ from hf_detrkd.artifacts.run_folder import write_recipe
 from hf_detrkd.cli import arguments as distill_arguments
 from hf_detrkd.cli import distill, evaluate, recipes, run_setup
 from hf_detrkd.cli.launching import check_processes
+from hf_detrkd.data import parse_image_size
 from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.methods import CLoCKDistillConfig, KDDETRConfig
 from hf_detrkd.training import finish as finishing
@@ -248,7 +249,7 @@ def test_arguments_that_nobody_knows_are_refused_with_the_nearest_name(tmp_path:
 
 def test_image_sizes_are_height_by_width() -> None:
     sizes = {"128": (128, 128), "320x256": (320, 256), "320X256": (320, 256), None: None}
-    assert {text: distill_arguments.parse_image_size(text) for text in sizes} == sizes
+    assert {text: parse_image_size(text) for text in sizes} == sizes
 
 
 @pytest.mark.parametrize("method", ["none", "kd_detr", "detrdistill"])

@@ -102,7 +102,7 @@ def options_in(text: str) -> set[str]:
 @pytest.mark.parametrize("method", ["none", *METHODS])
 def test_an_argument_that_accelerate_knows_too_is_the_scripts(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        distill_arguments.parse(["--method", method, "--help"])
+        distill_arguments.parse(["--method", method, "--help_all"])
     own = options_in(capsys.readouterr().out)
     with pytest.raises(SystemExit):
         evaluate.main(["--help"])

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from hf_detrkd.cli import push
 from hf_detrkd.cli.main import main as hf_detrkd
 from hf_detrkd.cli.parser import Parser
 from hf_detrkd.cli.screen import run, without_debug
 from hf_detrkd.data import DatasetError
+from hf_detrkd.models.loading import load_detector
 
 
 @dataclass
@@ -125,3 +127,15 @@ def test_the_cause_comes_last_with_its_process(tmp_path: Path) -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def test_pushing_before_there_is_a_student_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere must be .*, but does not exist\. Train a student first: hf-detrkd"):
+        push.main([str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match=r"but holds no config.json of a student\. Train a student first"):
+        push.main([str(tmp_path)])
+
+
+def test_a_path_that_does_not_exist_is_no_id_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^The model '.*gone' cannot be loaded: there is no such folder\.$"):
+        load_detector(str(tmp_path / "gone"))

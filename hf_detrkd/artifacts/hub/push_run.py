@@ -25,8 +25,11 @@ def push_run(folder: Path, **options: Any) -> PushedCommit | None:
     """
     if not (folder / "config.json").is_file():
         last = newest_whole(folder)[0]
-        hint = "" if last is None else f" The run is not finished: push {last}, or resume the run."
-        raise ValueError(f"{folder} must be the output folder of a run, but holds no config.json of a student.{hint}")
+        hint = "Train a student first: hf-detrkd distill --output_dir FOLDER ..."
+        if last is not None:
+            hint = f"The run is not finished: push {last}, or resume the run."
+        found = "holds no config.json of a student" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{folder} must be the output folder of a run, but {found}. {hint}")
     known = read_json(folder / FACTS).get("hub") or {}
     push = HubPush(folder, **{"repo_id": folder.resolve().name} | known | options)
     if not push.check():

@@ -1,14 +1,14 @@
 """Benchmarks of the detection loss, the distillation methods, detector latency, and what grows with a data set.
 
-    python scripts/benchmark.py criterion
-    python scripts/benchmark.py criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
-    python scripts/benchmark.py methods --output_dir outputs/methods --seeds 0 1 2 --jobs 2
-    python scripts/benchmark.py methods --output_dir outputs/methods --only_cost
-    python scripts/benchmark.py operations --output_dir outputs/operations
-    python scripts/benchmark.py latency --models outputs/teacher outputs/student --image_size 640
-    python scripts/benchmark.py pipeline --dataset_name path/to/folder
-    python scripts/benchmark.py streaming --rows 100000
-    python scripts/benchmark.py scale --beside path/to/another/checkout
+    hf-detrkd benchmark criterion
+    hf-detrkd benchmark criterion --families lw_detr deimv2 --device cuda --output_file criterion.json
+    hf-detrkd benchmark methods --output_dir outputs/methods --seeds 0 1 2 --jobs 2
+    hf-detrkd benchmark methods --output_dir outputs/methods --only_cost
+    hf-detrkd benchmark operations --output_dir outputs/operations
+    hf-detrkd benchmark latency --models outputs/teacher outputs/student --image_size 640
+    hf-detrkd benchmark pipeline --dataset_name path/to/folder
+    hf-detrkd benchmark streaming --rows 100000
+    hf-detrkd benchmark scale --beside path/to/another/checkout
 
 `criterion`: forward and backward time of the detection loss, ours and transformers' own, on the same random
 predictions of every family (six decoder layers, encoder proposals, denoising rows and query groups as in training),

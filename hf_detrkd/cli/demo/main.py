@@ -100,7 +100,7 @@ def load_detectors(given: DemoArguments) -> list[LoadedDetector]:
 
 
 def main(argv: list[str]) -> None:
-    (given,) = make_parser(DemoArguments, __doc__).parse_args_into_dataclasses(args=argv)
+    (given,) = make_parser(DemoArguments, __doc__, prog="hf-detrkd demo").parse_args_into_dataclasses(args=argv)
     from .page import build_page  # needs the extra, which is checked before models are loaded
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""Checks a run without training, and reports what would go wrong.
+r"""Checks a run without training, and reports what would go wrong.
 
-    python scripts/doctor.py --config scripts/recipes/quickstart.yaml
+    hf-detrkd doctor --config quickstart
 
     hf-detrkd doctor --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder --output_dir outputs/s \
         --teacher_model_name_or_path path/to/teacher --method kd_detr --output_file found.json
@@ -69,11 +69,9 @@ def main(argv: list[str]) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     parser = Parser(DoctorArguments, add_help=False, allow_abbrev=False)
     options, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
     report = Report()
     try:
-        arguments = parse(rest, student=False)
+        arguments = parse(rest, __doc__, student=False, command="doctor")
     except ValueError as error:
         report.problem("arguments", str(error))
     else:

@@ -20,7 +20,6 @@ from ..records import AnnotationTable, TableRecords
 from ..text import read_text
 
 
-IMAGES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VAL_SHARE = 0.2  # of a data set without splits
 
 
@@ -84,11 +83,6 @@ def dataset_of_table(
 def sizes_of(files: Iterable[str]) -> np.ndarray:
     """(width, height) of images from their headers, `(num_images, 2)`; 0 where a file cannot be read."""
     return np.array([read_size(file) for file in files], dtype=np.int64).reshape(-1, 2)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
 
 
 def by_stem(files: Sequence[Path], problems: Problems) -> dict[str, Path]:

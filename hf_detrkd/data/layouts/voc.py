@@ -18,8 +18,9 @@ import numpy as np
 
 from ..checks import Problems, RawAnnotations
 from ..detection import DetectionDataset
+from ..images import IMAGES
 from ..text import IS_POINTER, is_lfs_pointer, read_lines
-from .source import IMAGES, Source, by_stem, dataset_of_files, drawn, sizes_of, subfolders
+from .source import Source, by_stem, dataset_of_files, drawn, sizes_of, subfolders
 
 
 SPLITS = ("train", "val", "trainval", "test")

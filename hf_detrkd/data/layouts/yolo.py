@@ -19,6 +19,7 @@ import numpy as np
 from ..checks import Problems, RawAnnotations
 from ..detection import DetectionDataset
 from ..errors import DatasetError
+from ..images import images_in
 from ..text import read_lines, read_yaml
 from .source import (
     Source,
@@ -26,7 +27,6 @@ from .source import (
     drawn,
     finite,
     first_there,
-    images_in,
     numbered_lines,
     sizes_of,
     subfolders,
