@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend, gather_object
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -219,6 +219,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
             raise ValueError(
                 "ema_decay cannot be used with DeepSpeed, which keeps the weights itself: use FSDP or DDP."
             )
+        chosen = TorchDynamoPlugin()  # by `accelerate launch --dynamo_backend`
+        if chosen.backend != DynamoBackend.NO and not self.args.torch_compile:
+            self.args.torch_compile, self.args.torch_compile_mode = True, chosen.mode
+            self.args.torch_compile_backend = chosen.backend.value.lower()
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         if self.is_fsdp_enabled:  # a student is one file, whatever held its shards
             plugin = self.accelerator.state.fsdp_plugin

@@ -84,3 +84,14 @@ def test_a_copy_of_a_compiled_model_has_its_own_weights() -> None:
             value.zero_()
         assert not torch.equal(model(pixels).logits, other(pixels).logits)
         assert graphs() > 0 and not other(pixels).last_hidden_state.any()
+
+
+def test_what_accelerate_was_told_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "reduce-overhead")
+    for name in ("control", "student"):  # two trainers of one process
+        args = make_trainer(tmp_path / name, max_steps=1).args
+        assert (args.torch_compile, args.torch_compile_backend) == (True, "eager")
+        assert args.torch_compile_mode == "reduce-overhead"
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    assert not make_trainer(tmp_path / "plain", max_steps=1).args.torch_compile
