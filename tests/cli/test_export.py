@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 
 import onnx
 import pytest
@@ -60,6 +61,29 @@ def test_processor_and_config_beside_the_file_turn_its_answers_into_named_boxes(
     names = json.loads((folder / "onnx" / "config.json").read_text())["id2label"]
     assert len(found["labels"]) > 0
     assert {names[str(label)] for label in found["labels"].tolist()} <= set(SHAPE_CLASSES)
+
+
+def test_the_example_of_the_guide_finds_what_the_processor_finds(exported, capsys):
+    folder = exported[0]
+    guide = (ROOT / "docs" / "sharing.md").read_text().partition("## ONNX")[2]
+    example = guide.partition("```python\n")[2].partition("```")[0]
+    assert "torch" not in example and "transformers" not in example
+    places = {"outputs/onnx": str(folder / "onnx"), "photo.jpg": str(folder / "images" / "1.png")}
+    for given, place in places.items():
+        example = example.replace(given, place)
+    exec(compile(example, "sharing.md", "exec"), {})
+    printed = re.findall(r"^(\w+) 0\.\d\d \[(.*)\]$", capsys.readouterr().out, re.MULTILINE)
+
+    model = AutoModelForObjectDetection.from_pretrained(TEACHER, dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(folder / "onnx")
+    image = Image.open(folder / "images" / "1.png").convert("RGB")
+    with torch.no_grad():
+        outputs = model(**processor(images=[image], return_tensors="pt"))
+    (found,) = processor.post_process_object_detection(outputs, 0.5, [(image.height, image.width)])
+    assert sorted(name for name, _ in printed) == sorted(model.config.id2label[x] for x in found["labels"].tolist())
+    boxes = torch.tensor([[float(x) for x in box.split(", ")] for _, box in printed])
+    nearest = torch.cdist(boxes, found["boxes"], p=torch.inf).min(dim=1).values
+    assert len(boxes) > 0 and nearest.max() < 3  # pixels: Pillow and torchvision resize a little differently
 
 
 def test_the_report_holds_what_was_measured(exported):
