@@ -70,7 +70,7 @@ def start(command: str, arguments: list[str]) -> int:
         return launch(module, launching, own)
     if command == "doctor" and own != arguments:
         print("The doctor runs in one process: the arguments of `accelerate launch` are ignored.", file=sys.stderr)
-    return run(importlib.import_module(module).main, own)
+    return run(lambda words: importlib.import_module(module).main(words), own)  # whose import may lack an extra
 
 
 def launch(module: str, launching: argparse.Namespace | None, own: list[str]) -> int:
