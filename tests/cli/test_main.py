@@ -95,6 +95,15 @@ def test_the_configuration_for_the_cpu_starts_two_processes(shows: str, capfd: p
     assert capfd.readouterr().out.count("got ['--seed', '1']\n") == 2
 
 
+@pytest.mark.parametrize("command", ["export", "demo"])
+def test_a_missing_extra_is_one_sentence(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, cli.COMMANDS[command][0], None)  # as if its import failed
+    assert cli.main([command, "--output_dir", "x"]) == 1
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 def options_in(text: str) -> set[str]:
     return {option.replace("-", "_") for option in re.findall(r"--([a-z][\w-]+)", text)}
 
