@@ -48,6 +48,12 @@ def test_runs_that_are_done_are_not_run_again_and_the_table_holds_mean_and_sprea
     assert "| a | 15.0 ± 7.1 | 50.0 ± 0.0 | 0.25 ± 0.00 |" in ablate.table(results)
     ablate.run_series(series, [0, 1, 2], 1, tmp_path)
     assert len(commands) == 6
+    series["arguments"]["max_steps"] = 7
+    with pytest.raises(ValueError, match=r"a/0 holds the results of another run: its max_steps is 5, and here 7\."):
+        ablate.run_series(series, [0], 1, tmp_path)
+    series["arguments"] = {"seed": 3}
+    with pytest.raises(ValueError, match="The series sets seed of its runs itself"):
+        ablate.run_series(series, [0], 1, tmp_path / "new")
 
 
 def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:

@@ -20,19 +20,42 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from ...artifacts.run_folder import RESULTS
 from ..arguments import read_recipe
 
 
 MODULE = "hf_detrkd.cli.distill"
+VARIANT = "variant.yaml"
+OWN = {"config", "output_dir", "seed"}  # arguments that a series sets
 
 
 def write_variant(recipe: str, arguments: dict[str, object], folder: Path) -> Path:
-    """The recipe of one run in its folder: that of the series with other arguments, without those that are nothing."""
-    file = folder / "variant.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
+    """The recipe of one run in its folder: that of the series with other arguments, without those that are nothing.
+
+    Raises:
+        ValueError: an argument that the series sets itself, or results of other arguments in the folder.
+    """
+    own = sorted(OWN & arguments.keys())
+    if own:
+        raise ValueError(f"The series sets {own[0]} of its runs itself: take it out of the arguments and variants.")
+    file = folder / VARIANT
     merged = read_recipe(recipe) | arguments
-    file.write_text(yaml.safe_dump({name: value for name, value in merged.items() if value is not None}))
+    given = {name: value for name, value in merged.items() if value is not None}
+    if file.is_file() and has_results(folder):
+        stored = yaml.safe_load(file.read_text())
+        for name in sorted(stored.keys() | given.keys()):
+            if stored.get(name) != given.get(name):
+                raise ValueError(
+                    f"{folder} holds the results of another run: its {name} is {stored.get(name)}, and here "
+                    f"{given.get(name)}. Choose another --output_dir, or delete that folder."
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(given))
     return file
+
+
+def has_results(folder: Path) -> bool:
+    return (folder / RESULTS).is_file()
 
 
 def command_of(recipe: Path, folder: Path, seed: int) -> list[str]:
@@ -57,7 +80,7 @@ def as_arguments(words: list[str]) -> dict[str, object]:
 
 def run(command: list[str], folder: Path) -> None:
     """Starts one run, with its output in `log.txt` in its folder; does nothing if it has results."""
-    if (folder / "all_results.json").is_file():
+    if has_results(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
@@ -96,7 +119,7 @@ def run_series(
                 runs.append(pool.submit(run, command_of(recipe, folder, seed), folder))
         for future in tqdm(runs, desc="runs"):
             future.result()
-    return {n: [json.loads((f / "all_results.json").read_text()) for f in paths] for n, paths in folders.items()}
+    return {n: [json.loads((f / RESULTS).read_text()) for f in paths] for n, paths in folders.items()}
 
 
 def main(argv: list[str]) -> None:
