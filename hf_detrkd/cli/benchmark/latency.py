@@ -23,12 +23,10 @@ def add_latency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="Images per batch. Default: 1 8.")
     parser.add_argument("--image_size", default="640", help="A number or HEIGHTxWIDTH in pixels. Default: 640.")
     parser.add_argument("--seconds", type=float, default=5.0, help="Seconds per model and batch size. Default: 5.")
-    parser.add_argument("--threads", type=int, default=1, help="Number of CPU threads. Default: 1.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="Device to measure on. Default: cpu.")
     parser.add_argument(
         "--dtype", default="float32", choices=DTYPES, help="Precision; 16-bit types use autocast. Default: float32."
     )
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=latency)
 
 

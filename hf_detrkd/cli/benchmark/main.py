@@ -67,9 +67,7 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--groups", type=int, default=13, help="Query groups of LW-DETR and RF-DETR. Default: 13.")
     parser.add_argument("--repeats", type=int, default=5, help="Timed passes; their median is reported. Default: 5.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads. Default: 1.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="Device to measure on. Default: cpu.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=criterion)
 
 
@@ -83,8 +81,7 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="*", help="Names of the variants to run; the first is the control. Default: all."
     )
     parser.add_argument("--output_dir", required=True, help="Output folder; runs with results in it are not repeated.")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the cost measurement. Default: 2.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
+    parser.set_defaults(threads=2)
 
 
 def add_operations(parser: argparse.ArgumentParser) -> None:
@@ -105,16 +102,27 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=methods)
 
 
+COMMANDS = {
+    "criterion": (add_criterion, "Compare the detection loss with transformers' own."),
+    "methods": (add_methods, "Compare every method with its controls."),
+    "latency": (add_latency, "Compare detectors: parameters, GFLOPs, latency."),
+    "operations": (add_operations, "Count the operations of every method's step."),
+    "pipeline": (add_pipeline, "Compare the reading of images with two other pipelines."),
+    "streaming": (add_streaming, "Compare a stream with the same data set on the disk."),
+    "scale": (add_scale, "Measure the evaluator and the loading of COCO files by their size."),
+}
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="hf-detrkd benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    add_criterion(commands.add_parser("criterion", help="Compare the detection loss with transformers' own."))
-    add_methods(commands.add_parser("methods", help="Compare every method with its controls."))
-    add_latency(commands.add_parser("latency", help="Compare detectors: parameters, GFLOPs, latency."))
-    add_operations(commands.add_parser("operations", help="Count the operations of every method's step."))
-    add_pipeline(commands.add_parser("pipeline", help="Compare the reading of images with two other pipelines."))
-    add_streaming(commands.add_parser("streaming", help="Compare a stream with the same data set on the disk."))
-    add_scale(commands.add_parser("scale", help="Measure the evaluator and the loading of COCO files by their size."))
+    for name, (add_arguments, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        command.add_argument("--threads", type=int, default=1, help="CPU threads. Default: %(default)s.")
+        command.add_argument("--output_file", help="JSON file for the figures. Default: none.")
+        add_arguments(command)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results = given.run(given)

@@ -38,8 +38,6 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="Images per batch. Default: 8.")
     parser.add_argument("--images", type=int, default=64, help="Images of the data set to read. Default: 64.")
     parser.add_argument("--repeats", type=int, default=5, help="Timed passes; their median is reported. Default: 5.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads. Default: 1.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=pipeline)
 
 

@@ -32,8 +32,6 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coco_images", type=int, default=118000, help="Images of the COCO file. Default: 118000.")
     parser.add_argument("--coco_boxes", type=int, default=860000, help="Its annotations; 0 for none. Default: 860000.")
     parser.add_argument("--beside", help="Folder of another checkout of this project, measured too. Default: none.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads. Default: 1.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=scale)
 
 

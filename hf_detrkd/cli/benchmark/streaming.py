@@ -45,8 +45,6 @@ def add_streaming(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=96, help="Pixels of an image. Default: 96.")
     parser.add_argument("--batch_size", type=int, default=16, help="Images per batch. Default: 16.")
     parser.add_argument("--shuffle_buffer_size", type=int, default=1000, help="Rows of a buffer. Default: 1000.")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads. Default: 1.")
-    parser.add_argument("--output_file", help="JSON file for the figures. Default: none.")
     parser.set_defaults(run=streaming)
 
 
