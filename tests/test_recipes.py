@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel, get_scheduler
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel, get_scheduler
 
 from hf_detrkd import METHODS, DistillationTrainer
 from hf_detrkd.adapters import adapter_for
@@ -316,3 +317,10 @@ def test_one_step_at_a_small_size(recipe: Path, tmp_path: Path) -> None:
     assert len(moved & trained) >= 0.8 * len(trained)
     assert moved & backbone
     assert backbone - trained  # stem and first stage
+
+
+def test_the_teacher_of_the_quickstart_runs_in_a_plain_script() -> None:
+    folder = ROOT / "scripts" / "recipes" / "quickstart" / "teacher"
+    model, processor = AutoModelForObjectDetection.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    outputs = model(**processor(images=Image.new("RGB", (200, 100)), return_tensors="pt"))
+    assert outputs.logits.dtype == torch.float32 and outputs.logits.isfinite().all()

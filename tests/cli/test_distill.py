@@ -94,7 +94,9 @@ def test_a_recipe_trains_control_and_student_and_the_command_line_wins(tmp_path:
     assert again.recipe == distill_arguments.parse(words).recipe
 
 
-def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path) -> None:
+def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "student.json").write_text(json.dumps(tiny.config("rt_detr").to_dict()))
     words = (
         f"--config_name {tmp_path}/student.json --image_size 64 --max_train_samples 4 --max_eval_samples 4 --use_cpu"
@@ -110,7 +112,9 @@ def test_a_run_that_had_ended_is_evaluated_and_not_trained_again(tmp_path: Path)
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
     command = json.loads((tmp_path / "out" / "run.json").read_text())["command"]
     assert "--max_steps 2" in command and "resume" not in command
+    capsys.readouterr()
     distill.main([*words.split(), "--resume_from_checkpoint", "true", "--max_steps", "3"])
+    assert f"Going on from {tmp_path}/out/checkpoint-2.\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3
 
 
