@@ -16,7 +16,7 @@ HELP = {"-h", "--help", "--help_all"}
 TRAINING = "training (transformers.TrainingArguments)"
 
 OFTEN = {
-    *("output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type"),
     *("warmup_steps", "weight_decay", "max_grad_norm", "optim", "bf16", "fp16", "torch_compile", "seed"),
     *("activation_checkpointing", "auto_find_batch_size", "dataloader_num_workers", "eval_strategy", "eval_steps"),
