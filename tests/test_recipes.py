@@ -18,7 +18,7 @@ from hf_detrkd import METHODS, DistillationTrainer
 from hf_detrkd.adapters import adapter_for
 from hf_detrkd.cli import arguments as distill_arguments
 from hf_detrkd.cli import run_setup
-from hf_detrkd.data import DetectionSplits, DetectionTransform, load_detection_splits
+from hf_detrkd.data import DetectionSplits, DetectionTransform, load_detection_splits, parse_image_size
 from hf_detrkd.distillation.freezing import apply_freezing, freeze_stages
 from hf_detrkd.distillation.student import build_student
 from tests import ROOT
@@ -176,7 +176,7 @@ def test_its_commands_are_understood(recipe: Path) -> None:
     assert (ROOT / script.config_name).is_file()
     assert script.backbone_weights is not None
     assert script.dataset_name == f"path/to/{recipe.stem.split('_')[-1]}"
-    assert distill_arguments.parse_image_size(script.image_size) == (800, 1333)
+    assert parse_image_size(script.image_size) == (800, 1333)
     assert script.keep_aspect_ratio
     teacher = config.teacher_model_name_or_path
     assert teacher_config(teacher).is_file()
