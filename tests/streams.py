@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pytest
 from datasets import ClassLabel, Features, Value
 from PIL import Image
 
 from hf_detrkd.data.shapes import SHAPE_CLASSES
+from hf_detrkd.data.stream import streams_work
 
+
+NEEDS_STREAMS = pytest.mark.skipif(not streams_work(), reason="this version of datasets is too old for streams")
 
 BOX = [8.0, 6.0, 20.0, 15.0]
 SIZE = (40, 30)  # width and height

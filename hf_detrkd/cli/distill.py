@@ -39,7 +39,7 @@ from ..artifacts.run_folder import (
 )
 from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import close_trackers
-from ..artifacts.whole_checkpoints import checkpoints_of, resolved_checkpoint
+from ..artifacts.whole_checkpoints import checkpoints_of
 from ..data import DetectionSplits
 from ..data.text import there
 from ..distillation.stored_teacher import StoredTeacher
@@ -63,9 +63,6 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     if checkpoint in ("true", "True", True) and not checkpoints_of(config.output_dir):
         checkpoint = None  # the first start of a job that is queued again when it is stopped
     if ended is None:
-        checkpoint = resolved_checkpoint(checkpoint, config.output_dir)
-        if checkpoint is not None:
-            trainer.announce(f"Going on from {under_home(checkpoint)}.")
         set_seed(config.seed)  # a student is the same with and without a control before it
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model(_internal_call=True)  # pushed later, with the card

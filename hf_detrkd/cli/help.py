@@ -90,17 +90,19 @@ def sections(actions: Iterable[argparse.Action], kinds: Iterable[Any], titles: T
 
 def _title(kind: type, name: str, titles: Titles) -> str:
     declares = next(c for c in reversed(kind.__mro__) if name in vars(c).get("__annotations__", ()))
-    return (
-        TRAINING if declares.__name__ == "TrainingArguments" else titles.get(declares, titles.get(kind, "arguments"))
-    )
+    if declares.__name__ == "TrainingArguments":
+        return TRAINING
+    return titles.get(declares, titles.get(kind, "arguments"))
 
 
 def placeholder(action: argparse.Action) -> str:
+    """What stands for the value of an argument."""
     if action.choices is not None:
         choices = "{" + ",".join(map(str, action.choices)) + "}"
         return choices if len(choices) <= LONGEST_CHOICE else "NAME"
     if action.metavar is not None:
         return str(action.metavar)
+    # By its name, for it is transformers', which `hf-detrkd` imports only where a command needs it.
     if getattr(action.type, "__name__", None) == "string_to_bool":
         return "true|false"
     return {int: "N", float: "X"}.get(action.type, action.dest.rpartition("_")[2].upper())  # type: ignore[call-overload]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
@@ -51,7 +51,8 @@ class Parser(HfArgumentParser):
         super().__init__(kinds, **options)
         self.titles = titles or {}
         if self.add_help and self.titles:
-            self.add_argument("--help_all", action=HelpAll, help="Show all arguments, and exit.")
+            nothing = {"nargs": 0, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            self.add_argument("--help_all", action=HelpAll, help="Show all arguments, and exit.", **nothing)
 
     def format_help(self, whole: bool = False) -> str:
         formatter = self._get_formatter()
@@ -132,9 +133,6 @@ class Parser(HfArgumentParser):
 
 class HelpAll(argparse.Action):
     """`--help_all`: the help with every argument of transformers."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
         assert isinstance(parser, Parser)

@@ -53,9 +53,10 @@ def _found(load: Callable[..., Any], kind: str, name: str, **options: Any) -> An
         check_family(_model_type(name, options.get("revision")))
         raise
     except OSError as error:
-        if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        is_folder = Path(name).is_dir()
+        if name.startswith(("/", ".", "~")) and not is_folder:
             raise ValueError(f"The {kind} {name!r} cannot be loaded: there is no such folder.") from error
-        here = "the folder holds none" if Path(name).is_dir() else "there is no such folder, and none on the Hub"
+        here = "the folder holds none" if is_folder else "there is no such folder, and none on the Hub"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The {kind} {name!r} cannot be loaded: {here} ({reason}).") from error
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..adapters import class_names
 from ..artifacts.record import Record, figures_row, row_of
-from ..artifacts.redaction import forget_machine, shareable
+from ..artifacts.redaction import forget_machine, shareable, under_home
 from ..artifacts.run_folder import STATE, check_output_folder
 from ..artifacts.run_lock import run_lock
 from ..artifacts.trackers import reopen_trackers
@@ -177,6 +177,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
             RunStopped: SIGTERM or Ctrl-C came; a checkpoint was saved first.
         """
         checkpoint = resolved_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            self.announce(f"Going on from {under_home(checkpoint)}.")
         self._first_step = self._finished = None
         check_unlabeled(self.train_dataset, self.distiller)
         self.get_optimizer_cls_and_kwargs(self.args)  # says now if a package is missing

@@ -17,7 +17,7 @@ from hf_detrkd.cli.benchmark import methods as benchmark_methods
 from hf_detrkd.cli.benchmark import series as series_module
 from hf_detrkd.cli.benchmark.criterion_case import drops_denoising
 from hf_detrkd.cli.benchmark.operations import HostCopies, Operations
-from hf_detrkd.data.stream import streams_work
+from tests import streams
 from tests.data.layouts.conftest import Files
 from tests.data.layouts.writers import write_coco
 from tests.processes import finish, start
@@ -146,7 +146,7 @@ def test_the_operations_of_a_step_leave_out_views_reading_and_the_optimizer() ->
     assert found.counts == {"operations": 6, "step": 3, "losses": 3, "casts": 1, "waits": 3}
 
 
-@pytest.mark.skipif(not streams_work(), reason="this version of datasets is too old for streams")
+@streams.NEEDS_STREAMS
 def test_a_stream_and_the_disk_read_every_image_of_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     sizes = ["--rows", "64", "--shards", "2", "--side", "32", "--batch_size", "8", "--shuffle_buffer_size", "16"]

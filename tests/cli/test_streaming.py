@@ -15,7 +15,6 @@ from hf_detrkd.artifacts.run_folder import STATE
 from hf_detrkd.cli import distill
 from hf_detrkd.cli.arguments import parse
 from hf_detrkd.cli.run_setup import load_splits
-from hf_detrkd.data.stream import streams_work
 from hf_detrkd.evaluation.efficiency import measure_efficiency
 from hf_detrkd.training import finish as finishing
 from tests import ROOT, streams, tiny
@@ -23,7 +22,7 @@ from tests.hub_server import HubServer
 from tests.processes import finish, start
 
 
-pytestmark = pytest.mark.skipif(not streams_work(), reason="this version of datasets is too old for streams")
+pytestmark = streams.NEEDS_STREAMS
 
 
 def distill_quickly(cache: Path, argv: list[str]) -> None:

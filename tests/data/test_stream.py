@@ -28,11 +28,11 @@ from hf_detrkd.data import (
 )
 from hf_detrkd.data import detection_stream as streaming
 from hf_detrkd.data.shapes import SHAPE_CLASSES
-from hf_detrkd.data.stream import PROGRESS, Progress, Reading, Stamped, streams_work
+from hf_detrkd.data.stream import PROGRESS, Progress, Reading, Stamped
 from tests import streams
 
 
-pytestmark = pytest.mark.skipif(not streams_work(), reason="this version of datasets is too old for streams")
+pytestmark = streams.NEEDS_STREAMS
 
 
 TRANSFORM = DetectionTransform((8, 8))

@@ -12,14 +12,13 @@ import torch
 
 from hf_detrkd import DistillationTrainer
 from hf_detrkd.data import AugmentationConfig, DetectionStream, DetectionTransform, RowStream
-from hf_detrkd.data.stream import streams_work
 from hf_detrkd.training.streaming import STATE, starts_of
 from tests import streams
 from tests.runs import SIZE, assert_close, make_trainer, weights_of
 from tests.together import run_together
 
 
-pytestmark = pytest.mark.skipif(not streams_work(), reason="this version of datasets is too old for streams")
+pytestmark = streams.NEEDS_STREAMS
 
 
 OPTIONS: dict[str, Any] = {
