@@ -66,15 +66,16 @@ class Statistics:
 
 
 def offered_splits(
-    dataset_name: str, train: str | None, evaluation: str | None
+    dataset_name: str, train: str | None, evaluation: str | None, config_name: str | None = None
 ) -> tuple[list[str], str | None, str | None]:
     """The splits of a data set, and the two of them that a run most likely means, or `None`.
 
     Args:
         dataset_name (`str`): see [`~hf_detrkd.data.load_detection_splits`].
         train, evaluation (`str`, *optional*): the requested names.
+        config_name (`str`, *optional*): the configuration of a data set of the Hub.
     """
-    names = datasets.split_names(dataset_name)
+    names = datasets.split_names(dataset_name, config_name)
     chosen = _nearest(names, [*([train] if train else []), *datasets.TRAIN_SPLITS])
     others = [name for name in names if name != chosen]
     return names, chosen, _nearest(others, [*([evaluation] if evaluation else []), *datasets.EVAL_SPLITS])

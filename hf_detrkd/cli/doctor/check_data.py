@@ -56,7 +56,9 @@ def load_meant(report: Report, arguments: Arguments, error: DatasetError) -> Det
     script = arguments.script
     train, evaluation = script.dataset_train_split, script.dataset_eval_split
     try:
-        names, near_train, near_evaluation = offered_splits(cast(str, script.dataset_name), train, evaluation)
+        names, near_train, near_evaluation = offered_splits(
+            cast(str, script.dataset_name), train, evaluation, script.dataset_config_name
+        )
     except DatasetError:  # there is no such data set
         report.problem("data set", str(error))
         return None

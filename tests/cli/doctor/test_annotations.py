@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
+import pytest
+from PIL import Image
+
 from hf_detrkd.cli import arguments as distill_arguments
 from hf_detrkd.cli.doctor import Statistics, offered_splits
 from hf_detrkd.cli.doctor import check_data as doctor_data
@@ -58,6 +62,23 @@ def test_a_missing_split_is_named_with_what_to_pass_and_the_rest_is_looked_at(tm
     healthy = Report()
     doctor_data.load_data(healthy, distill_arguments.parse(line(tmp_path, folder, *given)))
     assert "splits" not in {finding["subject"] for finding in healthy.findings}
+
+
+def test_the_splits_offered_are_those_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        "image": [Image.new("RGB", (64, 64))],
+        "objects": [{"bbox": [[4.0, 4.0, 20.0, 20.0]], "category": ["car"]}],
+    }
+    configured = {"cars": ("train_cars", "val_cars"), None: ("train_all", "val_all")}
+
+    def load(_: str, config: str | None) -> datasets.DatasetDict:
+        return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split in configured[config]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    report = Report()
+    words = line(tmp_path, "user/data", "--dataset_config_name", "cars")
+    doctor_data.load_data(report, distill_arguments.parse(words))
+    assert "Pass --dataset_train_split train_cars --dataset_eval_split val_cars;" in said(report, "splits", "problem")
 
 
 def test_a_single_split_is_not_enough_and_other_faults_keep_their_own_words(tmp_path: Path) -> None:
