@@ -30,6 +30,7 @@ READ: dict[str, Any] = {
     "_format_args": argparse.HelpFormatter("x"),
     "_get_default_store": torch.distributed.distributed_c10d,
     "_get_formatter": argparse.ArgumentParser,
+    "_determine_best_metric": transformers.Trainer,
     "_foreach_norm": torch,
     "_get_output_dir": transformers.Trainer,
     "_get_train_sampler": transformers.Trainer,
@@ -46,6 +47,7 @@ READ: dict[str, Any] = {
 """Names that are read or called, and who has them."""
 
 OVERRIDDEN = {
+    "_determine_best_metric",
     "_finish_current_push",
     "_get_output_dir",
     "_get_train_sampler",

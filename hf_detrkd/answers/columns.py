@@ -129,11 +129,12 @@ def moved_columns(columns: Columns, placed: Tensor, activation: Activation, leas
         start, _, part = name.rpartition("/")
         if part in ("boxes", "class_boxes"):
             found[name], visible = moved(values.float(), placed)
-            hidden[start] = (visible < least) | (visible <= 0)
+            if part == "boxes":
+                hidden[start] = (visible < least) | (visible <= 0)
         elif part == "points":
             found[name] = (placed[:2] + placed[2:] * values.float()).clamp(0, 1)
     for start, rows in hidden.items():
-        if (logits := found.get(f"{start}/logits")) is not None and rows.dim() == 1:
+        if (logits := found.get(f"{start}/logits")) is not None:
             classes = logits.shape[-1] - (activation == "softmax")
             unseen = logits.clone()
             unseen[rows, :classes] = LOWEST

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
 
 from ..structures.outputs import Activation, scores_of
 
 
-def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+DUPLICATE = 0.5  # IoU of two boxes of one class, as in Faster R-CNN's own post-processing
+
+
+def confident(
+    logits: Tensor, activation: Activation, threshold: float, boxes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The queries of one image that detect something with at least a score.
 
     Args:
@@ -20,6 +26,8 @@ def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple
             `activation` is softmax.
         activation: of the teacher's head.
         threshold (`float`)
+        boxes (`torch.Tensor` of shape `(num_queries, 4)`, *optional*): of a teacher that is not one-to-one, as
+            (center_x, center_y, width, height): of several on an object, only the best is kept.
 
     Returns:
         `tuple` of three `torch.Tensor` of shape `(num_detections,)`: the queries in order, the best class of each, and
@@ -27,6 +35,10 @@ def confident(logits: Tensor, activation: Activation, threshold: float) -> tuple
     """
     best, classes = scores_of(logits, activation).max(-1)
     queries = (best >= threshold).nonzero()[:, 0]
+    if boxes is not None:
+        corners = box_convert(boxes[queries].float(), "cxcywh", "xyxy")
+        kept = batched_nms(corners, best[queries].float(), classes[queries], DUPLICATE)
+        queries = queries[kept.sort().values]
     return queries, classes[queries], best[queries]
 
 
@@ -41,6 +53,7 @@ class PseudoLabels:
         last (`str`): start of the columns of the teacher's last layer.
         per_box (`frozenset[str]`): columns with one entry per box.
         hard (`bool`): the labels count as known, also for the detection loss.
+        one_to_one (`bool`): false for a teacher whose queries repeat an object.
     """
 
     threshold: float
@@ -49,6 +62,7 @@ class PseudoLabels:
     last: str
     per_box: frozenset[str]
     hard: bool
+    one_to_one: bool = True
 
     def __call__(self, columns: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """
@@ -59,9 +73,15 @@ class PseudoLabels:
             `tuple` of the labels (`class_labels` `(num_boxes,)`, `boxes` `(num_boxes, 4)`, `scores` `(num_boxes,)` and
             `labeled`), and of the answers, in which the entries per box are those of the labels.
         """
-        queries, found, scores = confident(columns[f"{self.last}/logits"], self.activation, self.threshold)
+        places = columns[f"{self.last}/boxes"].float()
+        repeated = None if self.one_to_one else places
+        queries, found, scores = confident(columns[f"{self.last}/logits"], self.activation, self.threshold, repeated)
         classes = torch.tensor(self.classes, dtype=torch.long)[found]
         shared = classes >= 0
-        boxes = columns[f"{self.last}/boxes"].float()[queries[shared]]
-        labels = {"class_labels": classes[shared], "boxes": boxes, "scores": scores[shared], "labeled": self.hard}
+        labels = {
+            "class_labels": classes[shared],
+            "boxes": places[queries[shared]],
+            "scores": scores[shared],
+            "labeled": self.hard,
+        }
         return labels, {name: v[shared] if name in self.per_box else v for name, v in columns.items()}

@@ -120,10 +120,12 @@ class StoredAnswers:
             classes (`Sequence[int]`): the student's class for each of the teacher's, -1 for none.
             hard (`bool`): the labels count as known, also for the detection loss.
         """
-        activation, columns = self.manifest.spec["activation"], self.manifest.columns
+        spec, columns = self.manifest.spec, self.manifest.columns
         per_box = frozenset(name for name, column in columns.items() if -1 in column["shape"])
         found = copy.copy(self)
-        found._pseudo_labels = PseudoLabels(threshold, list(classes), activation, last_layer(columns), per_box, hard)
+        found._pseudo_labels = PseudoLabels(
+            threshold, list(classes), spec["activation"], last_layer(columns), per_box, hard, spec["one_to_one"]
+        )
         return found
 
     def as_labels(self, columns: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

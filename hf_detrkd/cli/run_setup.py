@@ -41,7 +41,9 @@ def make_student(
         trained = script.backbone_weights is not None
         model = build_student(script.config_name, classes, trained_backbone=trained)
         if script.init_from_teacher:
-            print(inherit(model, config))
+            copied = inherit(model, config)
+            if config.process_index == 0:
+                print(copied)
         if script.backbone_weights is not None:
             load_backbone_weights(model, script.backbone_weights)
             if config.freeze_stages is None:
@@ -60,7 +62,7 @@ def inherit(student: PreTrainedModel, config: DistillationConfig) -> str:
     name, revision = config.teacher_model_name_or_path, config.teacher_model_revision
     if name is None:
         raise ValueError("--init_from_teacher needs --teacher_model_name_or_path.")
-    teacher = load_detector(name, revision=revision)
+    teacher = load_detector(name, revision=revision, trust_remote_code=config.trust_remote_code)
     return init_from_teacher(student, teacher).summary()
 
 

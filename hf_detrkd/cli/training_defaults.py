@@ -13,11 +13,12 @@ SCHEDULE = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine"}
 RATE = {"learning_rate": 1e-4}
 DECAY = {"weight_decay": 1e-4}
 PRETRAINED = {"backbone_learning_rate": 1e-5}
-"""Default values; those of a dict are taken together, if none of them is given."""
+SEPARATE = {"save_total_limit"}
+"""Default values; those of a dict are taken together, if none of them is given, except for the separate ones."""
 
 REPLACES = {
     "num_train_epochs": {"max_steps"},
-    "eval_strategy": {"eval_steps", "save_steps", "metric_for_best_model"},
+    "eval_strategy": {"eval_steps", "save_steps"},
     "warmup_steps": {"warmup_ratio", "lr_scheduler_kwargs"},
     "backbone_learning_rate": {"learning_rate", "learning_rate_factors", "freeze"},
 }
@@ -39,7 +40,8 @@ def training_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         groups.append(PRETRAINED)
     found: dict[str, Any] = {}
     for group in groups:
-        if not given.keys() & (group.keys() | REPLACES.get(next(iter(group)), set())):
+        own = group.keys() - SEPARATE
+        if not given.keys() & (own | REPLACES.get(next(iter(group)), set())):
             found |= group
     return found
 

@@ -73,13 +73,16 @@ class ImageFiles(Records):
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, list(names)
+        self._sizes = np.zeros((len(self.names), 2), dtype=np.int32)  # (width, height), 0 until it is asked for
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> ImageRecord:
         path, none = self.folder / self.names[index], np.zeros(0)
-        width, height = read_size(path)
+        if not self._sizes[index].any():
+            self._sizes[index] = read_size(path)
+        width, height = self._sizes[index].tolist()
         load = partial(_read, path)
         size = (width or None, height or None)
         return ImageRecord(index, str(path), load, NO_BOXES, NO_CLASSES, none, none.astype(bool), *size, labeled=False)

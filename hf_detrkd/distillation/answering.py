@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,8 +99,9 @@ class Answering:
         made = list(labels)
         for row, label in enumerate(labels):
             if not is_labeled(label):
-                logits = found.logits[row].to(stored)
-                queries, classes, _ = confident(logits, found.activation, self.pseudo_threshold)
+                logits, boxes = found.logits[row].to(stored), found.boxes[row].to(stored).float()
+                repeated = None if self.teacher.adapter.spec.one_to_one else boxes
+                queries, classes, _ = confident(logits, found.activation, self.pseudo_threshold, repeated)
                 made[row] = label | {"class_labels": classes, "boxes": found.boxes[row].float()[queries]}
         return made
 
@@ -199,11 +201,19 @@ def answer_shards(
     The batches of a file do not depend on which process writes it, nor on where a series was stopped.
     """
     manifest = writer.manifest
-    for number in numbers:
-        batches = batches_of(manifest.places(number), len(dataset), batch_size)
-        loader = DataLoader(Views(dataset), batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    files = {number: batches_of(manifest.places(number), len(dataset), batch_size) for number in numbers}
+    batches = iter(
+        DataLoader(
+            Views(dataset),
+            batch_sampler=list(chain.from_iterable(files.values())),
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+    )
+    for number, own in files.items():
         rows: list[dict[str, Any]] = []
-        for places, batch in zip(batches, loader, strict=True):
+        for places, batch in zip(own, batches, strict=False):  # the others are of the next files
             moved = normalized({name: on_device(value, device) for name, value in batch.items()})
             with torch.inference_mode():
                 found = answering.rows(moved, STORED[manifest.stored])

@@ -44,6 +44,10 @@ def make_teacher(
         return None
     names = class_names(student.config)
     if args.teacher_answers is not None:
+        if teacher_model is not None:
+            raise ValueError(
+                "Set teacher_model or teacher_answers, not both: stored answers take the teacher's place."
+            )
         with args.main_process_first(desc="opening the answers"):
             return stored_teacher(args, names)
     if source is None:

@@ -295,10 +295,8 @@ class DistillationConfig(TrainingArguments):
         metadata={"help": "License in the student's card, such as apache-2.0. Default: that of its source model."},
     )
     metric_for_best_model: str | None = field(
-        default="map", metadata={"help": "Metric that selects the best checkpoint. Default: map."}
-    )
-    greater_is_better: bool | None = field(
-        default=True, metadata={"help": "Higher values of that metric are better. Default: true."}
+        default="map",
+        metadata={"help": "Metric that selects the best checkpoint: the highest, or the lowest loss. Default: map."},
     )
     run_name: str | None = field(
         default=None, metadata={"help": "Name of the run in trackers. Default: the output folder's name."}
@@ -354,7 +352,8 @@ class DistillationConfig(TrainingArguments):
         if views and self.augmentation_views is None:
             self.augmentation_views = DEFAULT_VIEWS
         self.schedules()
-        parse_image_size(self.teacher_image_size, "teacher_image_size")
+        size = parse_image_size(self.teacher_image_size, "teacher_image_size")
+        self.teacher_image_size = None if size is None else "x".join(map(str, size))
         if str(self.calibrate_weights) != "auto" and not str(self.calibrate_weights).isdigit():
             raise ValueError(
                 f"calibrate_weights must be auto or a number of steps, at least 0, got {self.calibrate_weights!r}."

@@ -19,6 +19,7 @@ from ..data import DetectionDataset, parse_image_size
 from ..distillation.prediction import predictor
 from ..distillation.teacher import Teacher
 from ..evaluation.efficiency import measure_efficiency
+from .preflight import first_dataset
 from .run_facts import student_name
 
 
@@ -83,7 +84,7 @@ def _add_measurements(
         return
     if measure:
         _tried("operations and latency", lambda: _measure(trainer, models))
-    data = trainer.eval_dataset
+    data = first_dataset(trainer.eval_dataset)
     if isinstance(data, DetectionDataset):
         predictors = {name: predictor(model, data) for name, model in models.items()}
         file = Path(trainer.args.output_dir) / PREDICTIONS
@@ -92,7 +93,7 @@ def _add_measurements(
 
 def _measure(trainer: DistillationTrainer, models: Mapping[str, PreTrainedModel | Teacher]) -> None:
     """Adds each model's cost to its row, measured at its own image size."""
-    size = tuple(trainer.eval_dataset[0]["pixel_values"].shape[-2:])
+    size = tuple(first_dataset(trainer.eval_dataset)[0]["pixel_values"].shape[-2:])
     hidden = trainer.args.disable_tqdm
     for name, model in tqdm(models.items(), desc="Measuring operations and latency", disable=hidden):
         own = parse_image_size(trainer.args.teacher_image_size) if isinstance(model, Teacher) else None

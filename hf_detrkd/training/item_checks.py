@@ -24,7 +24,7 @@ def check_items(dataset: Any, name: str, num_classes: int, evaluates: bool = Fal
         dataset: anything with a length and items, or a [`RowStream`]; others are not looked at.
         name (`str`): argument of the trainer, in messages.
         num_classes (`int`): the student's.
-        evaluates (`bool`): the metric needs `image_id` and `orig_size`.
+        evaluates (`bool`): an evaluation with detections needs `image_id` and `orig_size`.
 
     Raises:
         ValueError: what is wrong with an item, and what is wanted.
@@ -42,13 +42,6 @@ def check_items(dataset: Any, name: str, num_classes: int, evaluates: bool = Fal
         fault = fault_of(item, num_classes, evaluates)
         if fault is not None:
             raise ValueError(f"Item {place} of {name} {fault}.")
-
-
-def named_sets(dataset: Any) -> list[tuple[str, Any]]:
-    """Evaluation sets with their names in messages: one, or several by name."""
-    if isinstance(dataset, dict):
-        return [(f"eval_dataset[{name!r}]", data) for name, data in dataset.items()]
-    return [("eval_dataset", dataset)]
 
 
 def fault_of(item: Any, num_classes: int, evaluates: bool) -> str | None:
@@ -94,8 +87,8 @@ def _metric_fault(labels: Mapping[str, Any], evaluates: bool) -> str | None:
     if not evaluates or not missing:
         return None
     return (
-        f"has no {missing[0]} in its labels, which COCO's metric needs: image_id (1,), and orig_size (2,), height and "
-        "width of the original image; or pass compute_metrics of your own"
+        f"has no {missing[0]} in its labels, which an evaluation needs: image_id (1,), and orig_size (2,), height and "
+        "width of the original image"
     )
 
 

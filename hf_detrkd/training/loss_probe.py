@@ -161,7 +161,8 @@ def untouched(distiller: Distiller) -> Iterator[None]:
     """Sets training mode; on exit restores the distiller's weights, buffers and mode, and the random state."""
     state = {name: value.detach().clone() for name, value in distiller.state_dict().items()}
     mode = distiller.training
-    with torch.random.fork_rng():
+    device = next(distiller.student.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             distiller.train()
             yield
@@ -179,7 +180,7 @@ def calibrate(
     max_grad_norm: float,
     precision: Precision,
     measurements: int = 20,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Ratio of the task loss's gradient norm to that of each weighted term.
 
     The student is trained with only the task loss on the batches, since the first step says little, and restored
@@ -194,11 +195,11 @@ def calibrate(
         measurements (`int`): number of steps to measure, from this many to just below twice as many.
 
     Returns:
-        `dict[str, float]`: the median ratio for each key of `distiller.loss_weights`, in the same order; NaN for one
-        with weight 0 or whose terms never had a gradient.
+        `dict[str, float | None]`: the median ratio for each key of `distiller.loss_weights`, in the same order; NaN
+        for one with weight 0 or whose terms never had a gradient, `None` for one that no term uses.
     """
     every = max(1, count // measurements)
-    ratios: dict[str, list[float]] = {key: [] for key in distiller.loss_weights}
+    ratios: dict[str, list[float]] = {}
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     with untouched(distiller):
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
@@ -206,12 +207,15 @@ def calibrate(
             if place % every == 0:
                 found = measure(distiller, batch, precision, distiller.weight_key)
                 for term in found.terms:
+                    ratios.setdefault(term.name, [])
                     if term.gradient and math.isfinite(term.gradient) and math.isfinite(found.task_gradient):
                         ratios[term.name].append(found.task_gradient / term.gradient)
             with precision():
                 task = torch.cat(list(distiller.losses(batch, distill=False).task.values())).sum()
             optimizer.zero_grad()
             task.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            if max_grad_norm:  # as in the trainer, where 0 is no clipping
+                torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
-    return {name: statistics.median(found) if found else math.nan for name, found in ratios.items()}
+    middles = {name: statistics.median(found) if found else math.nan for name, found in ratios.items()}
+    return {key: middles.get(key) for key in distiller.loss_weights}

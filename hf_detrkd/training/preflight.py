@@ -6,6 +6,7 @@ Each check takes the parts that it needs and returns text or weights; the traine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
+from transformers.trainer_utils import SaveStrategy
 
 from ..data import RowStream
 from ..data.stream import Progress, Reading
@@ -22,9 +24,11 @@ from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..evaluation import class_figures
+from ..evaluation.figures import FIGURES
 from ..methods import DistillationMethod
 from ..structures.loss_key import LossKey
 from ..structures.targets import known_labels
+from .config import DistillationConfig
 from .loss_probe import Precision, Probe, calibrate, probe
 
 
@@ -102,10 +106,35 @@ def check_view(batch: Mapping[str, Any], teacher_image_size: str) -> None:
         ValueError: it does not.
     """
     size = "x".join(map(str, batch["pixel_values"].shape[-2:]))
-    if "teacher_pixel_values" not in batch and teacher_image_size not in (size, size.split("x")[0]):
+    if "teacher_pixel_values" not in batch and teacher_image_size != size:
         raise ValueError(
             f"teacher_image_size is {teacher_image_size}, but the data set yields no teacher_pixel_values, and the "
             f"student's images have {size} pixels: pass teacher_size to DetectionTransform."
+        )
+
+
+def check_best_metric(args: DistillationConfig, eval_dataset: Any, id2label: Mapping[int, str]) -> None:
+    """Checks the metric of the best checkpoint before a run that evaluates by COCO's metrics.
+
+    Args:
+        args ([`DistillationConfig`])
+        eval_dataset: one set, or several by name.
+        id2label (`dict[int, str]`): the student's classes.
+
+    Raises:
+        ValueError: the evaluation has no such metric.
+    """
+    name = args.metric_for_best_model
+    asked = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST or name not in ("map", None)
+    if args.eval_strategy == "no" or name is None or not asked:
+        return
+    figures = ["loss"] if args.prediction_loss_only else ["loss", *FIGURES, *class_figures(id2label).values()]
+    sets = [f"{one}_" for one in eval_dataset] if isinstance(eval_dataset, dict) else [""]
+    known = [f"{one}{figure}" for one in sets for figure in figures]
+    if name.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"metric_for_best_model is {name!r}, but the evaluation has {', '.join(known)}"
+            f"{', because of prediction_loss_only' if args.prediction_loss_only else ''}: set one of them."
         )
 
 
@@ -176,10 +205,11 @@ def calibrated_weights(
     ratios = calibrate(distiller, batches, count, learning_rate, max_grad_norm, precision)
     # The same keys in the same order on every process; NaN if a term had no gradient.
     device = next(distiller.student.parameters()).device
-    everyone = gather(torch.tensor([list(ratios.values())], device=device)).nanmean(0)
+    own = [(math.nan, 0.0) if ratio is None else (ratio, 1.0) for ratio in ratios.values()]
+    everyone = gather(torch.tensor([own], device=device)).nanmean(0)
     weights = dict(distiller.loss_weights)
-    for name, ratio in zip(ratios, everyone.tolist(), strict=True):
-        if weights[name] and ratio != ratio:
+    for name, (ratio, used) in zip(ratios, everyone.tolist(), strict=True):
+        if used and weights[name] and ratio != ratio:
             raise ValueError(
                 f"The weight of {name} cannot be calibrated: in {count} steps it had no gradient to the student, or "
                 "the task loss was not finite. Set its weight to 0, or lower --learning_rate."

@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ..distillation.distiller import Distiller
 from ..structures.loss_key import GRADIENT_SUFFIX, LossKey
-from .loss_probe import Precision, probe, ratio
+from ..structures.targets import is_labeled
+from .loss_probe import Precision, probe
 
 
 logger = logging.get_logger(__name__)
@@ -59,8 +60,9 @@ class TermWatch:
         self._measured = step
         found = probe(self.distiller, part_of(batch), precision)
         for term in found.terms:
-            share = weights[cast(LossKey, term.name).method] * ratio(term.gradient, found.task_gradient)
-            self._ratios[f"{term.name}{GRADIENT_SUFFIX}"] = share
+            if found.task_gradient:
+                share = weights[cast(LossKey, term.name).method] * term.gradient / found.task_gradient
+                self._ratios[f"{term.name}{GRADIENT_SUFFIX}"] = share
         return True
 
     def entries(self, parts: Mapping[str, float]) -> dict[str, float]:
@@ -85,8 +87,11 @@ class TermWatch:
 
 
 def part_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The images of a batch with most boxes, with divisors of their own."""
+    """The images of a batch with most boxes, with divisors of their own; the first one has labels, if any has, since
+    the others give no gradient of the task."""
     counts = [len(label["class_labels"]) for label in batch["labels"]]
-    rows = sorted(range(len(counts)), key=lambda row: -counts[row])[:MEASURED]
+    order = sorted(range(len(counts)), key=lambda row: -counts[row])
+    labeled = [row for row in order if is_labeled(batch["labels"][row])][:1]
+    rows = [*labeled, *(row for row in order if row not in labeled)][:MEASURED]
     images = {n: v[rows] if isinstance(v, Tensor) else v for n, v in batch.items() if n not in ("labels", "totals")}
     return images | {"labels": [batch["labels"][row] for row in rows]}

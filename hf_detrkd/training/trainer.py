@@ -14,7 +14,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..adapters import class_names
@@ -40,8 +40,8 @@ from .config import DistillationConfig
 from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
-from .item_checks import check_items, named_sets
-from .preflight import first_dataset, first_name
+from .item_checks import check_items
+from .preflight import check_best_metric, first_dataset, first_name
 from .preflight_mixin import PreflightMixin
 from .prepare_student import checked_args, initialized, prepared_student
 from .progress import with_readable_lines
@@ -184,6 +184,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
         self.get_optimizer_cls_and_kwargs(self.args)  # says now if a package is missing
         classes = len(class_names(self.student.config))
         check_items(self.train_dataset, "train_dataset", classes)
+        if isinstance(self.compute_metrics, CocoEvaluator):
+            check_best_metric(self.args, self.eval_dataset, self.student.config.id2label)
         self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
         self._preflight(resumes=checkpoint is not None)
         # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
@@ -337,15 +339,26 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; resets the metric first, which an interrupted evaluation may have left filled."""
+        given = kwargs.get("eval_dataset", args[0] if args else None)
+        if isinstance(self.eval_dataset if given is None else given, dict):
+            return super().evaluate(*args, **kwargs)  # comes here again with each set
         if isinstance(self.compute_metrics, CocoEvaluator):
             self.compute_metrics.reset()
-            given = kwargs.get("eval_dataset", args[0] if args else None)
-            for name, data in named_sets(self.eval_dataset if given is None or isinstance(given, str) else given):
-                check_items(data, name, len(class_names(self.student.config)), evaluates=True)
+        name, data = "eval_dataset", self.eval_dataset if given is None else given
+        if isinstance(given, str):
+            name, data = f"eval_dataset[{given!r}]", self.eval_dataset[given]
+        check_items(data, name, len(class_names(self.student.config)), not self.args.prediction_loss_only)
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
         self._leave_out(time.perf_counter() - started)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in `Trainer`; `compute_metrics` of one's own need no `map` if no best checkpoint is wanted."""
+        wanted = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
+        if not wanted and self.args.metric_for_best_model == "map" and "eval_map" not in metrics:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
 
     def _leave_out(self, seconds: float) -> None:
         """Takes a time in which nothing was trained out of the throughput."""
@@ -478,8 +491,12 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
                 f"{folder.name} holds no state of the optimizer (save_only_model): its moments and the learning-rate "
                 "schedule start anew."
             )
+        self._load_checkpoint(folder)
+
+    def _load_checkpoint(self, folder: Path) -> None:
         load_student_weights(self.student, folder)
-        load_state(self.distiller, self._average, folder, calibrated=self.args.loss_weights is None)
+        calibrated = self.args.loss_weights is None or self.args.calibration_steps > 0
+        load_state(self.distiller, self._average, folder, calibrated)
 
     def load_student(self, folder: Path) -> None:
         """Loads a finished student from its run's output folder; with `ema_decay` the saved weights are the EMA
@@ -496,4 +513,4 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best student from {self.state.best_model_checkpoint} ({self.state.best_metric}).")
         assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # and its EMA, if there is one
+        self._load_checkpoint(Path(self.state.best_model_checkpoint))  # and its EMA, if there is one

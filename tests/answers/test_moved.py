@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_detrkd.answers import AnswerWriter, StoredAnswers
-from hf_detrkd.answers.columns import LOWEST
+from hf_detrkd.answers.columns import LOWEST, moved_columns
 from hf_detrkd.data import DetectionDataset, DetectionTransform
 from hf_detrkd.data.frame import moved
 from hf_detrkd.distillation.answering import Answering, answer_shards
@@ -76,6 +76,18 @@ def test_places_and_predictions_move_and_what_is_out_of_view_has_no_score(tmp_pa
     losses, gradients = step_of(build("rt_detr"), StoredTeacher(answers, CLASSES), methods, batch, 0)
     assert all(value.isfinite() and value > 0 for value in losses.values())
     assert all(value.isfinite().all() for value in gradients.values())
+
+
+def test_boxes_of_single_classes_leave_what_is_out_of_view_without_a_score() -> None:
+    boxes = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.7, 0.7, 0.1, 0.1]])
+    columns = {
+        "layers/0/boxes": boxes,
+        "layers/0/class_boxes": boxes[:, None].repeat(1, 3, 1),
+        "layers/0/logits": torch.zeros(2, 4),
+    }
+    found = moved_columns(columns, torch.tensor([-1.0, -1.0, 2.0, 2.0]), "softmax", 0.25)  # the lower right quarter
+    assert found["layers/0/logits"].tolist() == [[LOWEST] * 3 + [0.0], [0.0] * 4]
+    torch.testing.assert_close(found["layers/0/class_boxes"][1], torch.tensor([[0.4, 0.4, 0.2, 0.2]] * 3))
 
 
 def test_any_augmentation_fits_and_other_sizes_and_terms_do_not(tmp_path: Path) -> None:

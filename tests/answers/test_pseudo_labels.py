@@ -36,6 +36,17 @@ def test_confident_queries_in_their_order_with_their_best_class() -> None:
     assert (queries.tolist(), classes.tolist()) == ([0, 1], [1, 0])
 
 
+def test_of_the_repeated_boxes_of_a_faster_rcnn_the_best_is_kept() -> None:
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.51, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]])
+    scores = torch.tensor([[0.6, 0.1], [0.9, 0.0], [0.8, 0.1], [0.1, 0.7]])
+    columns = {"layers/0/logits": scores.logit(eps=1e-6), "layers/0/boxes": boxes}
+    for one_to_one, count in ((True, 4), (False, 3)):
+        labels, _ = PseudoLabels(0.5, [0, 1], "sigmoid", "layers/0", frozenset(), True, one_to_one)(columns)
+        assert len(labels["boxes"]) == count
+    assert labels["class_labels"].tolist() == [0, 0, 1]
+    torch.testing.assert_close(labels["boxes"], boxes[1:])
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_labels_have_the_student_s_classes_and_the_answers_their_entries(hard: bool) -> None:
     logits = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.7, 0.1], [0.2, 0.2, 0.3]]).logit()

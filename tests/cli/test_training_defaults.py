@@ -31,6 +31,13 @@ def test_what_is_given_takes_the_place_of_what_belongs_to_it() -> None:
     assert parsed("--output_dir=x", "--warmup_steps=0").config.lr_scheduler_type == "linear"
 
 
+def test_a_metric_or_a_limit_of_checkpoints_leaves_the_evaluations_as_they_are() -> None:
+    config = parsed("--output_dir=x", "--metric_for_best_model=eval_loss", "--save_total_limit=5").config
+    assert (config.eval_strategy, config.save_strategy, config.save_total_limit) == ("epoch", "epoch", 5)
+    assert config.load_best_model_at_end and config.metric_for_best_model == "eval_loss"
+    assert not config.greater_is_better and parsed("--output_dir=x").config.greater_is_better
+
+
 def test_a_new_backbone_learns_as_fast_as_the_rest() -> None:
     config = "scripts/recipes/quickstart/student_config.json"
     assert parsed("--output_dir=x", student=f"--config_name={config}").config.backbone_learning_rate is None

@@ -14,9 +14,9 @@ from datasets import Features
 from PIL import Image
 from torch.utils.data import BatchSampler
 
-from hf_detrkd.data import DatasetError, DetectionTransform, load_detection_splits
+from hf_detrkd.data import DatasetError, DetectionTransform, load_detection_splits, unlabeled
 from hf_detrkd.data.share_sampler import ShareSampler
-from hf_detrkd.data.unlabeled import split_labels
+from hf_detrkd.data.unlabeled import image_files, split_labels
 from tests.data.layouts.test_rows import make
 
 
@@ -45,6 +45,13 @@ def test_a_folder_of_images_follows_the_labelled_ones(folder: Path) -> None:
     items = data.with_transform(DetectionTransform((64, 64)))
     assert items[11]["labels"]["labeled"] is False and len(items[11]["labels"]["boxes"]) == 0
     assert "labeled" not in items[3]["labels"]
+
+
+def test_the_header_of_an_image_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, read = image_files(folder), []
+    monkeypatch.setattr(unlabeled, "read_size", lambda path: read.append(path) or (4, 3))
+    assert [(records[1].width, records[1].height) for _ in range(3)] == [(4, 3)] * 3
+    assert len(read) == 1
 
 
 def test_other_sources_lose_their_labels(tmp_path: Path) -> None:

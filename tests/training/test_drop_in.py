@@ -99,11 +99,65 @@ def test_a_part_of_a_data_set_of_bytes_trains_as_one_of_floats(tmp_path: Path) -
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_a_teacher_and_its_answers_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Set teacher_model or teacher_answers, not both"):
+        make_trainer(tmp_path, method="kd_detr", teacher_answers=str(tmp_path / "answers"))
+
+
 def test_the_metric_says_what_it_needs(tmp_path: Path) -> None:
     base = make_trainer(tmp_path)
     bare = with_data(base, lambda item: item["labels"].pop("orig_size").numel() * 0 or None, evaluates=True)
     with pytest.raises(ValueError, match="Item 0 of eval_dataset has no orig_size in its labels"):
         bare.evaluate()
+    bare.args.prediction_loss_only = True
+    assert bare.evaluate().keys() >= {"eval_loss"}
+
+
+def test_metrics_of_one_s_own_need_no_map(tmp_path: Path) -> None:
+    base = make_trainer(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1)
+    base.args.batch_eval_metrics = False
+    base.compute_metrics = lambda _: {"mine": 1.0}
+    base.train()
+    assert base.state.log_history[-2]["eval_mine"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"metric_for_best_model": "mAP"},
+            "is 'mAP', but the evaluation has loss, map, .*map_disc.*: set one",
+        ),
+        (
+            {"prediction_loss_only": True, "load_best_model_at_end": True, "save_strategy": "epoch"},
+            "is 'map', but the evaluation has loss, because of prediction_loss_only",
+        ),
+    ],
+)
+def test_the_metric_of_the_best_checkpoint_is_checked_before_the_run(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    trainer = make_trainer(tmp_path, eval_strategy="epoch", **options)
+    with pytest.raises(ValueError, match=words):
+        trainer.train()
+    assert not trainer.state.log_history
+
+
+def test_a_loss_selects_the_checkpoint_with_the_lowest(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=3,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert trainer.state.best_metric == min(losses) < max(losses)
 
 
 def test_images_without_boxes_may_have_an_empty_tensor_of_any_shape(tmp_path: Path) -> None:
@@ -273,6 +327,23 @@ def test_a_checkpoint_without_the_optimizer_says_what_starts_anew(
     assert "checkpoint-1 holds no state of the optimizer (save_only_model)" in caplog.text
 
 
+def test_a_best_student_without_an_optimizer_is_no_resumed_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import transformers
+
+    options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True, "load_best_model_at_end": True}
+    trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, **options)
+    transformers.logging.enable_propagation()
+    transformers.logging.set_verbosity_warning()
+    try:
+        trainer.train()
+    finally:
+        transformers.logging.disable_propagation()
+        transformers.logging.set_verbosity_error()
+    assert "start anew" not in caplog.text
+
+
 def test_several_evaluation_sets_have_names(tmp_path: Path) -> None:
     base = make_trainer(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1)
     sets = {"near": base.eval_dataset, "far": base.eval_dataset.select([0, 1])}
@@ -283,6 +354,9 @@ def test_several_evaluation_sets_have_names(tmp_path: Path) -> None:
         eval_dataset=sets,
         processing_class=base.processing_class,
     )
+    left_out: list[float] = []
+    trainer._leave_out = left_out.append
     trainer.train()
+    assert len(left_out) == 2  # once for each set
     logged = {name for row in trainer.state.log_history for name in row}
     assert {"eval_near_map", "eval_far_map"} <= logged

@@ -101,6 +101,7 @@ def test_a_nan_teacher_fails_the_teacher_s_check(make_run):
 
 
 def test_a_size_for_the_teacher_that_the_data_set_does_not_show_is_refused(make_run):
-    with pytest.raises(ValueError, match="teacher_image_size is 96, but the data set yields no teacher_pixel_values"):
+    with pytest.raises(ValueError, match="teacher_image_size is 96x96, but the data set yields no teacher_pixel"):
         make_run(teacher_image_size="96").train()
-    make_run(teacher_image_size="128").train()  # the student's own size
+    for own in ("128", "128x128", 128):  # the student's own size
+        make_run(teacher_image_size=own).train()

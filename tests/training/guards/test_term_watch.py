@@ -50,6 +50,10 @@ def test_a_ratio_is_that_of_the_loss_as_it_is_trained_and_of_few_images(make_run
     counts = [len(label["class_labels"]) for label in batch["labels"]]
     assert [len(label["class_labels"]) for label in part["labels"]] == sorted(counts, reverse=True)[:2]
     assert len(part["pixel_values"]) == 2 and "totals" not in part
+    few = min(range(4), key=lambda row: counts[row])
+    for row, label in enumerate(batch["labels"]):
+        batch["labels"][row] = label | {"labeled": row == few}
+    assert [label["labeled"] for label in term_watch.part_of(batch)["labels"]] == [True, False]
     ratios = []
     for step, weight in enumerate((1.0, 0.25), start=1):
         torch.manual_seed(0)

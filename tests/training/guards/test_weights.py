@@ -48,6 +48,35 @@ def test_a_resumed_run_keeps_calibrated_weights_unless_it_is_given_others(make_r
     assert given.distiller.loss_weights == {"kd_detr_class": 2.0, "kd_detr_box": 7.0, "kd_detr_giou": 2.0}
 
 
+def test_a_resumed_run_keeps_weights_that_were_calibrated_from_given_ones(make_run, tmp_path):
+    given = {"calibrate_weights": 1, "loss_weights": {"kd_detr_giou": 0.0}}
+    first = make_run(save_strategy="steps", save_steps=1, **given)
+    first.train()
+    resumed = make_run(max_steps=3, **given)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert resumed.distiller.loss_weights == first.distiller.loss_weights
+
+
+@pytest.mark.parametrize("unused", ["kd_detr", "kd_detr_class"])
+def test_a_key_that_no_term_uses_is_not_calibrated(make_run, unused):
+    given = {"kd_detr": 0.5, "kd_detr_class_general": 1.0, "kd_detr_class_specific": 1.0}
+    trainer = make_run("kd_detr", calibrate_weights=1, loss_weights=given)
+    trainer._calibrate_weights()
+    before = {"kd_detr": 0.5, "kd_detr_class": 0.5, "kd_detr_box": 0.5}
+    assert trainer.distiller.loss_weights[unused] == before[unused]
+    assert trainer.distiller.loss_weights["kd_detr_box"] != before["kd_detr_box"]
+
+
+def test_calibration_without_clipping_trains_the_student(make_run):
+    weights = []
+    for norm in (0.0, 1e9, 1e-9):
+        trainer = make_run(calibrate_weights=2, max_grad_norm=norm, learning_rate=1e-2)
+        torch.manual_seed(0)
+        trainer._calibrate_weights()
+        weights.append(trainer.distiller.loss_weights)
+    assert weights[0] == weights[1] != weights[2]
+
+
 def test_a_weight_of_zero_stays_zero(make_run):
     trainer = make_run(calibrate_weights=1, loss_weights={"kd_detr_giou": 0.0})
     trainer.train()
