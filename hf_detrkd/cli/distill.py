@@ -9,8 +9,8 @@ Your own images, in COCO layout, from the Hub's weights:
     hf-detrkd distill --model_name_or_path PekingU/rtdetr_r18vd --dataset_name path/to/folder \
         --teacher_model_name_or_path path/to/teacher --method kd_detr --output_dir outputs/student --bf16
 
-`--method detrdistill --help` shows all arguments, with the method's own at the end; `--method kd_detr,clockdistill`
-runs both in one step. A recipe can set any argument; the command line overrides it.
+`--method detrdistill --help` also lists the method's own options; `--method kd_detr,clockdistill` runs both in one
+step. A recipe can set any argument; the command line overrides it.
 
 Unless arguments say otherwise, a run takes 50 epochs with a learning rate of 1e-4 (1e-5 for a trained backbone) that
 rises in the first 5 % of the steps and falls as a cosine, and a weight decay of 1e-4. It evaluates and saves after

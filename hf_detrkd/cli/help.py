@@ -26,6 +26,13 @@ OFTEN = {
 }
 """Arguments of `TrainingArguments` whose help is always shown; of the others it shows the names."""
 
+CLEARER = {
+    "hub_private_repo": "Whether the repository is created as a private one. Default: true.",
+    "resume_from_checkpoint": "true: go on from the last complete checkpoint, or begin if there is none; or the folder "
+    "of a checkpoint.",
+}
+"""Texts for arguments of `TrainingArguments` that mean something else, or more, here."""
+
 LONGEST_CHOICE = 60  # characters of `{a,b,c}`, above which the help shows a placeholder
 
 
@@ -81,8 +88,9 @@ def sections(actions: Iterable[argparse.Action], kinds: Iterable[Any], titles: T
     found = {title: Section(title, [], []) for title in order}
     for action in actions:
         title = places.get(action.dest, "options")
+        action.help = CLEARER.get(action.dest, action.help)
         if title == TRAINING and action.dest not in OFTEN and not whole:
-            found[title].more.append(action.dest)
+            found[title].more += [] if action.dest in found[title].more else [action.dest]
         elif action.nargs != 0 or title == "options":  # not the `--no_` of an argument that has its own line
             found[title].actions.append(action)
     return [section for section in found.values() if section.actions or section.more]

@@ -7,12 +7,15 @@ hf-detrkd distill --config quickstart
 from __future__ import annotations
 
 import argparse
+from itertools import takewhile
 
 from .shipped import recipes
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "hf-detrkd recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args(argv)
     found = {name: summary_of(file.read_text()) for name, file in recipes().items()}
     width = max(map(len, found))
@@ -21,5 +24,5 @@ def main(argv: list[str]) -> None:
 
 def summary_of(text: str) -> str:
     """The first sentence of a recipe's comment."""
-    first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-    return first.rstrip(":")
+    lines = takewhile(lambda line: line.startswith("# ") and not line.startswith("#  "), text.splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines).partition(". ")[0].rstrip(".:")

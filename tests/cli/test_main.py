@@ -210,6 +210,14 @@ def test_recipes_are_found_inside_an_installed_package_and_beside_a_checkout(
     assert shipped("scripts/recipes/two.yaml") is None
 
 
+def test_each_recipe_is_listed_with_its_first_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed["papers/clockdistill_dab_coco"] == "CLoCKDistill on COCO, DAB-DETR"
+    assert listed["quickstart"].endswith("beside the same student alone")
+    assert all("python " not in text and "hf-detrkd " not in text for text in listed.values())
+
+
 def test_a_wheel_holds_every_package_and_the_recipes_and_its_command_runs(tmp_path: Path) -> None:
     listing = ["git", "ls-files", "-co", "--exclude-standard"]
     files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True).stdout.split()

@@ -1,4 +1,4 @@
-"""Runs a recipe in several variants and seeds, and writes a table of means and standard deviations.
+"""Runs a recipe in several variants and seeds, and writes a table of means and standard errors.
 
     python scripts/ablate.py --variants scripts/recipes/ablation.yaml --seeds 0 1 2 --jobs 2 --output_dir outputs/abl
 
@@ -91,13 +91,13 @@ def run(command: list[str], folder: Path) -> None:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and standard deviation over seeds, as Markdown."""
+    """Mean and standard error over seeds, as Markdown."""
     lines = ["| run | mAP | mAP50 | s / step |", "|---|---|---|---|"]
     for name, runs in results.items():
         cells = []
         for key, scale, digits in (("eval_map", 100, 1), ("eval_map_50", 100, 1), ("train_seconds_per_step", 1, 2)):
             values = [scale * figures[key] for figures in runs]
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
