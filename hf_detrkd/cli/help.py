@@ -28,8 +28,8 @@ OFTEN = {
 
 CLEARER = {
     "hub_private_repo": "Whether the repository is created as a private one. Default: true.",
-    "resume_from_checkpoint": "true: go on from the last complete checkpoint, or begin if there is none; or the folder "
-    "of a checkpoint.",
+    "resume_from_checkpoint": "true: go on from the last complete checkpoint, or begin if there is none; or the "
+    "folder of a checkpoint.",
 }
 """Texts for arguments of `TrainingArguments` that mean something else, or more, here."""
 

@@ -13,9 +13,8 @@ from .shipped import recipes
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "hf-detrkd recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    keeps_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("hf-detrkd recipes", description=__doc__, formatter_class=keeps_lines)
     parser.parse_args(argv)
     found = {name: summary_of(file.read_text()) for name, file in recipes().items()}
     width = max(map(len, found))
