@@ -42,7 +42,7 @@ def training_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     for group in groups:
         own = group.keys() - SEPARATE
         if not given.keys() & (own | REPLACES.get(next(iter(group)), set())):
-            found |= group
+            found |= {name: value for name, value in group.items() if name not in given}
     return found
 
 

@@ -99,10 +99,11 @@ class Answering:
         made = list(labels)
         for row, label in enumerate(labels):
             if not is_labeled(label):
-                logits, boxes = found.logits[row].to(stored), found.boxes[row].to(stored).float()
+                logits, boxes = found.logits[row].to("cpu", stored), found.boxes[row].to("cpu", torch.float32)
                 repeated = None if self.teacher.adapter.spec.one_to_one else boxes
                 queries, classes, _ = confident(logits, found.activation, self.pseudo_threshold, repeated)
-                made[row] = label | {"class_labels": classes, "boxes": found.boxes[row].float()[queries]}
+                device = found.logits.device
+                made[row] = label | {"class_labels": classes.to(device), "boxes": boxes[queries].to(device)}
         return made
 
     def rows(self, batch: dict[str, Any], stored: torch.dtype) -> list[dict[str, Any]]:

@@ -230,8 +230,8 @@ class DistillationConfig(TrainingArguments):
         default=500,
         metadata={
             "help": "Number of steps between measurements of each term's gradient norm on the student, relative to "
-            "the task loss, on the two images of a batch with most boxes, which are logged as <term>_gradient. 0 "
-            "disables them. Default: 500."
+            "the task loss, on two images of a batch (those with most boxes, one of them labelled), which are logged "
+            "as <term>_gradient. 0 disables them. Default: 500."
         },
     )
     ema_decay: float | None = field(

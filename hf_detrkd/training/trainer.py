@@ -14,7 +14,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from ..adapters import class_names
@@ -30,6 +30,7 @@ from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..evaluation import CocoEvaluator, detections_from_predictions, gatherable, references_from_labels
 from ..evaluation.efficiency import peak_memory
+from ..evaluation.figures import Curves
 from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
 from .build import learning_rates, make_distiller, make_teacher
@@ -41,7 +42,7 @@ from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
 from .item_checks import check_items
-from .preflight import check_best_metric, first_dataset, first_name
+from .preflight import check_best_metric, first_dataset, first_name, logged_metric, needs_best_metric
 from .preflight_mixin import PreflightMixin
 from .prepare_student import checked_args, initialized, prepared_student
 from .progress import with_readable_lines
@@ -131,8 +132,10 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
         check_sizes([kwargs.get("train_dataset"), first_dataset(kwargs.get("eval_dataset"))], distiller)
         self.record = Record()
         first = first_name(kwargs.get("eval_dataset"))
-        if first is not None and args.metric_for_best_model == "map":  # Trainer logs a map of each
-            args.metric_for_best_model = f"{first}_map"
+        self._metric_is_asked = args.metric_for_best_model != "map"
+        if first is not None and not self._metric_is_asked:  # Trainer logs a map of each
+            args.metric_for_best_model = f"eval_{first}_map"
+        self._curves: Curves = {}
         args.batch_eval_metrics = compute_metrics is None or args.batch_eval_metrics
         super().__init__(
             model=distiller,
@@ -184,8 +187,8 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
         self.get_optimizer_cls_and_kwargs(self.args)  # says now if a package is missing
         classes = len(class_names(self.student.config))
         check_items(self.train_dataset, "train_dataset", classes)
-        if isinstance(self.compute_metrics, CocoEvaluator):
-            check_best_metric(self.args, self.eval_dataset, self.student.config.id2label)
+        if type(self.compute_metrics) is CocoEvaluator:
+            check_best_metric(self.args, self.eval_dataset, self.student.config.id2label, self._metric_is_asked)
         self._guard = FiniteGuard()  # an interrupted run may have left losses in the old one
         self._preflight(resumes=checkpoint is not None)
         # An evaluation before training marks the student as prepared, and accelerate would then skip DDP.
@@ -351,12 +354,14 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
         self._leave_out(time.perf_counter() - started)
+        if isinstance(self.compute_metrics, CocoEvaluator) and first_name(self.eval_dataset) in (None, given):
+            self._curves = self.compute_metrics.precision
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As in `Trainer`; `compute_metrics` of one's own need no `map` if no best checkpoint is wanted."""
-        wanted = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
-        if not wanted and self.args.metric_for_best_model == "map" and "eval_map" not in metrics:
+        asked = self._metric_is_asked or needs_best_metric(self.args)
+        if not asked and logged_metric(str(self.args.metric_for_best_model)) not in metrics:
             return False
         return bool(super()._determine_best_metric(metrics, trial))
 
@@ -395,8 +400,7 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
             self.record.add_model("teacher", row)
         metrics = evaluation_of(self.state, self.args.load_best_model_at_end, first_name(self.eval_dataset))
         row = row_of(self.student, {n.removeprefix("eval_"): v for n, v in metrics.items()})
-        curves = self.compute_metrics.precision if isinstance(self.compute_metrics, CocoEvaluator) else None
-        self.record.add_model(student_name(self.args), row, curves)
+        self.record.add_model(student_name(self.args), row, self._curves)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the device, pixels become floats."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ def test_another_threshold_is_refused_where_the_teacher_was_asked_at_its_detecti
         there.check(data, methods, pseudo_threshold=0.7)
     with pytest.raises(ValueError, match="answers none to offer"):
         data.with_answers(there.answers).view_of(UNKNOWN[0], 0)
+
+
+def test_the_pass_removes_the_duplicates_that_reading_removes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two boxes with an IoU of about a half, which 16 bits would change; boxes are stored in 32."""
+    teacher = teacher_of("rt_detr")
+    monkeypatch.setattr(teacher.adapter, "spec", dataclasses.replace(teacher.adapter.spec, one_to_one=False))
+    methods = methods_of(build("rt_detr"), teacher, clockdistill={})
+    answering = Answering(teacher, methods, SEED, padded=False, pseudo_threshold=0.1)
+    boxes = torch.tensor([[0.4, 0.5, 0.3, 0.3]]).repeat(200, 2, 1)
+    boxes[:, 1, 0] += 0.1 + torch.linspace(-1e-4, 1e-4, 200)  # an IoU of a half at 0.1
+    logits = torch.tensor([[2.0], [1.0]]).repeat(200, 1, 1)
+    label = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4), "labeled": False}
+    passed = answering._labels([label] * 200, Predictions(logits, boxes), torch.float16)
+    made = PseudoLabels(0.1, [0], "sigmoid", "layers/0", frozenset(), False, one_to_one=False)
+    read = [made({"layers/0/logits": logits[i].half(), "layers/0/boxes": boxes[i]})[0] for i in range(200)]
+    counts = [len(one["boxes"]) for one in passed]
+    assert counts == [len(one["boxes"]) for one in read] and set(counts) == {1, 2}
 
 
 def test_the_pass_takes_the_detections_that_will_be_read(tmp_path: Path) -> None:

@@ -31,10 +31,13 @@ def test_what_is_given_takes_the_place_of_what_belongs_to_it() -> None:
     assert parsed("--output_dir=x", "--warmup_steps=0").config.lr_scheduler_type == "linear"
 
 
-def test_a_metric_or_a_limit_of_checkpoints_leaves_the_evaluations_as_they_are() -> None:
+def test_a_metric_or_a_limit_of_checkpoints_leaves_the_evaluations_as_they_are(tmp_path: Path) -> None:
     config = parsed("--output_dir=x", "--metric_for_best_model=eval_loss", "--save_total_limit=5").config
     assert (config.eval_strategy, config.save_strategy, config.save_total_limit) == ("epoch", "epoch", 5)
     assert config.load_best_model_at_end and config.metric_for_best_model == "eval_loss"
+    file = tmp_path / "recipe.yaml"
+    file.write_text("save_total_limit: null\n")
+    assert parsed("--output_dir=x", f"--config={file}").config.save_total_limit is None
     assert not config.greater_is_better and parsed("--output_dir=x").config.greater_is_better
 
 

@@ -344,16 +344,42 @@ def test_a_best_student_without_an_optimizer_is_no_resumed_run(
     assert "start anew" not in caplog.text
 
 
-def test_several_evaluation_sets_have_names(tmp_path: Path) -> None:
-    base = make_trainer(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1)
-    sets = {"near": base.eval_dataset, "far": base.eval_dataset.select([0, 1])}
-    trainer = DistillationTrainer(
+def with_sets(
+    base: DistillationTrainer, names: tuple[str, str] = ("near", "far"), **given: Any
+) -> DistillationTrainer:
+    """The run with its evaluation set, and two images of it, under names."""
+    return DistillationTrainer(
         model=base.student,
         args=base.args,
         train_dataset=base.train_dataset,
-        eval_dataset=sets,
+        eval_dataset=dict(zip(names, (base.eval_dataset, base.eval_dataset.select([0, 1])), strict=True)),
         processing_class=base.processing_class,
+        **given,
     )
+
+
+EVALUATED = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+
+
+def test_a_default_metric_is_no_wish_with_several_evaluation_sets_either(tmp_path: Path) -> None:
+    trainer = with_sets(make_trainer(tmp_path / "loss", prediction_loss_only=True, **EVALUATED))
+    trainer.train()
+    assert {"eval_near_loss", "eval_far_loss"} <= {name for row in trainer.state.log_history for name in row}
+    base = make_trainer(tmp_path / "mine", **EVALUATED)
+    base.args.batch_eval_metrics = False
+    with_sets(base, compute_metrics=lambda _: {"mine": 1.0}).train()
+
+
+def test_an_evaluation_set_may_be_called_eval(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1}
+    trainer = with_sets(make_trainer(tmp_path, **EVALUATED, **best), ("eval", "test"))
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is not None
+    assert trainer._curves and trainer._curves is not trainer.compute_metrics.precision  # those of the first set
+
+
+def test_several_evaluation_sets_have_names(tmp_path: Path) -> None:
+    trainer = with_sets(make_trainer(tmp_path, **EVALUATED))
     left_out: list[float] = []
     trainer._leave_out = left_out.append
     trainer.train()
