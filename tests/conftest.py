@@ -6,6 +6,8 @@ import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+# Else two equal models differ in the last bit on Intel's processors: MKL rounds by where an array lies in memory.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import gc
 

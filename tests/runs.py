@@ -55,7 +55,8 @@ def make_trainer(
     classes = {"id2label": dict(enumerate(splits.train.classes))}
     classes["label2id"] = {name: i for i, name in classes["id2label"].items()}
     model = tiny.build(family, widths[0], seed=1, **classes, **(student or {}))
-    teacher = None if method == "none" else tiny.build(family, widths[1], seed=2, **classes)
+    stored = method == "none" or "teacher_answers" in arguments
+    teacher = None if stored else tiny.build(family, widths[1], seed=2, **classes)
     processor = load_image_processor(model, image_size=SIZE)
     augmentation = AugmentationConfig() if augment else AugmentationConfig.none()
     transform, views = DetectionTransform(SIZE, augmentation=augmentation), arguments.get("augmentation_views")

@@ -100,8 +100,10 @@ def test_a_part_of_a_data_set_of_bytes_trains_as_one_of_floats(tmp_path: Path) -
 
 
 def test_a_teacher_and_its_answers_are_one_too_many(tmp_path: Path) -> None:
+    base = make_trainer(tmp_path, method="kd_detr")
+    base.args.teacher_answers = str(tmp_path / "answers")
     with pytest.raises(ValueError, match="Set teacher_model or teacher_answers, not both"):
-        make_trainer(tmp_path, method="kd_detr", teacher_answers=str(tmp_path / "answers"))
+        DistillationTrainer(base.student, base.args, teacher_model=base.distiller.teacher.model)
 
 
 def test_the_metric_says_what_it_needs(tmp_path: Path) -> None:
