@@ -55,8 +55,8 @@ def make_trainer(
     classes = {"id2label": dict(enumerate(splits.train.classes))}
     classes["label2id"] = {name: i for i, name in classes["id2label"].items()}
     model = tiny.build(family, widths[0], seed=1, **classes, **(student or {}))
-    stored = method == "none" or "teacher_answers" in arguments
-    teacher = None if stored else tiny.build(family, widths[1], seed=2, **classes)
+    live = method != "none" and "teacher_answers" not in arguments
+    teacher = tiny.build(family, widths[1], seed=2, **classes) if live else None
     processor = load_image_processor(model, image_size=SIZE)
     augmentation = AugmentationConfig() if augment else AugmentationConfig.none()
     transform, views = DetectionTransform(SIZE, augmentation=augmentation), arguments.get("augmentation_views")

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..data import DetectionDataset, parse_image_size
+from ..data import DetectionDataset
+from ..data.image_size import plain_image_size
 from ..structures.outputs import DetectorSpec
 
 
@@ -74,8 +75,8 @@ class Manifest:
             raise ValueError(
                 f"The answers in {folder} have version {version}, this package reads {VERSION}: make them again."
             )
-        size = parse_image_size(found.images.get("teacher_image_size"))
-        return replace(found, images=found.images | {"teacher_image_size": size and "x".join(map(str, size))})
+        size = plain_image_size(found.images.get("teacher_image_size"))
+        return replace(found, images=found.images | {"teacher_image_size": size})
 
     def write(self, folder: Path) -> None:
         """Writes the file, complete or not at all."""

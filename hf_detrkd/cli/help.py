@@ -89,9 +89,11 @@ def sections(actions: Iterable[argparse.Action], kinds: Iterable[Any], titles: T
     for action in actions:
         title = places.get(action.dest, "options")
         action.help = CLEARER.get(action.dest, action.help)
+        if action.nargs == 0 and title != "options":
+            continue  # the `--no_` of an argument that has its own line
         if title == TRAINING and action.dest not in OFTEN and not whole:
-            found[title].more += [] if action.dest in found[title].more else [action.dest]
-        elif action.nargs != 0 or title == "options":  # not the `--no_` of an argument that has its own line
+            found[title].more.append(action.dest)
+        else:
             found[title].actions.append(action)
     return [section for section in found.values() if section.actions or section.more]
 

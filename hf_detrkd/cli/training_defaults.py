@@ -13,8 +13,10 @@ SCHEDULE = {"warmup_steps": 0.05, "lr_scheduler_type": "cosine"}
 RATE = {"learning_rate": 1e-4}
 DECAY = {"weight_decay": 1e-4}
 PRETRAINED = {"backbone_learning_rate": 1e-5}
+"""Default values; those of a dict are taken together, if none of them is given."""
+
 SEPARATE = {"save_total_limit"}
-"""Default values; those of a dict are taken together, if none of them is given, except for the separate ones."""
+"""Arguments of these dicts that may be given without the others."""
 
 REPLACES = {
     "num_train_epochs": {"max_steps"},

@@ -88,5 +88,11 @@ def parse_image_size(text: str | None, argument: str = "image_size") -> tuple[in
     return int(numbers[0]), int(numbers[-1])
 
 
+def plain_image_size(text: str | None, argument: str = "image_size") -> str | None:
+    """The one spelling HEIGHTxWIDTH of what [`parse_image_size`] takes."""
+    size = parse_image_size(text, argument)
+    return None if size is None else f"{size[0]}x{size[1]}"
+
+
 def _is_side(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST)) and 0 < int(text) <= LARGEST

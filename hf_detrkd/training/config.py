@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 from ..answers import STORED
 from ..artifacts.redaction import under_home
 from ..artifacts.trackers import check_installed
-from ..data import parse_image_size
 from ..data.checks import is_finite
+from ..data.image_size import plain_image_size
 from ..data.text import there
 from ..distillation.schedule import DistillationSchedule
 from ..methods import METHODS
@@ -352,8 +352,7 @@ class DistillationConfig(TrainingArguments):
         if views and self.augmentation_views is None:
             self.augmentation_views = DEFAULT_VIEWS
         self.schedules()
-        size = parse_image_size(self.teacher_image_size, "teacher_image_size")
-        self.teacher_image_size = None if size is None else "x".join(map(str, size))
+        self.teacher_image_size = plain_image_size(self.teacher_image_size, "teacher_image_size")
         if str(self.calibrate_weights) != "auto" and not str(self.calibrate_weights).isdigit():
             raise ValueError(
                 f"calibrate_weights must be auto or a number of steps, at least 0, got {self.calibrate_weights!r}."

@@ -6,7 +6,6 @@ Each check takes the parts that it needs and returns text or weights; the traine
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers.trainer_utils import SaveStrategy
 
 from ..data import RowStream
 from ..data.stream import Progress, Reading
@@ -25,11 +23,9 @@ from ..distillation.distiller import Distiller
 from ..distillation.stored_teacher import StoredTeacher
 from ..distillation.teacher import Teacher
 from ..evaluation import class_figures
-from ..evaluation.figures import FIGURES
 from ..methods import DistillationMethod
 from ..structures.loss_key import LossKey
 from ..structures.targets import known_labels
-from .config import DistillationConfig
 from .loss_probe import Precision, Probe, calibrate, probe
 
 
@@ -111,44 +107,6 @@ def check_view(batch: Mapping[str, Any], teacher_image_size: str) -> None:
         raise ValueError(
             f"teacher_image_size is {teacher_image_size}, but the data set yields no teacher_pixel_values, and the "
             f"student's images have {size} pixels: pass teacher_size to DetectionTransform."
-        )
-
-
-def logged_metric(name: str) -> str:
-    """A metric by the name under which `Trainer` logs and looks for it."""
-    return name if name.startswith("eval_") else f"eval_{name}"
-
-
-def needs_best_metric(args: DistillationConfig) -> bool:
-    """Whether a run cannot do without `metric_for_best_model`."""
-    scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
-    return best or scheduler in ("reduce_lr_on_plateau", "greedy")
-
-
-def check_best_metric(args: DistillationConfig, eval_dataset: Any, id2label: Mapping[int, str], asked: bool) -> None:
-    """Checks the metric of the best checkpoint before a run that evaluates by COCO's metrics. A name that resembles
-    none of theirs may be that of a callback.
-
-    Args:
-        args ([`DistillationConfig`])
-        eval_dataset: one set, or several by name.
-        id2label (`dict[int, str]`): the student's classes.
-        asked (`bool`): the metric is not the default.
-
-    Raises:
-        ValueError: the evaluation has no such metric.
-    """
-    if args.eval_strategy == "no" or args.metric_for_best_model is None or not (asked or needs_best_metric(args)):
-        return
-    sets = [f"{one}_" for one in eval_dataset] if isinstance(eval_dataset, dict) else [""]
-    known = [f"{one}{figure}" for one in sets for figure in ("loss", *FIGURES, *class_figures(id2label).values())]
-    there = [name for name in known if name.endswith("loss")] if args.prediction_loss_only else known
-    given = logged_metric(args.metric_for_best_model).removeprefix("eval_")
-    if given not in there and (given in known or difflib.get_close_matches(given.lower(), known, 1, 0.75)):
-        raise ValueError(
-            f"metric_for_best_model is {args.metric_for_best_model!r}, but the evaluation has {', '.join(there)}"
-            f"{', because of prediction_loss_only' if args.prediction_loss_only else ''}: set one of them."
         )
 
 

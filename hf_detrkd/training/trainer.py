@@ -33,6 +33,7 @@ from ..evaluation.efficiency import peak_memory
 from ..evaluation.figures import Curves
 from ..structures.outputs import Predictions
 from ..structures.targets import BatchTotals
+from .best_metric import check_best_metric, logged_metric, needs_best_metric
 from .build import learning_rates, make_distiller, make_teacher
 from .callbacks import AttemptCallback, AverageCallback, BestCheckpointCallback, DatasetEpochCallback
 from .checkpoints import load_state, load_student_weights, part_of, save_state
@@ -42,7 +43,7 @@ from .ema import StudentAverage
 from .finite_guard import FiniteGuard
 from .hub_mixin import HubPushMixin
 from .item_checks import check_items
-from .preflight import check_best_metric, first_dataset, first_name, logged_metric, needs_best_metric
+from .preflight import first_dataset, first_name
 from .preflight_mixin import PreflightMixin
 from .prepare_student import checked_args, initialized, prepared_student
 from .progress import with_readable_lines
@@ -343,13 +344,13 @@ class DistillationTrainer(PreflightMixin, HubPushMixin, StreamMixin, Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; resets the metric first, which an interrupted evaluation may have left filled."""
         given = kwargs.get("eval_dataset", args[0] if args else None)
-        if isinstance(self.eval_dataset if given is None else given, dict):
+        name, data = "eval_dataset", self.eval_dataset if given is None else given
+        if isinstance(data, dict):
             return super().evaluate(*args, **kwargs)  # comes here again with each set
+        if isinstance(data, str):
+            name, data = f"eval_dataset[{data!r}]", self.eval_dataset[data]
         if isinstance(self.compute_metrics, CocoEvaluator):
             self.compute_metrics.reset()
-        name, data = "eval_dataset", self.eval_dataset if given is None else given
-        if isinstance(given, str):
-            name, data = f"eval_dataset[{given!r}]", self.eval_dataset[given]
         check_items(data, name, len(class_names(self.student.config)), not self.args.prediction_loss_only)
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)

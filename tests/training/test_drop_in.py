@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import TrainerCallback, TrainingArguments
 
@@ -312,37 +315,35 @@ def test_callbacks_find_in_the_model_what_they_find_in_trainer_s(tmp_path: Path)
     assert seen["logits"].shape[0] == 1 and (tmp_path / "saved" / "model.safetensors").is_file()
 
 
+@contextmanager
+def warnings_that_caplog_sees() -> Iterator[None]:
+    """Those of transformers and of this package, which follow its settings."""
+    transformers.logging.enable_propagation()
+    transformers.logging.set_verbosity_warning()
+    try:
+        yield
+    finally:
+        transformers.logging.disable_propagation()
+        transformers.logging.set_verbosity_error()
+
+
 def test_a_checkpoint_without_the_optimizer_says_what_starts_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
     make_trainer(tmp_path, max_steps=1, **options).train()
-    import transformers
-
-    transformers.logging.enable_propagation()
-    transformers.logging.set_verbosity_warning()
-    try:
+    with warnings_that_caplog_sees():
         make_trainer(tmp_path, max_steps=2, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    finally:
-        transformers.logging.disable_propagation()
-        transformers.logging.set_verbosity_error()
     assert "checkpoint-1 holds no state of the optimizer (save_only_model)" in caplog.text
 
 
 def test_a_best_student_without_an_optimizer_is_no_resumed_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import transformers
-
     options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True, "load_best_model_at_end": True}
     trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, **options)
-    transformers.logging.enable_propagation()
-    transformers.logging.set_verbosity_warning()
-    try:
+    with warnings_that_caplog_sees():
         trainer.train()
-    finally:
-        transformers.logging.disable_propagation()
-        transformers.logging.set_verbosity_error()
     assert "start anew" not in caplog.text
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from ..arguments import parse, read_recipe
 from ..run_setup import load_splits
-from .series import run_series
+from .series import mean_and_error, run_series
 from .step_cost import PARTS, cost_of
 
 
@@ -41,12 +40,6 @@ def cost_table(costs: dict[str, dict[str, float]]) -> str:
 def steps_for(seconds: float, cost: dict[str, float]) -> int:
     """Number of steps in a time budget, from which the time of the stored answers is taken."""
     return max(1, round((seconds - cost["answers"]) / cost["step"]))
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.mean(values), error
 
 
 def gain_table(results: dict[str, list[dict[str, float]]], steps: dict[str, int]) -> str:

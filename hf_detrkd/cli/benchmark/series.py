@@ -90,15 +90,20 @@ def run(command: list[str], folder: Path) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: see {folder / 'log.txt'}.")
 
 
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.mean(values), error
+
+
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Mean and standard error over seeds, as Markdown."""
     lines = ["| run | mAP | mAP50 | s / step |", "|---|---|---|---|"]
     for name, runs in results.items():
         cells = []
         for key, scale, digits in (("eval_map", 100, 1), ("eval_map_50", 100, 1), ("train_seconds_per_step", 1, 2)):
-            values = [scale * figures[key] for figures in runs]
-            spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+            mean, error = mean_and_error([scale * figures[key] for figures in runs])
+            cells.append(f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(runs) > 1 else ""))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
